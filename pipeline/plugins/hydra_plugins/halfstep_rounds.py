@@ -1,0 +1,27 @@
+"""Resolvers that turn one integer, `rounds`, into the list of rounds and the list of models.
+
+DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becomes the mapping that `foreach` in
+`dvc.yaml` expands into `distill@1` ... `distill@N`, and `${models:N}` the list behind `sample@m` and `evaluate@m`.
+"""
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+def _checked(rounds: object) -> int:
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds is {rounds!r}: give an integer of 0 or more, such as rounds=3")
+    return rounds
+
+
+def schedule(rounds: object) -> DictConfig:
+    """`{'1': {'teacher': '0'}, ...}`: round k has model k-1 as its teacher."""
+    return OmegaConf.create({str(k): {"teacher": str(k - 1)} for k in range(1, _checked(rounds) + 1)})
+
+
+def models(rounds: object) -> ListConfig:
+    """`['ar', '0', '1', ...]`: the baseline, the first teacher, and the student of each round."""
+    return OmegaConf.create(["ar", *(str(k) for k in range(_checked(rounds) + 1))])
+
+
+OmegaConf.register_new_resolver("rounds", schedule, replace=True)
+OmegaConf.register_new_resolver("models", models, replace=True)

@@ -1,0 +1,1 @@
+"""halfstep: train, distill and measure fast diffusion language models."""

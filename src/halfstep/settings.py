@@ -1,0 +1,356 @@
+"""What `params.yaml` holds: one frozen model per stage, no defaults, unknown keys refused.
+
+`params.yaml` is composed from `pipeline/conf` by Hydra and never edited, so every value is stated there and
+nowhere else. `load_params` reads and checks all of it; a stage unpacks its own section into plain values.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from halfstep.errors import UserError
+
+BASELINE = "ar"
+"""Name of the autoregressive model among the models of a pipeline run."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict about types, no unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class RuntimeSettings(Settings):
+    """Where a stage computes: device, thread count (null: all cores) and precision of the networks."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    num_threads: PositiveInt | None
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class TokenizerSettings(Settings):
+    """Where the tokenizer comes from.
+
+    `train-words` and `train-bpe` train one on the corpus with `vocab_size` entries at most; any other source is
+    a local folder or a hub id, and then `vocab_size` is null.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    vocab_size: PositiveInt | None
+    revision: str | None
+
+    @model_validator(mode="after")
+    def _vocab_size_belongs_to_training(self) -> "TokenizerSettings":
+        if self.source.startswith("train-"):
+            if self.source not in ("train-words", "train-bpe"):
+                raise ValueError(f"source is {self.source!r}: train-words and train-bpe can be trained")
+            if self.vocab_size is None:
+                raise ValueError(f"source is {self.source!r}, which needs a vocab_size")
+        elif self.vocab_size is not None:
+            raise ValueError(f"vocab_size is {self.vocab_size}, but source {self.source!r} brings its own: set it to null")
+        return self
+
+
+class CorpusSettings(Settings):
+    """What every corpus has in common.
+
+    `cloze` is null, a local JSONL file (one `{"text": ...}` a line, the target its last word) or a hub data set
+    id; null uses the passages that the corpus brings, if it brings any.
+    """
+
+    context_length: Annotated[int, Field(ge=8)]
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)]
+    max_documents: PositiveInt | None
+    num_workers: PositiveInt
+    cloze: str | None
+    tokenizer: TokenizerSettings
+
+
+class StoriesSettings(CorpusSettings):
+    """Short stories from our own grammar."""
+
+    source: Literal["stories"]
+    num_documents: PositiveInt
+    num_cloze: PositiveInt
+
+
+class PydocsSettings(CorpusSettings):
+    """The help topics and docstrings of the running Python."""
+
+    source: Literal["pydocs"]
+
+
+class TextSettings(CorpusSettings):
+    """The user's own `.txt`, `.jsonl` or `.parquet` files: a file, a folder, or a glob, or a list of these."""
+
+    source: Literal["text"]
+    path: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    text_column: Annotated[str, Field(min_length=1)]
+    split_on_blank_lines: NonNegativeInt
+    """A `.txt` file is one document if 0, else documents end at this many blank lines in a row."""
+
+
+class HubSettings(CorpusSettings):
+    """A data set of the Hugging Face hub."""
+
+    source: Literal["hub"]
+    hub_id: Annotated[str, Field(min_length=1)]
+    hub_config: str | None
+    revision: str | None
+    split: Annotated[str, Field(min_length=1)]
+    text_column: Annotated[str, Field(min_length=1)]
+    streaming: bool
+
+
+DataSettings = Annotated[
+    StoriesSettings | PydocsSettings | TextSettings | HubSettings, Field(discriminator="source")
+]
+
+
+class ModelSettings(Settings):
+    """Sizes of the denoiser; the autoregressive baseline takes the same width, depth and heads."""
+
+    hidden_size: PositiveInt
+    num_blocks: PositiveInt
+    num_heads: PositiveInt
+    cond_dim: PositiveInt
+    dropout: Probability
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSettings":
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not give each of num_heads {self.num_heads} an even width"
+            )
+        return self
+
+
+class NoiseSettings(Settings):
+    """The log-linear schedule: a token is masked at time t with probability (1 - epsilon) t."""
+
+    epsilon: Annotated[float, Field(gt=0, lt=1)]
+
+
+class TrainingSettings(Settings):
+    """What the training loop needs, whatever the loss."""
+
+    num_train_steps: NonNegativeInt
+    batch_size: PositiveInt
+    num_accumulation_steps: PositiveInt
+    learning_rate: PositiveFloat
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    num_warmup_steps: NonNegativeInt
+    adam_beta1: Probability
+    adam_beta2: Probability
+    adam_epsilon: PositiveFloat
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    ema_decay: Probability
+    log_every_steps: PositiveInt
+    validate_every_steps: PositiveInt
+    num_valid_sequences: PositiveInt
+    checkpoint_every_seconds: PositiveFloat
+
+    @model_validator(mode="after")
+    def _accumulation_divides_batch(self) -> "TrainingSettings":
+        if self.batch_size % self.num_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_accumulation_steps"
+                f" {self.num_accumulation_steps}"
+            )
+        return self
+
+
+class PretrainSettings(TrainingSettings):
+    """The first teacher: from scratch, or from `init_from` (a local folder or a hub id)."""
+
+    min_time: Annotated[float, Field(ge=0, lt=1)]
+    init_from: str | None
+    init_revision: str | None
+
+
+class BaselineSettings(TrainingSettings):
+    """The autoregressive model: from scratch, or from `init_from` (a local folder or a hub id)."""
+
+    init_from: str | None
+    init_revision: str | None
+
+
+class DistillSettings(TrainingSettings):
+    """One round of Self-Distillation Through Time; every round has the same settings."""
+
+    min_time: Annotated[float, Field(ge=0, lt=1)]
+    base_num_steps: PositiveInt
+    num_teacher_steps: Annotated[int, Field(ge=2)]
+    distance: Literal["kl_student_teacher", "kl_teacher_student", "mse", "total_variation"]
+    next_teacher: Literal["student", "ema"]
+    reset_optimizer: bool
+    reset_ema: bool
+
+
+class SampleSettings(Settings):
+    """Which samples are drawn from every model; lengths are in tokens and include the prefix."""
+
+    num_steps: PositiveInts
+    num_samples: PositiveInt
+    num_prefixes: PositiveInt
+    prefix_length: PositiveInt
+    continuation_length: PositiveInt
+    continuations_per_prefix: PositiveInt
+    batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _prefix_leaves_room(self) -> "SampleSettings":
+        if self.prefix_length >= self.continuation_length:
+            raise ValueError(
+                f"prefix_length {self.prefix_length} leaves nothing to continue in continuation_length"
+                f" {self.continuation_length}"
+            )
+        return self
+
+
+class EvaluateSettings(Settings):
+    """How models are judged. `scorer` is a causal language model: a local folder or a hub id."""
+
+    scorer: Annotated[str, Field(min_length=1)]
+    scorer_revision: str | None
+    batch_size: PositiveInt
+    num_valid_sequences: PositiveInt
+    num_nelbo_draws: PositiveInt
+    mauve_scaling_factor: PositiveFloat
+    mauve_num_buckets: PositiveInt | Literal["auto"]
+    mauve_num_seeds: PositiveInt
+    num_cloze_passages: PositiveInt | None
+    num_cloze_maskings: PositiveInt
+
+
+class LatencySettings(Settings):
+    """What the latency comparison times; `length` null is the context length."""
+
+    num_steps: PositiveInts
+    batch_size: PositiveInt
+    length: PositiveInt | None
+    num_warmups: NonNegativeInt
+    num_repeats: PositiveInt
+
+
+class TrackingSettings(Settings):
+    """What MLflow gets. The server is `MLFLOW_TRACKING_URI`, or SQLite in the project."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+    log_models: bool
+
+
+class RoundSettings(Settings):
+    """One entry of the schedule: the model that teaches this round."""
+
+    teacher: str
+
+
+def schedule_of(rounds: int) -> dict[str, RoundSettings]:
+    """The rounds as stages: round k, from 1, has model k-1 as its teacher."""
+    return {str(k): RoundSettings(teacher=str(k - 1)) for k in range(1, rounds + 1)}
+
+
+def models_of(rounds: int) -> list[str]:
+    """Every model of a pipeline run: the baseline, the first teacher 0, and the student of each round."""
+    return [BASELINE, *(str(k) for k in range(rounds + 1))]
+
+
+class Params(Settings):
+    """All of `params.yaml`."""
+
+    preset: str
+    seed: NonNegativeInt
+    rounds: NonNegativeInt
+    schedule: dict[str, RoundSettings]
+    models: list[str]
+    runtime: RuntimeSettings
+    data: DataSettings
+    model: ModelSettings
+    noise: NoiseSettings
+    pretrain: PretrainSettings
+    baseline: BaselineSettings
+    distill: DistillSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings
+    latency: LatencySettings
+    tracking: TrackingSettings
+
+
+def load_params(path: Path) -> Params:
+    """Read and check the composed parameters.
+
+    Raises:
+        UserError: the file is missing, is not YAML, has an unknown key or a value that does not fit, or
+            contradicts itself (the schedule is not what `rounds` gives, a length exceeds the context).
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run in the project's root, or compose it: dvc exp run") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_describe(error, path)) from None
+    _check_schedule(params, path)
+    _check_lengths(params, path)
+    return params
+
+
+def _describe(error: ValidationError, path: Path) -> str:
+    """The first thing wrong, in one line; and how many more there are."""
+    first, *others = error.errors(include_url=False)
+    key = ".".join(str(part) for part in first["loc"] if part not in ("stories", "pydocs", "text", "hub"))
+    if first["type"] == "extra_forbidden":
+        problem = f"unknown parameter {key} (value {first['input']!r})"
+    elif first["type"] == "missing":
+        problem = f"parameter {key} is missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+        problem = f"{key or 'the file'}{value}: {message}"
+    more = f" (and {len(others)} more)" if others else ""
+    override = f"-S {key}=VALUE" if key else "-S KEY=VALUE"
+    return f"{path}: {problem}{more}; the file is composed from pipeline/conf: dvc exp run {override}"
+
+
+def _check_schedule(params: Params, path: Path) -> None:
+    if params.schedule != schedule_of(params.rounds) or params.models != models_of(params.rounds):
+        raise UserError(
+            f"{path} contradicts itself: rounds is {params.rounds}, but schedule holds rounds"
+            f" {list(params.schedule)} and models {params.models}; the file is composed, not edited:"
+            f" dvc exp run -S rounds={params.rounds}"
+        )
+
+
+def _check_lengths(params: Params, path: Path) -> None:
+    context = params.data.context_length
+    lengths = {
+        "sample.continuation_length": params.sample.continuation_length,
+        "latency.length": params.latency.length or context,
+    }
+    for key, length in lengths.items():
+        if length > context:
+            raise UserError(
+                f"{path}: {key} is {length}, more than data.context_length {context};"
+                f" give fewer: dvc exp run -S {key}={context}"
+            )
