@@ -1,21 +1,24 @@
-"""How commands talk to a person: one console, one way to fail."""
+"""How commands talk to a person: one console, one progress display, one way to fail."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from halfstep.errors import UserError
+from halfstep.errors import Interrupted, UserError
 
 console = Console(stderr=True, highlight=False)
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 15.0
 
 
 def run(command: Callable[..., None]) -> None:
-    """Run a function as a Typer command; a `UserError` becomes one line and exit code 2.
+    """Run a function as a Typer command.
 
     Args:
         command: the function whose signature and docstring define the command line.
@@ -26,12 +29,63 @@ def run(command: Callable[..., None]) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a Typer app with the project's rules for errors and interruption."""
+    """Run a Typer app: a `UserError` is one line and exit code 2, an interruption one line and 128 + signal."""
     try:
         app()
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(EXIT_USER_ERROR)
+    except Interrupted as error:
+        console.print(str(error), style="yellow", markup=False, soft_wrap=True)
+        sys.exit(128 + error.signal_number)
     except KeyboardInterrupt:
         console.print("interrupted", style="yellow")
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(130)
+
+
+@contextmanager
+def progress(description: str, total: int, *, unit: str, start: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Show how far long work is: a bar with rate and time left on a terminal, a line now and then elsewhere.
+
+    Args:
+        description: what is being done.
+        total: how many units it takes.
+        unit: what is counted, such as "step".
+        start: units already done.
+    Yields:
+        a function of (units done, note), the note being the loss or the like.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, completed=start, note="", rate="")
+
+            def update(done: int, note: str) -> None:
+                speed = bar.tasks[0].speed
+                rate = f"{speed:.3g} {unit}/s" if speed else ""
+                bar.update(task, completed=done, note=note, rate=rate)
+
+            yield update
+        return
+
+    started = last = time.monotonic()
+
+    def print_line(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        rate = (done - start) / max(now - started, 1e-9)
+        left = (total - done) / max(rate, 1e-9)
+        console.print(f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip(), markup=False)
+
+    yield print_line

@@ -7,3 +7,15 @@ class UserError(Exception):
     The message is one line: the offending value, where it stands, and the way out. Commands print it without
     a traceback and exit with code 2 (see `halfstep.console`).
     """
+
+
+class Interrupted(Exception):
+    """A signal asked a command to stop, and what it had done is saved.
+
+    Attributes:
+        signal_number: SIGINT or SIGTERM; the command exits with 128 plus it.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

@@ -1,0 +1,33 @@
+# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow. Each sets up .venv first.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUTF8 := 1
+
+.PHONY: run test ui lint setup clean-venv
+.DELETE_ON_ERROR:
+
+run: setup
+	python -m dvc repro
+	halfstep summary
+
+test: setup
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: setup
+	halfstep ui
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfstep needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/.installed
+
+clean-venv:
+	rm -rf .venv

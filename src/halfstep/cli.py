@@ -1,0 +1,159 @@
+"""The command `halfstep`: for a person at a prompt."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+from torch import Tensor
+
+from halfstep import console
+from halfstep.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, distill and measure fast diffusion language models. The pipeline itself is `dvc repro`.",
+)
+
+MASK_GLYPH = " ░░"
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Option(help="A model's folder, such as models/3.")],
+    num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
+    num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included [the model's length].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    show: Annotated[bool, typer.Option("--show", help="Show the tokens appear, step by step.")] = False,
+    pause_seconds: Annotated[float, typer.Option(min=0.0, help="With --show: time between steps.")] = 0.4,
+) -> None:
+    """Print text from a denoiser, optionally continuing a prompt."""
+    import torch
+
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.device import select_device
+    from halfstep.model import Denoiser
+    from halfstep.sampling import sample, sample_uniforms
+
+    denoiser = Denoiser.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
+    target = select_device(device)
+    denoiser.to(target)
+    mask_token_id = denoiser.config.mask_token_id
+    length = length or denoiser.config.length
+    given = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    if len(given) >= length:
+        raise UserError(
+            f"--prompt has {len(given)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
+            " shorten it, or give a larger --length"
+        )
+    x_init = torch.full((num_samples, length), mask_token_id, device=target)
+    x_init[:, : len(given)] = torch.tensor(given, device=target)
+    u_time, u_token = sample_uniforms(seed, range(num_samples), length)
+
+    def draw(on_step: Callable[[int, Tensor], None] | None) -> Tensor:
+        samples = sample(
+            denoiser.logits_at,
+            x_init,
+            num_steps=num_steps,
+            mask_token_id=mask_token_id,
+            u_time=u_time,
+            u_token=u_token,
+            on_step=on_step,
+        )
+        return samples.tokens
+
+    def piece(token_id: int) -> str:
+        return tokenizer.decode([token_id])
+
+    if show:
+        tokens = _draw_shown(draw, x_init, piece, mask_token_id, num_steps, pause_seconds)
+    else:
+        tokens = draw(None)
+        for row in tokens.tolist():
+            print(tokenizer.decode(row, skip_special_tokens=True).strip())
+
+
+def _draw_shown(
+    draw: Callable[[Callable[[int, Tensor], None]], Tensor],
+    x_init: Tensor,
+    piece: Callable[[int], str],
+    mask_token_id: int,
+    num_steps: int,
+    pause_seconds: float,
+) -> Tensor:
+    """Draw samples while their tokens appear in the terminal; tokens new in a step stand out."""
+    before = x_init.clone()
+
+    def frame(step: int, tokens: Tensor) -> Panel:
+        text = Text()
+        for row, (ids, old_ids, first_ids) in enumerate(
+            zip(tokens.tolist(), before.tolist(), x_init.tolist(), strict=True)
+        ):
+            text.append("\n\n" if row else "")
+            for token_id, old, first in zip(ids, old_ids, first_ids, strict=True):
+                if token_id == mask_token_id:
+                    text.append(MASK_GLYPH, style="dim")
+                elif first != mask_token_id:
+                    text.append(piece(token_id), style="cyan")
+                else:
+                    text.append(piece(token_id), style="bold green" if old == mask_token_id else "")
+        left = int((tokens == mask_token_id).sum())
+        return Panel(text, title=f"denoising step {step} of {num_steps}", subtitle=f"{left} tokens masked")
+
+    with Live(frame(0, x_init), console=Console(highlight=False), auto_refresh=False) as live:
+
+        def on_step(step: int, tokens: Tensor) -> None:
+            time.sleep(pause_seconds)
+            live.update(frame(step, tokens), refresh=True)
+            before.copy_(tokens)
+
+        tokens = draw(on_step)
+        live.update(frame(num_steps, tokens), refresh=True)
+    return tokens
+
+
+@app.command()
+def summary(
+    metrics: Annotated[Path, typer.Option(help="Folder of metrics files.")] = Path("metrics"),
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters.")] = Path("params.yaml"),
+    report: Annotated[Path, typer.Option(help="Where the report is.")] = Path("reports/index.html"),
+) -> None:
+    """Print the table of the rounds and say where the report is."""
+    from halfstep.report import load_metrics, rounds_table
+    from halfstep.settings import load_params
+
+    params = load_params(params_path)
+    Console().print(rounds_table(load_metrics(metrics, params.models)))
+    if report.is_file():
+        print(f"report: {report.resolve()}")
+    print("MLflow: make ui (or halfstep ui)")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
+    """Open the MLflow UI on 127.0.0.1, on the runs of this project (or of MLFLOW_TRACKING_URI)."""
+    from halfstep.tracking import tracking_uri
+
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri()}
+    print(f"http://127.0.0.1:{port} (Ctrl-C stops it)")
+    raise typer.Exit(subprocess.run([*command, "--backend-store-uri", tracking_uri()], env=environment).returncode)
+
+
+def main() -> None:
+    """Entry point of the command `halfstep`."""
+    console.run_app(app)

@@ -1,0 +1,272 @@
+"""Short English stories from a grammar of our own: the corpus that needs no network, and its cloze passages.
+
+A story is five or six sentences about two people, a coloured thing and the place where it was put. Things, colours, places
+and names come back in later sentences, so words that are decoded together must agree: a model that guesses
+them independently of each other is caught. Stories are made of templates; a word behind `*` in a template is
+given away by the sentences before it (and by nothing in its own), which makes it the target of a cloze passage.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+GIRLS = ("Anna", "Clara", "Emma", "Flora", "Grace", "Helen", "Julia", "Lucy", "Martha", "Nora", "Rose", "Sarah")
+BOYS = ("Adam", "Ben", "Carl", "David", "Edgar", "Frank", "Henry", "Jacob", "Martin", "Oscar", "Peter", "Tom")
+THINGS = ("ball", "bell", "book", "clock", "coat", "cup", "doll", "drum", "flute", "hat", "kite", "lamp", "ring", "scarf")
+COLOURS = ("black", "blue", "brown", "golden", "green", "pink", "purple", "red", "silver", "white", "yellow")
+SPOTS = ("beach", "church", "farm", "forest", "lake", "market", "mill", "park", "river", "school", "station", "village")
+ANIMALS = ("cat", "crow", "dog", "fox", "goat", "goose", "horse", "monkey", "mouse", "pig")
+FOODS = ("bread", "cake", "cheese", "fish", "honey", "milk", "rice", "soup")
+OPENINGS = ("One day", "One morning", "One evening", "On Monday", "On Friday", "On Sunday", "In spring", "Last winter")
+PLACES = {
+    "under": ("bench", "bridge", "table", "tree", "wagon"),
+    "behind": ("curtain", "door", "fence", "rock", "wall"),
+    "in": ("barrel", "basket", "box", "chest", "shed"),
+}
+KINSHIPS = ("sibling", "cousin", "friend", "neighbour")
+
+HELD_OUT_SHARE = 10
+"""One cast in this many is kept for cloze passages, and no story has it."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """A name and the words that stand for it; `kin` is what this person is to the other one in the story."""
+
+    name: str
+    they: str
+    them: str
+    their: str
+    kin: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a thing can be: `under the bench`."""
+
+    preposition: str
+    noun: str
+
+    def __str__(self) -> str:
+        return f"{self.preposition} the {self.noun}"
+
+
+@dataclass(frozen=True)
+class Cast:
+    """All the open choices of a story. Hero and friend differ in gender, so a pronoun names one of them."""
+
+    hero: Person
+    friend: Person
+    colour: str
+    other_colour: str
+    thing: str
+    other_thing: str
+    place: Place
+    other_place: Place
+    spot: str
+    animal: str
+    food: str
+    opening: str
+
+    @property
+    def key_words(self) -> tuple[str, str, str, str, str]:
+        """The choices that every plot mentions."""
+        return self.hero.name, self.friend.name, self.colour, self.thing, self.place.noun
+
+    @property
+    def is_held_out(self) -> bool:
+        """True for the share of casts that is kept for cloze passages; a hash, so no model can learn which."""
+        return zlib.crc32(" ".join(self.key_words).encode()) % HELD_OUT_SHARE == 0
+
+
+Plot = tuple[tuple[str, ...], ...]
+"""Sentences in order, each a choice of templates."""
+
+PLOTS: dict[str, Plot] = {
+    "lost": (
+        (
+            "{opening}, {hero} lost {hero.their} {colour} {thing} near the {spot}.",
+            "{opening}, {hero} went to the {spot} and lost {hero.their} {colour} {thing}.",
+        ),
+        ("{hero.they} looked {other_place}, but it was not there.",),
+        (
+            "{hero.their} {friend.kin} {friend} wanted to help.",
+            "So {hero.their} {friend.kin} {friend} went back to the *{spot}.",
+        ),
+        ("{friend.they} found the *{colour} *{thing} {place}.",),
+        ("{friend.they} ran home and gave it to *{hero}.", "{friend.they} gave it back to *{hero}."),
+        ("{hero} was happy and thanked *{friend}.", "{hero} never left it {place.preposition} the *{place.noun} again."),
+    ),
+    "hidden": (
+        (
+            "{opening}, {hero} had a {colour} {thing}, and {hero.their} {friend.kin} {friend} wanted it.",
+            "{opening}, {hero} got a new {colour} {thing}, and {hero.their} {friend.kin} {friend} wanted it.",
+        ),
+        ("{hero} hid it {place} and went to the {spot}.",),
+        ("But {friend} took it and put it {other_place}.",),
+        (
+            "When {hero} came back from the *{spot}, {hero.they} looked {place.preposition} the *{place.noun}.",
+            "In the evening {hero} looked {place.preposition} the *{place.noun}.",
+        ),
+        ("The *{colour} *{thing} was gone.", "There was no *{thing} there."),
+        ("{friend} was sorry and said that it was {other_place.preposition} the *{other_place.noun}.",),
+    ),
+    "gift": (
+        ("{opening}, {friend} wanted to surprise {friend.their} {hero.kin} {hero}.",),
+        (
+            "{friend.they} went to the {spot} and bought a {colour} {thing}.",
+            "{friend.they} made a {colour} {thing} and painted it at the {spot}.",
+        ),
+        ("At home {friend.they} hid it {place}.",),
+        ("Then {hero} came in with a {animal}.",),
+        (
+            "The *{animal} ran and looked {place.preposition} the *{place.noun}.",
+            "The *{animal} soon found the *{colour} *{thing}.",
+        ),
+        ("{hero} was happy and thanked *{friend}.", "So {friend} gave the *{colour} *{thing} to *{hero}."),
+    ),
+    "trade": (
+        ("{opening}, {hero} and {hero.their} {friend.kin} {friend} met at the {spot}.",),
+        ("{hero} had a {colour} {thing} and {friend} had a {other_colour} {other_thing}.",),
+        ("{hero} liked the *{other_thing} better, so they traded.", "They wanted to trade."),
+        ("{hero} took the *{other_colour} *{other_thing} and put it {other_place}.",),
+        ("{friend} took the *{colour} *{thing} and put it {place}.",),
+        (
+            "Every day {friend} looked at it {place.preposition} the *{place.noun}.",
+            "Every day {hero} looked at it {other_place.preposition} the *{other_place.noun}.",
+        ),
+    ),
+    "journey": (
+        (
+            "{opening}, {hero} and {hero.their} {friend.kin} {friend} walked to the {spot}.",
+            "{opening}, {hero} and {hero.their} {friend.kin} {friend} rode to the {spot}.",
+        ),
+        ("{hero} carried a {colour} {thing} and {friend} carried the {food}.",),
+        ("On the way a {animal} ate all the *{food}.", "On the way they gave the *{food} to a {animal}."),
+        ("{hero} was afraid of the *{animal} and left the *{thing} {place}.",),
+        (
+            "At the *{spot} {hero.they} was sad, so {friend} went back.",
+            "When they came to the *{spot}, {friend} went back.",
+        ),
+        (
+            "{friend.they} found the *{colour} *{thing} {place.preposition} the *{place.noun}.",
+            "{friend.they} looked {place.preposition} the *{place.noun} and brought it to *{hero}.",
+        ),
+    ),
+    "visit": (
+        ("{opening}, {hero} went to see {hero.their} {friend.kin} {friend} near the {spot}.",),
+        ("{friend} had a {animal} and some {food}.",),
+        ("They ate the *{food} and played with the *{animal}.",),
+        ("Then {friend} showed {hero.them} a {colour} {thing} that was {place}.",),
+        ("{hero} liked the *{thing}, so {friend} gave it to {hero.them}.",),
+        (
+            "Now there was nothing {place.preposition} the *{place.noun}.",
+            "{hero} went home with the *{colour} *{thing} and thanked *{friend}.",
+        ),
+    ),
+    "thief": (
+        (
+            "{opening}, a {animal} took the {colour} {thing} of {hero}.",
+            "{opening}, {hero} saw a {animal} with {hero.their} {colour} {thing}.",
+        ),
+        ("{hero.they} ran after the *{animal} to the {spot}.",),
+        ("At the *{spot} {hero.they} met {hero.their} {friend.kin} {friend}.",),
+        ("{friend} said that the *{animal} was {place}.",),
+        (
+            "They looked {place.preposition} the *{place.noun} and found the *{colour} *{thing}.",
+            "So they found the *{colour} *{thing} {place.preposition} the *{place.noun}.",
+        ),
+        ("{hero} was happy and thanked *{friend}.", "The *{animal} was sorry and ran home."),
+    ),
+    "loan": (
+        ("{opening}, {friend} gave {friend.their} {hero.kin} {hero} a {colour} {thing} for a day.",),
+        ("{hero} took it to the {spot} and played with it.",),
+        ("{hero.they} left it {place} and went home.",),
+        ("In the evening {friend} wanted the *{thing} back.",),
+        ("{hero} ran to the *{spot} and looked {place.preposition} the *{place.noun}.",),
+        (
+            "The *{colour} *{thing} was there, so {hero.they} gave it back to *{friend}.",
+            "{hero.they} found the *{colour} *{thing} and gave it back to *{friend}.",
+        ),
+    ),
+}
+
+
+def stories(num_documents: int, seed: int) -> Iterator[str]:
+    """Yield stories; number i depends on `seed` and i only."""
+    for index in range(num_documents):
+        yield story(random.Random(f"story {seed} {index}"))
+
+
+def cloze_passages(num_passages: int, seed: int) -> Iterator[str]:
+    """Yield cloze passages; number i depends on `seed` and i only, and none is the beginning of a story."""
+    for index in range(num_passages):
+        yield cloze_passage(random.Random(f"cloze {seed} {index}"))
+
+
+def story(rng: random.Random) -> str:
+    """Tell one story, 30 to 60 words, its sentences separated by single spaces."""
+    return " ".join(_marked_sentences(rng, _draw_cast(rng, held_out=False))).replace("*", "")
+
+
+def cloze_passage(rng: random.Random) -> str:
+    """Tell the beginning of a story up to a word that only its earlier sentences give away.
+
+    The cast is one that no story of the corpus has. The last word is the target: it has no punctuation after it,
+    it stands in an earlier sentence and not in the last one.
+    """
+    cast = _draw_cast(rng, held_out=True)
+    marked = " ".join(_marked_sentences(rng, cast))
+    passages = [marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)]
+    # Only a passage that shows the whole cast is sure not to begin a story of the corpus as well.
+    return rng.choice([passage for passage in passages if set(cast.key_words) <= set(_words(passage))])
+
+
+def _draw_cast(rng: random.Random, *, held_out: bool) -> Cast:
+    while True:
+        kinship = rng.choice(KINSHIPS)
+        girl = Person(rng.choice(GIRLS), "she", "her", "her", "sister" if kinship == "sibling" else kinship)
+        boy = Person(rng.choice(BOYS), "he", "him", "his", "brother" if kinship == "sibling" else kinship)
+        hero, friend = rng.sample((girl, boy), 2)
+        colour, other_colour = rng.sample(COLOURS, 2)
+        thing, other_thing = rng.sample(THINGS, 2)
+        place, other_place = rng.sample([Place(where, noun) for where in PLACES for noun in PLACES[where]], 2)
+        cast = Cast(
+            hero=hero,
+            friend=friend,
+            colour=colour,
+            other_colour=other_colour,
+            thing=thing,
+            other_thing=other_thing,
+            place=place,
+            other_place=other_place,
+            spot=rng.choice(SPOTS),
+            animal=rng.choice(ANIMALS),
+            food=rng.choice(FOODS),
+            opening=rng.choice(OPENINGS),
+        )
+        if cast.is_held_out == held_out:
+            return cast
+
+
+def _marked_sentences(rng: random.Random, cast: Cast) -> list[str]:
+    """Choose a plot and its templates and fill them in; marks of cloze targets stay."""
+    plot = PLOTS[rng.choice(sorted(PLOTS))]
+    sentences = [rng.choice(templates).format(**vars(cast)) for templates in plot]
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+
+
+def _marks(marked: str) -> list[int]:
+    return [index for index, character in enumerate(marked) if character == "*"]
+
+
+def _first_word(text: str) -> str:
+    return text.split()[0].rstrip(".,")
+
+
+def _words(text: str) -> list[str]:
+    return [word.rstrip(".,") for word in text.split()]

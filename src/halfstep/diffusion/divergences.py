@@ -1,0 +1,76 @@
+"""Distances between the predictions of a student and of its teacher, one number per row.
+
+Rows are log-probabilities over the vocabulary. Where both put zero probability on a token, the token contributes
+nothing, and gradients there are zero: 0 * log 0 is 0 throughout.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def kl_student_teacher(student_log_p: Tensor, teacher_log_p: Tensor) -> Tensor:
+    """KL(student || teacher), the reverse KL: the paper's best distance.
+
+    Args:
+        student_log_p: the student's log-probabilities, float [..., vocab].
+        teacher_log_p: the teacher's log-probabilities, float [..., vocab].
+    Returns:
+        nats, float [...]; infinite where the student gives probability to what the teacher excludes.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Section 4 (distances compared).
+    """
+    return _kl(student_log_p, teacher_log_p)
+
+
+def kl_teacher_student(student_log_p: Tensor, teacher_log_p: Tensor) -> Tensor:
+    """KL(teacher || student), the forward KL.
+
+    Args, Returns, Source: as `kl_student_teacher`; infinite where the student excludes what the teacher allows.
+    """
+    return _kl(teacher_log_p, student_log_p)
+
+
+def mse(student_log_p: Tensor, teacher_log_p: Tensor) -> Tensor:
+    """Mean over the tokens either side allows of the squared difference of log-probabilities.
+
+    Args, Source: as `kl_student_teacher`.
+    Returns:
+        nats squared, float [...].
+    Departs: the mean excludes tokens that both exclude, which the mask token always is; the authors' code averages
+        over the whole vocabulary with about -1e6 for the mask token, whose rounding then enters the loss.
+    """
+    is_possible = (student_log_p > -torch.inf) | (teacher_log_p > -torch.inf)
+    difference = torch.where(is_possible, student_log_p, 0.0) - torch.where(is_possible, teacher_log_p, 0.0)
+    return difference.square().sum(dim=-1) / is_possible.sum(dim=-1)
+
+
+def total_variation(student_log_p: Tensor, teacher_log_p: Tensor) -> Tensor:
+    """Total variation distance: half the L1 distance of the probabilities.
+
+    Args, Source: as `kl_student_teacher`.
+    Returns:
+        float [...] in [0, 1].
+    Departs: the authors' code sums absolute differences of log-probabilities, without the half, which is not the
+        total variation the paper names.
+    """
+    return (student_log_p.exp() - teacher_log_p.exp()).abs().sum(dim=-1) / 2
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) per row; where p is zero the term and its gradient are zero."""
+    is_possible = log_p > -torch.inf
+    safe_log_p = torch.where(is_possible, log_p, 0.0)
+    safe_log_q = torch.where(is_possible, log_q, 0.0)
+    terms = safe_log_p.exp() * (safe_log_p - safe_log_q)
+    return torch.where(is_possible, terms, 0.0).sum(dim=-1)
+
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+DIVERGENCES: dict[str, Divergence] = {
+    "kl_student_teacher": kl_student_teacher,
+    "kl_teacher_student": kl_teacher_student,
+    "mse": mse,
+    "total_variation": total_variation,
+}

@@ -1,0 +1,129 @@
+"""Self-Distillation Through Time: what the teacher says in several steps, the student learns to say in one."""
+
+import torch
+from torch import Tensor
+
+from halfstep.diffusion.categorical import draw_categorical
+from halfstep.diffusion.divergences import Divergence
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.diffusion.subs import masked_log_probs
+from halfstep.sampling import LogitsAt
+
+
+def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: int) -> float:
+    """The time a teacher's denoising step covers in a round; its student's covers num_teacher_steps times as much.
+
+    Args:
+        round_index: round, from 1.
+        base_num_steps: denoising steps of the first teacher.
+        num_teacher_steps: teacher steps that one student step replaces.
+    Returns:
+        dt in (0, 1 / num_teacher_steps]: num_teacher_steps^(round_index - 1) / base_num_steps.
+    Raises:
+        ValueError: the student of this round would take less than one step.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Section 3 and Algorithm 2.
+    """
+    if round_index < 1 or num_teacher_steps**round_index > base_num_steps:
+        raise ValueError(
+            f"round {round_index} with {num_teacher_steps} teacher steps needs base_num_steps of at least"
+            f" {num_teacher_steps ** max(round_index, 1)}, not {base_num_steps}"
+        )
+    return num_teacher_steps ** (round_index - 1) / base_num_steps
+
+
+def teacher_unmask_steps(
+    u_time: Tensor, t: Tensor, *, dt: float, num_teacher_steps: int, schedule: LogLinearSchedule
+) -> Tensor:
+    """The teacher step in which each position masked at time t unmasks.
+
+    Teacher step i goes from t - (i-1) dt to t - i dt; times below 0 are 0, where everything is visible.
+
+    Args:
+        u_time: uniform numbers in [0, 1), float64 [batch, length].
+        t: times, float64 [batch].
+        dt: time one teacher step covers.
+        num_teacher_steps: k.
+        schedule: the noise schedule.
+    Returns:
+        steps in 1..k, and k + 1 where a position is still masked at t - k dt, int64 [batch, length].
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 1.
+    Departs: the authors' code simulates the steps at other times: for k = 2 at t + (1 - t)(t - 2 dt) and
+        (1 - t)(t - 2 dt), where t and t - dt are meant (its issue 2, confirmed there). It also gives the mask a
+        negative probability where t < dt.
+    """
+    masked_at_t = 1 - schedule.alpha(t)
+    step = torch.ones_like(u_time, dtype=torch.int64)
+    for i in range(1, num_teacher_steps + 1):
+        still_masked = (1 - schedule.alpha((t - i * dt).clamp(min=0))) / masked_at_t
+        step += u_time < still_masked[:, None]
+    return step
+
+
+@torch.no_grad()
+def sdtt_targets(
+    teacher_logits_at: LogitsAt,
+    xt: Tensor,
+    t: Tensor,
+    *,
+    dt: float,
+    num_teacher_steps: int,
+    mask_token_id: int,
+    schedule: LogLinearSchedule,
+    u_time: Tensor,
+    u_token: Tensor,
+) -> Tensor:
+    """What the teacher predicts at each masked position in the step in which it unmasks that position.
+
+    The teacher takes num_teacher_steps ancestral steps of size dt from xt. A position's target is its prediction
+    from the step that unmasks it; positions still masked at the end take the last step's prediction. The teacher is
+    asked only where a target or a draw is needed: each masked position is projected once.
+
+    Args:
+        teacher_logits_at: the teacher in evaluation mode, see `LogitsAt`.
+        xt: tokens at time t, int64 [batch, length]. Not modified.
+        t: times in (0, 1], float64 [batch].
+        dt: time one teacher step covers.
+        num_teacher_steps: teacher steps that one student step replaces.
+        mask_token_id: id of the absorbing state.
+        schedule: the noise schedule.
+        u_time: decides in which step a position unmasks, uniform in [0, 1), float64 [batch, length].
+        u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
+    Returns:
+        target log-probabilities at the masked positions of xt, row-major, float [num_masked, vocab].
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 1.
+    """
+    is_masked = xt == mask_token_id
+    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
+    step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
+    target_row = is_masked.flatten().cumsum(0).view(is_masked.shape) - 1
+    xs = xt.clone()
+    pieces, piece_rows = [], []
+    for i in range(1, num_teacher_steps + 1):
+        unmasks = step == i
+        rows = unmasks.any(dim=1).nonzero()[:, 0]
+        if not rows.numel():
+            continue
+        log_p = masked_log_probs(teacher_logits_at(xs[rows], unmasks[rows]), mask_token_id)
+        pieces.append(log_p)
+        piece_rows.append(target_row[unmasks])
+        if i < num_teacher_steps:
+            xs[unmasks] = draw_categorical(log_p, u_token[unmasks])
+    if not pieces:
+        # Nothing is masked: the teacher is asked for no position, which still tells the vocabulary's size.
+        return masked_log_probs(teacher_logits_at(xs[:1], is_masked[:1]), mask_token_id)
+    return torch.cat(pieces)[torch.cat(piece_rows).argsort()]
+
+
+def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergence) -> tuple[Tensor, int]:
+    """The distillation loss: the divergence summed over the masked positions, and how many there are.
+
+    Args:
+        student_log_p: the student's log-probabilities at the masked positions of xt, float [num_masked, vocab].
+        target_log_p: targets of `sdtt_targets`, float [num_masked, vocab].
+        divergence: of `halfstep.diffusion.divergences`.
+    Returns:
+        (sum over positions, num_masked); the loss is their quotient, and 0 where nothing is masked.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 2; mean over the masked tokens of the batch,
+        without the weight 1 / t, as in the authors' code.
+    """
+    return divergence(student_log_p, target_log_p).sum(), student_log_p.shape[0]

@@ -1,0 +1,87 @@
+"""The autoregressive baseline: GPT-2 as transformers has it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from halfstep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedModel
+
+
+def new_gpt2(
+    *, vocab_size: int, length: int, hidden_size: int, num_blocks: int, num_heads: int, dropout: float
+) -> "GPT2LMHeadModel":
+    """A GPT-2 with new weights, of the denoiser's width, depth and heads.
+
+    Args:
+        vocab_size: tokens; the mask token is counted, so that ids agree with the denoiser's, and never occurs.
+        length: longest sequence.
+        hidden_size, num_blocks, num_heads, dropout: as the denoiser's.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=length,
+        n_embd=hidden_size,
+        n_layer=num_blocks,
+        n_head=num_heads,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def load_autoregressive(
+    source: str | Path, revision: str | None = None, *, min_vocab_size: int | None = None
+) -> "PreTrainedModel":
+    """Load a causal language model from a local folder or the hub, from safetensors only.
+
+    Args:
+        source: local folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        min_vocab_size: fewest tokens it must know; None does not check.
+    Returns:
+        the model in evaluation mode, on the CPU, float32.
+    Raises:
+        UserError: it is neither a model's folder nor to be had from the hub, or knows too few tokens.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source} is not a causal language model's folder, nor to be had from the hub ({reason}); without"
+            " network give a local folder"
+        ) from None
+    if min_vocab_size is not None and model.config.vocab_size < min_vocab_size:
+        raise UserError(
+            f"{source} knows {model.config.vocab_size} tokens, fewer than the {min_vocab_size} of the tokenizer:"
+            " set data.tokenizer.source to the one it was trained with"
+        )
+    return model.eval()
+
+
+def next_logits(model: "PreTrainedModel", tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """Logits of the token after `tokens`, whose predecessors are in the cache.
+
+    Args:
+        model: causal language model.
+        tokens: new tokens, int64 [batch, n].
+        cache: what the previous call returned, or None.
+    Returns:
+        (float [batch, vocab], the cache with the new tokens).
+    """
+    output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1], output.past_key_values

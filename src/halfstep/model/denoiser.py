@@ -1,0 +1,233 @@
+"""The denoiser: a diffusion transformer (DiT) over tokens, with rotary positions and adaptive layer norm.
+
+Module and parameter names are those of the published MDLM and SDTT checkpoints, so that a state dict is the same
+thing here and there. Attention is torch's `scaled_dot_product_attention`: no other kernel is needed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FREQUENCY_EMBEDDING_SIZE = 256
+MAX_PERIOD = 10000.0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of a denoiser.
+
+    Attributes:
+        vocab_size: tokens, the mask token included.
+        mask_token_id: id of the absorbing state.
+        length: tokens of the sequences it was trained on; positions are rotary, so others work too.
+        hidden_size, num_blocks, num_heads, cond_dim: width, depth, heads, width of the conditioning.
+        dropout: probability, in training mode only.
+        noise_epsilon: epsilon of the log-linear schedule it was trained with.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    length: int
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    cond_dim: int
+    dropout: float
+    noise_epsilon: float
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class _LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias, in float32."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
+
+
+class _Rotary(nn.Module):
+    """Angles of the rotary position embedding, in the half-split form."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_size, 2).float() / head_size
+        self.register_buffer("inv_freq", 1.0 / MAX_PERIOD**exponent)
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each float32 [length, head_size / 2]."""
+        angles = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
+        return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the last dimension of x [batch, heads, length, head_size] against each other."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class _SigmaEmbedding(nn.Module):
+    """Sinusoids of the total noise through a small network."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(FREQUENCY_EMBEDDING_SIZE, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Conditioning, float [batch, cond_dim], of sigma [batch]."""
+        half = FREQUENCY_EMBEDDING_SIZE // 2
+        exponent = torch.arange(half, device=sigma.device).float() / half
+        angles = sigma.float()[:, None] * MAX_PERIOD**-exponent
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class _Embedding(nn.Module):
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=5**0.5)
+
+    def forward(self, xt: Tensor) -> Tensor:
+        return F.embedding(xt, self.embedding)
+
+
+class _Block(nn.Module):
+    """Attention and MLP, each modulated before and gated after."""
+
+    def __init__(self, hidden_size: int, num_heads: int, cond_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.norm1 = _LayerNorm(hidden_size)
+        self.attn_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.attn_out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm2 = _LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(approximate="tanh"), nn.Linear(4 * hidden_size, hidden_size)
+        )
+        self.adaLN_modulation = nn.Linear(cond_dim, 6 * hidden_size)
+        nn.init.zeros_(self.adaLN_modulation.weight)
+        nn.init.zeros_(self.adaLN_modulation.bias)
+
+    def forward(self, x: Tensor, cond: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        attended = self._attend(_modulate(self.norm1(x), shift1, scale1), cos, sin)
+        x = x + gate1 * F.dropout(self.attn_out(attended), self.dropout, self.training)
+        transformed = self.mlp(_modulate(self.norm2(x), shift2, scale2))
+        return x + gate2 * F.dropout(transformed, self.dropout, self.training)
+
+    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, hidden_size = x.shape
+        qkv = self.attn_qkv(x).view(batch, length, 3, self.num_heads, hidden_size // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        return attended.transpose(1, 2).reshape(batch, length, hidden_size)
+
+
+class _OutputLayer(nn.Module):
+    """Last modulation and the projection to the vocabulary."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm_final = _LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, vocab_size)
+        self.adaLN_modulation = nn.Linear(cond_dim, 2 * hidden_size)
+        for layer in (self.linear, self.adaLN_modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, cond: Tensor, at: Tensor | None) -> Tensor:
+        shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
+        x = _modulate(self.norm_final(x), shift, scale)
+        return self.linear(x if at is None else x[at])
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean token at every position of a partly masked sequence.
+
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 5 and Appendix (DiT after Peebles & Xie 2023, with rotary
+        positions; the time-unconditional models hold the conditioning at zero noise).
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_embed = _Embedding(config.vocab_size, config.hidden_size)
+        self.sigma_map = _SigmaEmbedding(config.cond_dim)
+        self.rotary_emb = _Rotary(config.hidden_size // config.num_heads)
+        self.blocks = nn.ModuleList(
+            _Block(config.hidden_size, config.num_heads, config.cond_dim, config.dropout)
+            for _ in range(config.num_blocks)
+        )
+        self.output_layer = _OutputLayer(config.hidden_size, config.vocab_size, config.cond_dim)
+
+    def forward(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Raw logits.
+
+        Args:
+            xt: tokens, int64 [batch, length].
+            sigma: total noise of each sequence, float [batch]; None is zero, as time-unconditional models have it.
+            at: positions wanted, bool [batch, length]; None is all of them. The projection to the vocabulary is
+                computed for these only.
+        Returns:
+            float [batch, length, vocab], or [at.sum(), vocab] in row-major order.
+        """
+        if sigma is None:
+            sigma = torch.zeros(1, device=xt.device)
+        cond = F.silu(self.sigma_map(sigma))
+        cos, sin = self.rotary_emb(xt.shape[1])
+        x = self.vocab_embed(xt)
+        for block in self.blocks:
+            x = block(x, cond, cos, sin)
+        return self.output_layer(x, cond, at)
+
+    def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
+        """`forward` at some positions of a time-unconditional model: what samplers and losses ask for."""
+        return self(xt, at=at)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Denoiser":
+        """Load a folder written by `save_pretrained`, a published checkpoint's folder, or a hub id.
+
+        Args:
+            source: local folder, or hub id such as kuleshov-group/mdlm-owt.
+            revision: branch, tag or commit of a hub id.
+        Returns:
+            the denoiser in evaluation mode, on the CPU, float32.
+        Raises:
+            UserError: there is no such model, or a tensor is missing, left over, or of another shape.
+        """
+        from halfstep.model.checkpoint import load_denoiser
+
+        return load_denoiser(source, revision)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json and model.safetensors into an existing folder."""
+        from halfstep.model.checkpoint import save_denoiser
+
+        save_denoiser(self, folder)
+
+    def num_parameters(self) -> int:
+        """Trainable parameters, embeddings included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.describe().items())
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return dict(vars(self.config))

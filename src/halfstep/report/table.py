@@ -1,0 +1,182 @@
+"""The table of rounds: one row per model, for the page and for the terminal."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfstep.files import atomic_path
+from halfstep.report.results import AUTOREGRESSIVE, Estimate, Metrics, ModelMetrics, SampleMetrics
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of rounds.
+
+    Attributes:
+        name: of the model.
+        cells: lines of text per column.
+    """
+
+    name: str
+    cells: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class RoundsTable:
+    """The table of rounds as text.
+
+    Attributes:
+        header: of the columns after the name.
+        rows: teacher, students, autoregressive model, the data itself.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def describe_model(metrics: ModelMetrics) -> str:
+    """What a model is called on the page."""
+    if metrics.kind == AUTOREGRESSIVE:
+        return "autoregressive"
+    return "teacher" if metrics.round_index == 0 else f"round {metrics.round_index}"
+
+
+def denoisers_of(metrics: Metrics) -> list[ModelMetrics]:
+    """The teacher and its students, by round."""
+    denoisers = [model for model in metrics.values() if model.round_index is not None]
+    return sorted(denoisers, key=lambda model: model.round_index or 0)
+
+
+def autoregressive_of(metrics: Metrics) -> ModelMetrics | None:
+    """The autoregressive model; None if the models hold none."""
+    return next((model for model in metrics.values() if model.kind == AUTOREGRESSIVE), None)
+
+
+def step_counts(metrics: Metrics) -> list[int]:
+    """Every number of denoising steps that samples were drawn with, ascending."""
+    return sorted({sampled.num_steps for model in denoisers_of(metrics) for sampled in model.samples})
+
+
+def format_estimate(estimate: Estimate | None, *, scale: float = 1.0) -> str:
+    """A value and its standard error, with two digits of the error; a dash if it was not measured.
+
+    Args:
+        estimate: the value.
+        scale: both are multiplied by it, as with 100 for percent.
+    """
+    if estimate is None:
+        return MISSING
+    value = estimate.value * scale
+    if not estimate.standard_error:
+        return format_number(value)
+    error = estimate.standard_error * scale
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def format_number(value: float) -> str:
+    """A number with four digits, without an exponent below a million."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def make_table(metrics: Metrics) -> RoundsTable:
+    """Lay out the table: perplexity, entropy and MAUVE of a cell belong to the same samples."""
+    counts = step_counts(metrics)
+    header = (*(f"{count} steps" for count in counts), "without denoising", "cloze accuracy", "validation perplexity")
+    rows = []
+    for model in denoisers_of(metrics):
+        cells = [_sample_cell(model.at(count)) for count in counts]
+        rows.append(Row(describe_model(model), (*cells, (MISSING,), *_single_cells(model))))
+    autoregressive = autoregressive_of(metrics)
+    if autoregressive is not None:
+        sampled = autoregressive.samples[0]
+        cell = (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
+        rows.append(Row(describe_model(autoregressive), (*[(MISSING,)] * len(counts), cell, *_single_cells(autoregressive))))
+    if metrics:
+        data = next(iter(metrics.values()))
+        cell = (format_estimate(data.data_perplexity), f"entropy {format_estimate(data.data_entropy)}")
+        rows.append(Row("validation text", (*[(MISSING,)] * len(counts), cell, (MISSING,), (MISSING,))))
+    return RoundsTable(header, tuple(rows))
+
+
+def _sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
+    if sampled is None:
+        return (MISSING,)
+    return (
+        format_estimate(sampled.generative_perplexity),
+        f"entropy {format_estimate(sampled.entropy)}",
+        f"MAUVE {format_estimate(sampled.mauve)}",
+    )
+
+
+def _single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    cloze = f"{format_estimate(model.cloze_accuracy, scale=100)} %" if model.cloze_accuracy else MISSING
+    bound = "≤ " if model.validation_is_bound else ""
+    return (cloze,), (bound + format_estimate(model.validation_perplexity),)
+
+
+def rounds_table(metrics: Metrics) -> "Table":
+    """The table of rounds for the terminal.
+
+    Args:
+        metrics: of `load_metrics`.
+    """
+    from rich.table import Table
+
+    table = make_table(metrics)
+    shown = Table(
+        title="generative perplexity, entropy and MAUVE by number of denoising steps",
+        caption="± standard error; ≤ marks an upper bound",
+        show_lines=True,
+    )
+    shown.add_column("model", no_wrap=True)
+    for title in table.header:
+        shown.add_column(title, justify="right")
+    for row in table.rows:
+        shown.add_row(row.name, *("\n".join(cell) for cell in row.cells))
+    return shown
+
+
+STEPS_COLUMNS = ("model", "num_steps", "nfe", "generative_perplexity", "entropy", "mauve")
+
+
+def write_steps(metrics: Metrics, path: Path) -> None:
+    """Write what every model measures at every number of steps as one CSV; what was not measured is empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(STEPS_COLUMNS)
+        for model in metrics.values():
+            for sampled in model.samples:
+                measured = (getattr(sampled, column) for column in STEPS_COLUMNS[2:])
+                values = ["" if estimate is None else estimate.value for estimate in measured]
+                writer.writerow([model.model, sampled.num_steps, *values])
+
+
+def summarize(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Plain numbers for `dvc metrics show`: every model at its fewest and its most steps.
+
+    What was not measured has no key.
+    """
+    return {name: _summarize_model(model) for name, model in metrics.items()}
+
+
+def _summarize_model(model: ModelMetrics) -> dict[str, float]:
+    summary: dict[str, float] = {}
+    for sampled in (model.samples[0], model.samples[-1]):
+        for key in ("generative_perplexity", "entropy", "mauve"):
+            _put(summary, f"{key}_{sampled.num_steps}", getattr(sampled, key))
+    _put(summary, "cloze_accuracy", model.cloze_accuracy)
+    _put(summary, "validation_perplexity", model.validation_perplexity)
+    return summary
+
+
+def _put(summary: dict[str, float], key: str, estimate: Estimate | None) -> None:
+    if estimate is not None:
+        summary[key] = estimate.value

@@ -1,0 +1,68 @@
+"""Exponential moving average of a model's weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Keeps decay * average + (1 - decay) * weight for every parameter, in float32.
+
+    The first updates use the smaller decay (1 + n) / (10 + n), so that a short run is not held at its start.
+
+    Args:
+        model: whose parameters are averaged; the average starts at their values.
+        decay: in [0, 1).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Appendix (EMA 0.9999), with the warm-up of the authors' code.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, expected a value in [0, 1)")
+        self.decay = decay
+        self.num_updates = 0
+        self.average = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's current weights."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        parameters = dict(model.named_parameters())
+        averages = list(self.average.values())
+        weights = [parameters[name].detach().float() for name in self.average]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the model has the averaged weights; afterwards its own again."""
+        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            _copy(own, model)
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the model's weights by the average."""
+        _copy(self.average, model)
+
+    def load(self, average: dict[str, Tensor], num_updates: int) -> None:
+        """Go on from a saved average.
+
+        Raises:
+            ValueError: its names are not those of the model.
+        """
+        if average.keys() != self.average.keys():
+            raise ValueError("the saved average belongs to another model")
+        self.num_updates = num_updates
+        for name, tensor in self.average.items():
+            tensor.copy_(average[name])
+
+
+@torch.no_grad()
+def _copy(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])

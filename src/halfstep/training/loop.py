@@ -1,0 +1,159 @@
+"""The one training loop: pretraining, the baseline and every distillation round run through it."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from halfstep.errors import Interrupted, UserError
+from halfstep.seeds import derive_seed
+from halfstep.training.objectives import Objective
+from halfstep.training.state import CurvePoint, TrainState
+
+
+def train(
+    state: TrainState,
+    *,
+    objective: Objective,
+    batch_at: Callable[[int], Iterator[Tensor]],
+    learning_rate: Callable[[int], float],
+    num_train_steps: int,
+    num_accumulation_steps: int,
+    max_grad_norm: float,
+    seed: int,
+    accelerator: Accelerator,
+    validate: Callable[[], float],
+    validate_every_steps: int,
+    log_every_steps: int,
+    log: Callable[[CurvePoint], None],
+    progress: Callable[[int, float], None],
+    save_checkpoint: Callable[[TrainState], None],
+    checkpoint_every_seconds: float,
+) -> None:
+    """Train until `num_train_steps` steps are made, from wherever the state stands.
+
+    A step's data, noise and dropout are functions of (seed, step): a run that goes on from a checkpoint makes the
+    same steps as one that never stopped.
+
+    Args:
+        state: changed in place.
+        objective: the loss, as a sum and a count.
+        batch_at: batches from a given step on, each int64 [batch, length] on the CPU.
+        learning_rate: of optimizer steps already made.
+        num_train_steps: steps of this run, those already made included.
+        num_accumulation_steps: equal parts a batch is computed in.
+        max_grad_norm: gradients are scaled down to this 2-norm.
+        seed: of noise and dropout.
+        accelerator: device and precision.
+        validate: loss of the averaged weights on validation data.
+        validate_every_steps: how often; also after the last step.
+        log_every_steps: how often a point is added to the curve; also whenever validated.
+        log: called with each point.
+        progress: called after each step with its number and loss.
+        save_checkpoint: called at most every `checkpoint_every_seconds`, and when a signal stops the run.
+    Raises:
+        UserError: the loss or a gradient is NaN or infinite.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+    """
+    state.model.train()
+    batches = batch_at(state.step)
+    last_checkpoint = time.monotonic()
+    with _stop_signals() as received:
+        while state.step < num_train_steps:
+            x0 = next(batches).to(accelerator.device)
+            generator = _seed_step(seed, state.step, accelerator.device)
+            rate = learning_rate(state.optimizer_step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            loss, grad_norm = _accumulate(state, objective, x0, generator, num_accumulation_steps, accelerator)
+            if not math.isfinite(loss) or not math.isfinite(grad_norm):
+                raise UserError(
+                    f"step {state.step + 1}: the loss is {loss} and the gradient's norm {grad_norm}; the weights were not"
+                    " updated: try a lower learning_rate, or more num_warmup_steps"
+                )
+            if grad_norm > max_grad_norm:
+                _scale_gradients(state, max_grad_norm / grad_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.ema.update(state.model)
+            state.step += 1
+            state.optimizer_step += 1
+            progress(state.step, loss)
+
+            is_last = state.step == num_train_steps
+            validates = is_last or state.step % validate_every_steps == 0
+            if validates or state.step % log_every_steps == 0:
+                valid_loss = _validated(state, validate) if validates else None
+                point = CurvePoint(state.step, loss, rate, grad_norm, valid_loss)
+                state.curve.append(point)
+                log(point)
+            if received:
+                save_checkpoint(state)
+                raise Interrupted(
+                    received[0], f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there"
+                )
+            if not is_last and time.monotonic() - last_checkpoint > checkpoint_every_seconds:
+                save_checkpoint(state)
+                last_checkpoint = time.monotonic()
+
+
+def _accumulate(
+    state: TrainState,
+    objective: Objective,
+    x0: Tensor,
+    generator: torch.Generator,
+    num_accumulation_steps: int,
+    accelerator: Accelerator,
+) -> tuple[float, float]:
+    """Leave the gradient of the batch's mean loss in the parameters; return that loss and the gradient's norm."""
+    total, num_terms = 0.0, 0
+    for part in x0.chunk(num_accumulation_steps):
+        with accelerator.autocast():
+            loss_sum, part_terms = objective(state.model, part, generator)
+        accelerator.backward(loss_sum)
+        total += loss_sum.item()
+        num_terms += part_terms
+    _scale_gradients(state, 1 / max(num_terms, 1))
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    return total / max(num_terms, 1), float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _scale_gradients(state: TrainState, factor: float) -> None:
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def _validated(state: TrainState, validate: Callable[[], float]) -> float:
+    with state.ema.applied(state.model):
+        return validate()
+
+
+def _seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Randomness of one step: the generator for the noise, and torch's own for dropout."""
+    step_seed = derive_seed(seed, "step", step)
+    torch.manual_seed(step_seed)
+    return torch.Generator(device=device).manual_seed(step_seed)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Within the block SIGINT and SIGTERM are noted, to be honoured after the step; a second one acts at once."""
+    received: list[int] = []
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal_number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

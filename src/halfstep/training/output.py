@@ -1,0 +1,45 @@
+"""What a training stage writes: the model's folder and its training curve."""
+
+import csv
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from halfstep.files import atomic_path
+from halfstep.training.state import CurvePoint, TrainState
+
+
+def write_model(
+    state: TrainState,
+    path: Path,
+    tokenizer_path: Path,
+    *,
+    save: Callable[[Path], None],
+    keep_train_state: bool,
+) -> None:
+    """Write a model's folder whole: averaged weights, tokenizer and, if wanted, the training state.
+
+    The model in `state` is left with the averaged weights.
+
+    Args:
+        state: of a finished run.
+        path: the folder.
+        tokenizer_path: folder whose files are copied.
+        save: writes configuration and weights of the model in `state` into a folder.
+        keep_train_state: also write raw weights, optimizer and average, from which the next round goes on.
+    """
+    with atomic_path(path) as folder:
+        shutil.copytree(tokenizer_path, folder)
+        if keep_train_state:
+            state.save(folder)
+        state.ema.copy_to(state.model)
+        save(folder)
+
+
+def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
+    """Write a training curve as CSV; a loss that was not measured at a step is empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
+        writer.writeheader()
+        writer.writerows({**vars(point), "valid_loss": "" if point.valid_loss is None else point.valid_loss} for point in curve)

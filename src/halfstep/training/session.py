@@ -1,0 +1,164 @@
+"""A training run from start to finish: device, optimizer, resumption, progress, the loop."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from halfstep.console import console, progress
+from halfstep.errors import UserError
+from halfstep.files import read_json
+from halfstep.seeds import derive_seed
+from halfstep.settings import TrainingSettings
+from halfstep.training.checkpoint import CheckpointFolder, run_key
+from halfstep.training.ema import EMA
+from halfstep.training.loop import train
+from halfstep.training.objectives import Objective, mean_loss
+from halfstep.training.optimizer import build_optimizer, learning_rate_at
+from halfstep.training.state import TENSORS_FILE, VALUES_FILE, CurvePoint, TrainState, load_moments, load_parameters, take_group
+
+VALIDATION_SEED = 0
+"""Validation noise is the same at every step and in every run, so that curves compare."""
+
+
+@dataclass(frozen=True)
+class CarriedOver:
+    """What a round takes over from the training state of the round before it.
+
+    Attributes:
+        folder: holds the training state.
+        optimizer: keep the optimizer's moments, and the learning rate where it was.
+        ema: keep the average.
+    """
+
+    folder: Path
+    optimizer: bool
+    ema: bool
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    settings: TrainingSettings,
+    *,
+    objective: Objective,
+    valid_objective: Objective,
+    batch_at: Callable[[int], Iterator[Tensor]],
+    valid_batches: Callable[[], Iterable[Tensor]],
+    seed: int,
+    accelerator: Accelerator,
+    log: Callable[[CurvePoint], None],
+    key_values: dict[str, Any],
+    key_inputs: Iterable[Path],
+    carried_over: CarriedOver | None = None,
+) -> tuple[TrainState, CheckpointFolder]:
+    """Train a model, from its checkpoint if a run with the same parameters and inputs was cut off.
+
+    Args:
+        name: of the run, such as `distill-2`.
+        model: trained in place.
+        settings: of the optimizer and the loop.
+        objective: the loss.
+        valid_objective: the loss on validation data, of the averaged weights.
+        batch_at: batches from a given step on, each int64 [batch, length].
+        valid_batches: validation data.
+        seed: of data noise and dropout.
+        accelerator: device and precision.
+        log: called with each point of the curve, the restored ones included.
+        key_values: parameters the result depends on.
+        key_inputs: files the result depends on.
+        carried_over: what to take from the round before.
+    Returns:
+        the final state, and the checkpoints, to be removed when the result is written.
+    Raises:
+        UserError: the loss is not finite.
+        Interrupted: a signal stopped the run; its checkpoint is written.
+    """
+    model.to(accelerator.device)
+    optimizer = build_optimizer(
+        model,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
+    if carried_over is not None:
+        _carry_over(state, carried_over)
+    checkpoints = CheckpointFolder(name, run_key({"name": name, **key_values}, key_inputs))
+    if checkpoints.restore(state):
+        console.print(f"{name}: goes on after step {state.step} of {settings.num_train_steps}")
+        for point in state.curve:
+            log(point)
+
+    first_optimizer_step = state.optimizer_step - state.step
+    falling_to_zero_at = first_optimizer_step + settings.num_train_steps
+
+    def learning_rate(step: int) -> float:
+        return learning_rate_at(
+            step,
+            peak=settings.learning_rate,
+            schedule=settings.lr_schedule,
+            num_warmup_steps=settings.num_warmup_steps,
+            num_train_steps=falling_to_zero_at,
+        )
+
+    def validate() -> float:
+        batches = (batch.to(accelerator.device) for batch in valid_batches())
+        with accelerator.autocast():
+            return mean_loss(valid_objective, model, batches, seed=VALIDATION_SEED)
+
+    with progress(name, settings.num_train_steps, unit="step", start=state.step) as show:
+        train(
+            state,
+            objective=objective,
+            batch_at=batch_at,
+            learning_rate=learning_rate,
+            num_train_steps=settings.num_train_steps,
+            num_accumulation_steps=settings.num_accumulation_steps,
+            max_grad_norm=settings.max_grad_norm,
+            seed=derive_seed(seed, name),
+            accelerator=accelerator,
+            validate=validate,
+            validate_every_steps=settings.validate_every_steps,
+            log_every_steps=settings.log_every_steps,
+            log=log,
+            progress=lambda step, loss: show(step, f"loss {loss:.4g}"),
+            save_checkpoint=checkpoints.save,
+            checkpoint_every_seconds=settings.checkpoint_every_seconds,
+        )
+    return state, checkpoints
+
+
+def _carry_over(state: TrainState, carried_over: CarriedOver) -> None:
+    tensors = load_file(carried_over.folder / TENSORS_FILE)
+    values = read_json(carried_over.folder / VALUES_FILE)
+    if carried_over.optimizer:
+        load_moments(state.optimizer, state.model, tensors)
+        state.optimizer_step = values["optimizer_step"]
+    if carried_over.ema:
+        state.ema.load(take_group(tensors, "ema"), values["ema_num_updates"])
+
+
+def seed_weights(seed: int, name: str) -> None:
+    """Seed torch's own generator, from which new weights are drawn."""
+    torch.manual_seed(derive_seed(seed, name, "weights"))
+
+
+def load_raw_weights(model: nn.Module, folder: Path) -> None:
+    """Give a model the raw weights, not their average, of the training state in its folder.
+
+    Raises:
+        UserError: the folder holds no training state.
+    """
+    try:
+        tensors = load_file(folder / TENSORS_FILE)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {TENSORS_FILE}, so its raw weights cannot teach: set distill.next_teacher=ema"
+        ) from None
+    load_parameters(model, take_group(tensors, "model"))

@@ -1,0 +1,124 @@
+"""Everything a training run is at one moment: saved whole, restored whole, strictly."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from halfstep.files import read_json, write_json
+from halfstep.training.ema import EMA
+
+TENSORS_FILE = "train_state.safetensors"
+VALUES_FILE = "train_state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class CurvePoint:
+    """One logged step of a training run; losses in nats (or the divergence's unit) per term."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    valid_loss: float | None
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer, average, and where the run stands.
+
+    Randomness and the data's position are functions of (seed, step), so the step says it all.
+
+    Attributes:
+        model: raw weights.
+        optimizer: AdamW over the model's parameters.
+        ema: average of the weights.
+        step: optimizer steps made in this run.
+        optimizer_step: optimizer steps made since the optimizer was new; more than `step` when it was carried over.
+        curve: what was logged so far.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    step: int = 0
+    optimizer_step: int = 0
+    curve: list[CurvePoint] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write the state into an existing folder; float32 tensors, byte for byte repeatable."""
+        tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in self.model.named_parameters()}
+        tensors |= {f"ema.{name}": average.cpu().contiguous() for name, average in self.ema.average.items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": moments[key].cpu().contiguous() for key in MOMENTS if key in moments}
+        save_file(tensors, folder / TENSORS_FILE)
+        values = {
+            "step": self.step,
+            "optimizer_step": self.optimizer_step,
+            "ema_num_updates": self.ema.num_updates,
+            "curve": [vars(point) for point in self.curve],
+        }
+        write_json(folder / VALUES_FILE, values)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            ValueError: a tensor is missing, left over, or of another shape.
+        """
+        tensors = load_file(folder / TENSORS_FILE)
+        values = read_json(folder / VALUES_FILE)
+        load_parameters(self.model, take_group(tensors, "model"))
+        self.ema.load(take_group(tensors, "ema"), values["ema_num_updates"])
+        load_moments(self.optimizer, self.model, tensors)
+        self.step = values["step"]
+        self.optimizer_step = values["optimizer_step"]
+        self.curve = [CurvePoint(**point) for point in values["curve"]]
+
+
+def take_group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
+    """The tensors named `group.NAME`, by NAME."""
+    prefix = f"{group}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a model's parameters.
+
+    Raises:
+        ValueError: names or shapes are not the model's.
+    """
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != tensors.keys():
+        raise ValueError(f"tensors of another model: {sorted(parameters.keys() ^ tensors.keys())[:3]} do not match")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}")
+        parameter.copy_(tensors[name])
+
+
+def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give the optimizer the moments in `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`; none at all is a new one.
+
+    Raises:
+        ValueError: some parameters have moments and others do not.
+    """
+    groups = {key: take_group(tensors, key) for key in MOMENTS}
+    names = [name for name, _ in model.named_parameters()]
+    if not any(groups.values()):
+        return
+    for key, group in groups.items():
+        if group.keys() != set(names):
+            raise ValueError(f"the saved optimizer has no {key} for some parameters")
+    for name, parameter in model.named_parameters():
+        device = parameter.device
+        optimizer.state[parameter] = {
+            "step": groups["step"][name].to(device),
+            "exp_avg": groups["exp_avg"][name].to(device),
+            "exp_avg_sq": groups["exp_avg_sq"][name].to(device),
+        }

@@ -1,0 +1,72 @@
+"""Stage `baseline`: the autoregressive model that samples are compared with and, without network, scored by."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
+    model_path: Annotated[Path, typer.Option("--model", help="Baseline, written.")] = Path("models/ar"),
+    curve_path: Annotated[Path, typer.Option("--curve", help="Training curve, written.")] = Path("curves/ar.csv"),
+) -> None:
+    """Train a GPT-2 of the denoiser's size on the same tokens by the same loop, or take it from a checkpoint.
+
+    Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
+    tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
+    """
+    from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
+    from halfstep.model.autoregressive import load_autoregressive, new_gpt2
+    from halfstep.settings import load_params
+    from halfstep.tracking import live_run
+    from halfstep.training.objectives import autoregressive_objective
+    from halfstep.training.output import write_curve, write_model
+    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.session import fit, seed_weights
+
+    params = load_params(params_path)
+    settings = params.baseline
+    accelerator = make_accelerator(**params.runtime.model_dump())
+    train_tokens = load_tokens(tokens_path / "train.npy")
+    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    vocab_size = vocab_size_of(tokens_path)
+    if settings.init_from is not None:
+        model = load_autoregressive(settings.init_from, settings.init_revision, min_vocab_size=vocab_size - 1)
+    else:
+        seed_weights(params.seed, "baseline")
+        model = new_gpt2(
+            vocab_size=vocab_size,
+            length=params.data.context_length,
+            hidden_size=params.model.hidden_size,
+            num_blocks=params.model.num_blocks,
+            num_heads=params.model.num_heads,
+            dropout=params.model.dropout,
+        )
+    objective = autoregressive_objective()
+    with live_run(params, model="ar") as log:
+        state, checkpoints = fit(
+            "baseline",
+            model,
+            settings,
+            objective=objective,
+            valid_objective=objective,
+            batch_at=lambda step: token_batches(train_tokens, settings.batch_size, seed=params.seed, start_step=step),
+            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+            seed=params.seed,
+            accelerator=accelerator,
+            log=log,
+            key_values=params.model_dump(include={"seed", "runtime", "model", "baseline"}),
+            key_inputs=[tokens_path],
+        )
+    write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
+    write_curve(state.curve, curve_path)
+    checkpoints.remove()
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,97 @@
+"""Stage `distill@k`: one round of Self-Distillation Through Time."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    round_index: Annotated[int, typer.Argument(min=1, help="Round, from 1.")],
+    teacher_path: Annotated[Path | None, typer.Option("--teacher", help="Model before, read [models/ROUND-1].")] = None,
+    student_path: Annotated[Path | None, typer.Option("--student", help="Model, written [models/ROUND].")] = None,
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
+    curve_path: Annotated[Path | None, typer.Option("--curve", help="Curve, written [curves/ROUND.csv].")] = None,
+) -> None:
+    """Distill one round: its student learns to do in one denoising step what its teacher does in several.
+
+    Reads the parameters, the tokens, the tokenizer and the model before; writes the student (averaged weights, the tokenizer, and the
+    training state from which the next round goes on) and its training curve. Killed, it goes on from its last
+    checkpoint.
+    """
+    import copy
+
+    from halfstep.data.tokens import first_batches, load_tokens, token_batches
+    from halfstep.diffusion.divergences import DIVERGENCES
+    from halfstep.diffusion.schedule import LogLinearSchedule
+    from halfstep.distillation import teacher_step_size
+    from halfstep.model import Denoiser
+    from halfstep.seeds import derive_seed
+    from halfstep.settings import load_params
+    from halfstep.tracking import live_run
+    from halfstep.training.objectives import distillation_objective, nelbo_objective
+    from halfstep.training.output import write_curve, write_model
+    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.session import CarriedOver, fit, load_raw_weights
+
+    params = load_params(params_path)
+    settings = params.distill
+    teacher_path = teacher_path or Path(f"models/{round_index - 1}")
+    student_path = student_path or Path(f"models/{round_index}")
+    curve_path = curve_path or Path(f"curves/{round_index}.csv")
+    accelerator = make_accelerator(**params.runtime.model_dump())
+    train_tokens = load_tokens(tokens_path / "train.npy")
+    valid_tokens = load_tokens(tokens_path / "valid.npy")
+
+    # The first teacher is a finished model; from then on the paper's rounds go on from the training state.
+    carried_over = None
+    teacher = Denoiser.from_pretrained(teacher_path)
+    if round_index > 1:
+        if settings.next_teacher == "student":
+            load_raw_weights(teacher, teacher_path)
+        carried_over = CarriedOver(
+            teacher_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema
+        )
+    student = copy.deepcopy(teacher)
+    teacher.to(accelerator.device).requires_grad_(False)
+
+    noise = {
+        "schedule": LogLinearSchedule(params.noise.epsilon),
+        "min_time": settings.min_time,
+        "mask_token_id": student.config.mask_token_id,
+    }
+    with live_run(params, model=str(round_index)) as log:
+        state, checkpoints = fit(
+            f"distill-{round_index}",
+            student,
+            settings,
+            objective=distillation_objective(
+                teacher.logits_at,
+                dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
+                num_teacher_steps=settings.num_teacher_steps,
+                divergence=DIVERGENCES[settings.distance],
+                **noise,
+            ),
+            valid_objective=nelbo_objective(**noise),
+            batch_at=lambda step: token_batches(
+                train_tokens, settings.batch_size, seed=derive_seed(params.seed, "distill", round_index), start_step=step
+            ),
+            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+            seed=params.seed,
+            accelerator=accelerator,
+            log=log,
+            key_values=params.model_dump(include={"seed", "runtime", "noise", "distill"}),
+            key_inputs=[tokens_path, teacher_path],
+            carried_over=carried_over,
+        )
+    write_model(state, student_path, tokenizer_path, save=student.save_pretrained, keep_train_state=True)
+    write_curve(state.curve, curve_path)
+    checkpoints.remove()
+
+
+if __name__ == "__main__":
+    console.run(main)

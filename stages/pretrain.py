@@ -1,0 +1,84 @@
+"""Stage `pretrain`: the first teacher, a masked diffusion language model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
+    model_path: Annotated[Path, typer.Option("--model", help="Teacher, written.")] = Path("models/0"),
+    curve_path: Annotated[Path, typer.Option("--curve", help="Training curve, written.")] = Path("curves/0.csv"),
+) -> None:
+    """Train the first teacher (model 0) with the continuous-time negative ELBO, or take it from a checkpoint.
+
+    Reads the parameters, the tokens and the tokenizer; writes the model (config.json, model.safetensors with the
+    averaged weights, the tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
+    """
+    from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
+    from halfstep.diffusion.schedule import LogLinearSchedule
+    from halfstep.errors import UserError
+    from halfstep.model import Denoiser, DenoiserConfig
+    from halfstep.settings import load_params
+    from halfstep.tracking import live_run
+    from halfstep.training.objectives import nelbo_objective
+    from halfstep.training.output import write_curve, write_model
+    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.session import fit, seed_weights
+
+    params = load_params(params_path)
+    settings = params.pretrain
+    accelerator = make_accelerator(**params.runtime.model_dump())
+    train_tokens = load_tokens(tokens_path / "train.npy")
+    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    vocab_size = vocab_size_of(tokens_path)
+    if settings.init_from is not None:
+        model = Denoiser.from_pretrained(settings.init_from, settings.init_revision)
+        if model.config.vocab_size != vocab_size:
+            raise UserError(
+                f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, but the tokenizer in"
+                f" {tokenizer_path} has {vocab_size}: set data.tokenizer.source to the one it was trained with"
+            )
+    else:
+        seed_weights(params.seed, "pretrain")
+        model = Denoiser(
+            DenoiserConfig(
+                vocab_size=vocab_size,
+                mask_token_id=vocab_size - 1,
+                length=params.data.context_length,
+                noise_epsilon=params.noise.epsilon,
+                **params.model.model_dump(),
+            )
+        )
+    objective = nelbo_objective(
+        schedule=LogLinearSchedule(params.noise.epsilon),
+        min_time=settings.min_time,
+        mask_token_id=model.config.mask_token_id,
+    )
+    with live_run(params, model="0") as log:
+        state, checkpoints = fit(
+            "pretrain",
+            model,
+            settings,
+            objective=objective,
+            valid_objective=objective,
+            batch_at=lambda step: token_batches(train_tokens, settings.batch_size, seed=params.seed, start_step=step),
+            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+            seed=params.seed,
+            accelerator=accelerator,
+            log=log,
+            key_values=params.model_dump(include={"seed", "runtime", "model", "noise", "pretrain"}),
+            key_inputs=[tokens_path],
+        )
+    write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
+    write_curve(state.curve, curve_path)
+    checkpoints.remove()
+
+
+if __name__ == "__main__":
+    console.run(main)

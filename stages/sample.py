@@ -1,0 +1,116 @@
+"""Stage `sample@m`: text from one model, unconditional and continuing prefixes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
+    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Written [samples/MODEL].")] = None,
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+) -> None:
+    """Draw samples from a model at every number of denoising steps, each decided by its seed and index alone.
+
+    Reads the parameters, the model and the validation tokens (whose first tokens are the prefixes); writes
+    unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token unmasked.
+    """
+    import torch
+
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.data.tokens import load_tokens
+    from halfstep.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.errors import UserError
+    from halfstep.files import atomic_path
+    from halfstep.generation import autoregressive_sampler, denoiser_sampler, draw_batches, write_samples
+    from halfstep.model import Denoiser
+    from halfstep.model.autoregressive import load_autoregressive
+    from halfstep.seeds import derive_seed
+    from halfstep.settings import BASELINE, load_params
+
+    params = load_params(params_path)
+    settings = params.sample
+    model_path = model_path or Path("models") / model_name
+    samples_path = samples_path or Path("samples") / model_name
+    set_num_threads(params.runtime.num_threads)
+    device = select_device(params.runtime.device)
+    tokenizer = load_tokenizer(model_path)
+    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    if len(valid_tokens) < settings.num_prefixes:
+        raise UserError(
+            f"{tokens_path / 'valid.npy'} has {len(valid_tokens)} sequences, fewer than sample.num_prefixes"
+            f" {settings.num_prefixes}: dvc exp run -S sample.num_prefixes={len(valid_tokens)}, or a larger"
+            " data.valid_fraction"
+        )
+    rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
+    context_length = params.data.context_length
+    # kind: (prefixes, the validation row each comes from, tokens per sample)
+    requests = {
+        "unconditional": (
+            torch.empty(settings.num_samples, 0, dtype=torch.int64),
+            [-1] * settings.num_samples,
+            context_length,
+        ),
+        "continuations": (
+            torch.from_numpy(valid_tokens[rows, : settings.prefix_length].astype("int64")),
+            rows,
+            settings.continuation_length,
+        ),
+    }
+    is_baseline = model_name == BASELINE
+    model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
+    model.to(device)
+    with atomic_path(samples_path) as folder, autocast(device, select_precision(params.runtime.precision, device)):
+        folder.mkdir()
+        for kind, (prefixes, prefix_rows, length) in requests.items():
+            seed = derive_seed(params.seed, kind)
+            if is_baseline:
+                sampler = autoregressive_sampler(
+                    model,
+                    mask_token_id=tokenizer.mask_token_id,
+                    bos_token_id=tokenizer.bos_token_id,
+                    seed=seed,
+                    device=device,
+                )
+                num_steps = [length - max(prefixes.shape[1], 1)]
+            else:
+                sampler = denoiser_sampler(model, seed=seed, device=device)
+                num_steps = sorted(settings.num_steps)
+            total = len(num_steps) * len(prefixes)
+            with console.progress(f"sample {model_name}, {kind}", total, unit="sample") as show:
+                batches = draw_batches(
+                    sampler,
+                    prefixes,
+                    prefix_rows,
+                    length=length,
+                    num_steps=num_steps,
+                    batch_size=settings.batch_size,
+                )
+                write_samples(
+                    folder / f"{kind}.parquet",
+                    _shown(batches, show),
+                    decode=tokenizer.decode,
+                    metadata={
+                        "model": model_name,
+                        "seed": params.seed,
+                        "prefix_length": prefixes.shape[1],
+                        "length": length,
+                    },
+                )
+
+
+def _shown(batches, show):
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.indices)
+        show(done, f"{batch.num_steps} steps")
+
+
+if __name__ == "__main__":
+    console.run(main)
