@@ -313,6 +313,7 @@ def load_params(path: Path) -> Params:
         raise UserError(_describe(error, path)) from None
     _check_schedule(params, path)
     _check_lengths(params, path)
+    _check_steps(params, path)
     return params
 
 
@@ -354,3 +355,13 @@ def _check_lengths(params: Params, path: Path) -> None:
                 f"{path}: {key} is {length}, more than data.context_length {context};"
                 f" give fewer: dvc exp run -S {key}={context}"
             )
+
+
+def _check_steps(params: Params, path: Path) -> None:
+    fewest = params.distill.num_teacher_steps**params.rounds
+    if params.rounds and params.distill.base_num_steps < fewest:
+        raise UserError(
+            f"{path}: distill.base_num_steps is {params.distill.base_num_steps}, but rounds {params.rounds} with"
+            f" {params.distill.num_teacher_steps} teacher steps each need {fewest} or more:"
+            f" dvc exp run -S distill.base_num_steps={fewest}"
+        )

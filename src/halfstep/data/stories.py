@@ -1,9 +1,9 @@
 """Short English stories from a grammar of our own: the corpus that needs no network, and its cloze passages.
 
-A story is five or six sentences about two people, a coloured thing and the place where it was put. Things, colours, places
-and names come back in later sentences, so words that are decoded together must agree: a model that guesses
-them independently of each other is caught. Stories are made of templates; a word behind `*` in a template is
-given away by the sentences before it (and by nothing in its own), which makes it the target of a cloze passage.
+A story is five or six sentences about two people, a coloured thing and the place where it was put. Names,
+things, colours and places come back in later sentences, so words that are decoded together must agree: a
+model that guesses them on its own is caught. Stories are made of templates; a word behind `*` in a template
+is given away by the sentences before it and by nothing in its own, so a cloze passage can end there.
 """
 
 import random
@@ -11,14 +11,64 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-GIRLS = ("Anna", "Clara", "Emma", "Flora", "Grace", "Helen", "Julia", "Lucy", "Martha", "Nora", "Rose", "Sarah")
+GIRLS = (
+    "Anna",
+    "Clara",
+    "Emma",
+    "Flora",
+    "Grace",
+    "Helen",
+    "Julia",
+    "Lucy",
+    "Martha",
+    "Nora",
+    "Rose",
+    "Sarah",
+)
 BOYS = ("Adam", "Ben", "Carl", "David", "Edgar", "Frank", "Henry", "Jacob", "Martin", "Oscar", "Peter", "Tom")
-THINGS = ("ball", "bell", "book", "clock", "coat", "cup", "doll", "drum", "flute", "hat", "kite", "lamp", "ring", "scarf")
+THINGS = (
+    "ball",
+    "bell",
+    "book",
+    "clock",
+    "coat",
+    "cup",
+    "doll",
+    "drum",
+    "flute",
+    "hat",
+    "kite",
+    "lamp",
+    "ring",
+    "scarf",
+)
 COLOURS = ("black", "blue", "brown", "golden", "green", "pink", "purple", "red", "silver", "white", "yellow")
-SPOTS = ("beach", "church", "farm", "forest", "lake", "market", "mill", "park", "river", "school", "station", "village")
+SPOTS = (
+    "beach",
+    "church",
+    "farm",
+    "forest",
+    "lake",
+    "market",
+    "mill",
+    "park",
+    "river",
+    "school",
+    "station",
+    "village",
+)
 ANIMALS = ("cat", "crow", "dog", "fox", "goat", "goose", "horse", "monkey", "mouse", "pig")
 FOODS = ("bread", "cake", "cheese", "fish", "honey", "milk", "rice", "soup")
-OPENINGS = ("One day", "One morning", "One evening", "On Monday", "On Friday", "On Sunday", "In spring", "Last winter")
+OPENINGS = (
+    "One day",
+    "One morning",
+    "One evening",
+    "On Monday",
+    "On Friday",
+    "On Sunday",
+    "In spring",
+    "Last winter",
+)
 PLACES = {
     "under": ("bench", "bridge", "table", "tree", "wagon"),
     "behind": ("curtain", "door", "fence", "rock", "wall"),
@@ -79,7 +129,7 @@ class Cast:
 
     @property
     def is_held_out(self) -> bool:
-        """True for the share of casts that is kept for cloze passages; a hash, so no model can learn which."""
+        """True for the share of casts kept for cloze passages; a hash, so no model can learn which."""
         return zlib.crc32(" ".join(self.key_words).encode()) % HELD_OUT_SHARE == 0
 
 
@@ -99,7 +149,10 @@ PLOTS: dict[str, Plot] = {
         ),
         ("{friend.they} found the *{colour} *{thing} {place}.",),
         ("{friend.they} ran home and gave it to *{hero}.", "{friend.they} gave it back to *{hero}."),
-        ("{hero} was happy and thanked *{friend}.", "{hero} never left it {place.preposition} the *{place.noun} again."),
+        (
+            "{hero} was happy and thanked *{friend}.",
+            "{hero} never left it {place.preposition} the *{place.noun} again.",
+        ),
     ),
     "hidden": (
         (
@@ -109,10 +162,9 @@ PLOTS: dict[str, Plot] = {
         ("{hero} hid it {place} and went to the {spot}.",),
         ("But {friend} took it and put it {other_place}.",),
         (
-            "When {hero} came back from the *{spot}, {hero.they} looked {place.preposition} the *{place.noun}.",
-            "In the evening {hero} looked {place.preposition} the *{place.noun}.",
+            "{hero} came back from the *{spot} and looked {place.preposition} the *{place.noun}.",
+            "{hero} looked {place.preposition} the *{place.noun}, but the *{thing} was gone.",
         ),
-        ("The *{colour} *{thing} was gone.", "There was no *{thing} there."),
         ("{friend} was sorry and said that it was {other_place.preposition} the *{other_place.noun}.",),
     ),
     "gift": (
@@ -130,9 +182,11 @@ PLOTS: dict[str, Plot] = {
         ("{hero} was happy and thanked *{friend}.", "So {friend} gave the *{colour} *{thing} to *{hero}."),
     ),
     "trade": (
-        ("{opening}, {hero} and {hero.their} {friend.kin} {friend} met at the {spot}.",),
-        ("{hero} had a {colour} {thing} and {friend} had a {other_colour} {other_thing}.",),
-        ("{hero} liked the *{other_thing} better, so they traded.", "They wanted to trade."),
+        (
+            "{opening}, {hero} had a {colour} {thing}, and {hero.their} {friend.kin} {friend}"
+            " had a {other_colour} {other_thing}.",
+        ),
+        ("They met at the {spot} to trade.",),
         ("{hero} took the *{other_colour} *{other_thing} and put it {other_place}.",),
         ("{friend} took the *{colour} *{thing} and put it {place}.",),
         (
@@ -145,27 +199,24 @@ PLOTS: dict[str, Plot] = {
             "{opening}, {hero} and {hero.their} {friend.kin} {friend} walked to the {spot}.",
             "{opening}, {hero} and {hero.their} {friend.kin} {friend} rode to the {spot}.",
         ),
-        ("{hero} carried a {colour} {thing} and {friend} carried the {food}.",),
-        ("On the way a {animal} ate all the *{food}.", "On the way they gave the *{food} to a {animal}."),
+        ("{hero} carried a {colour} {thing} and {friend} carried some {food}.",),
+        ("A {animal} ate all the *{food}.", "They gave the *{food} to a {animal}."),
         ("{hero} was afraid of the *{animal} and left the *{thing} {place}.",),
         (
-            "At the *{spot} {hero.they} was sad, so {friend} went back.",
-            "When they came to the *{spot}, {friend} went back.",
+            "Then {friend} went back and looked {place.preposition} the *{place.noun}.",
+            "Then {friend} went back and found the *{colour} *{thing}.",
         ),
-        (
-            "{friend.they} found the *{colour} *{thing} {place.preposition} the *{place.noun}.",
-            "{friend.they} looked {place.preposition} the *{place.noun} and brought it to *{hero}.",
-        ),
+        ("{friend.they} brought it to *{hero} at the *{spot}.",),
     ),
     "visit": (
         ("{opening}, {hero} went to see {hero.their} {friend.kin} {friend} near the {spot}.",),
         ("{friend} had a {animal} and some {food}.",),
         ("They ate the *{food} and played with the *{animal}.",),
         ("Then {friend} showed {hero.them} a {colour} {thing} that was {place}.",),
-        ("{hero} liked the *{thing}, so {friend} gave it to {hero.them}.",),
+        ("{friend.they} gave the *{thing} to *{hero}.",),
         (
             "Now there was nothing {place.preposition} the *{place.noun}.",
-            "{hero} went home with the *{colour} *{thing} and thanked *{friend}.",
+            "{hero} took the *{colour} *{thing} home and thanked *{friend}.",
         ),
     ),
     "thief": (
@@ -175,7 +226,7 @@ PLOTS: dict[str, Plot] = {
         ),
         ("{hero.they} ran after the *{animal} to the {spot}.",),
         ("At the *{spot} {hero.they} met {hero.their} {friend.kin} {friend}.",),
-        ("{friend} said that the *{animal} was {place}.",),
+        ("{friend} said that the *{thing} was {place}.",),
         (
             "They looked {place.preposition} the *{place.noun} and found the *{colour} *{thing}.",
             "So they found the *{colour} *{thing} {place.preposition} the *{place.noun}.",
@@ -186,11 +237,11 @@ PLOTS: dict[str, Plot] = {
         ("{opening}, {friend} gave {friend.their} {hero.kin} {hero} a {colour} {thing} for a day.",),
         ("{hero} took it to the {spot} and played with it.",),
         ("{hero.they} left it {place} and went home.",),
-        ("In the evening {friend} wanted the *{thing} back.",),
+        ("In the evening {friend} wanted it back.",),
         ("{hero} ran to the *{spot} and looked {place.preposition} the *{place.noun}.",),
         (
-            "The *{colour} *{thing} was there, so {hero.they} gave it back to *{friend}.",
-            "{hero.they} found the *{colour} *{thing} and gave it back to *{friend}.",
+            "The *{thing} was there, so {hero.they} gave it to *{friend}.",
+            "{hero.they} found the *{colour} *{thing} and gave it to *{friend}.",
         ),
     ),
 }
@@ -216,12 +267,14 @@ def story(rng: random.Random) -> str:
 def cloze_passage(rng: random.Random) -> str:
     """Tell the beginning of a story up to a word that only its earlier sentences give away.
 
-    The cast is one that no story of the corpus has. The last word is the target: it has no punctuation after it,
-    it stands in an earlier sentence and not in the last one.
+    The cast is one that no story of the corpus has. The last word is the target: it has no punctuation after
+    it, and stands in an earlier sentence but nowhere else in its own.
     """
     cast = _draw_cast(rng, held_out=True)
     marked = " ".join(_marked_sentences(rng, cast))
-    passages = [marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)]
+    passages = [
+        marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)
+    ]
     # Only a passage that shows the whole cast is sure not to begin a story of the corpus as well.
     return rng.choice([passage for passage in passages if set(cast.key_words) <= set(_words(passage))])
 

@@ -98,7 +98,9 @@ def _latency_figure(metrics: Metrics, latencies: Latencies) -> "Figure | None":
     figure, (axes,) = _figure(height=4.6)
     denoisers = denoisers_of(metrics)
     for index, model in enumerate(denoisers):
-        points = [(timed[sampled.num_steps], sampled) for sampled in model.samples if sampled.num_steps in timed]
+        points = [
+            (timed[sampled.num_steps], sampled) for sampled in model.samples if sampled.num_steps in timed
+        ]
         style = series_style(index, len(denoisers))
         axes.errorbar(
             [latency.seconds for latency, _ in points],
@@ -148,7 +150,9 @@ def _mauve_figure(metrics: Metrics) -> "Figure | None":
     """MAUVE over rounds, one line per number of denoising steps."""
     denoisers = denoisers_of(metrics)
     counts = [
-        count for count in step_counts(metrics) if any((at := model.at(count)) and at.mauve for model in denoisers)
+        count
+        for count in step_counts(metrics)
+        if any((at := model.at(count)) and at.mauve for model in denoisers)
     ]
     if not counts:
         return None
@@ -200,8 +204,15 @@ def _training_figure(metrics: Metrics, curves: Mapping[str, Curve], distance: st
     for index, model in enumerate(denoisers):
         column = 1 if model.round_index else 0
         style = series_style(index, len(denoisers))
-        _curve_line(losses[column], curves[model.model].get("loss", ()), style | {"marker": None}, describe_model(model))
-        _curve_line(valid_losses[column], curves[model.model].get("valid_loss", ()), style, describe_model(model))
+        _curve_line(
+            losses[column],
+            curves[model.model].get("loss", ()),
+            style | {"marker": None},
+            describe_model(model),
+        )
+        _curve_line(
+            valid_losses[column], curves[model.model].get("valid_loss", ()), style, describe_model(model)
+        )
     autoregressive = autoregressive_of(metrics)
     if autoregressive is not None:
         curve = curves[autoregressive.model]
@@ -242,7 +253,12 @@ def series_style(index: int, count: int) -> dict[str, Any]:
 
 
 def _figure(
-    *, height: float, rows: int = 1, columns: int = 1, sharex: Any = False, height_ratios: Sequence[float] | None = None
+    *,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    sharex: Any = False,
+    height_ratios: Sequence[float] | None = None,
 ) -> "tuple[Figure, list[Axes]]":
     """A figure of page width, and its panels row by row."""
     from matplotlib.figure import Figure
@@ -266,7 +282,9 @@ def _error_line(
     )
 
 
-def _curve_line(axes: "Axes", points: Sequence[tuple[int, float]], style: Mapping[str, Any], label: str) -> None:
+def _curve_line(
+    axes: "Axes", points: Sequence[tuple[int, float]], style: Mapping[str, Any], label: str
+) -> None:
     if points:
         axes.plot([step for step, _ in points], [value for _, value in points], label=label, **style)
 

@@ -208,7 +208,9 @@ def load_curves(folder: Path, models: Sequence[str]) -> dict[str, Curve]:
         except FileNotFoundError:
             raise UserError(f"{path} is not there: make it with dvc repro") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a training curve ({error!r}): make it again with dvc repro") from None
+            raise UserError(
+                f"{path} is not a training curve ({error!r}): make it again with dvc repro"
+            ) from None
     return curves
 
 
@@ -272,7 +274,9 @@ def _first_samples(
         if row["num_steps"] == shown_steps:
             # Decoding may treat the end of the prefix differently without what follows it: only what both agree on
             # is surely the prefix.
-            prefix = os.path.commonprefix([row["text"], decode(row["token_ids"][:prefix_length]) if prefix_length else ""])
+            prefix = os.path.commonprefix(
+                [row["text"], decode(row["token_ids"][:prefix_length]) if prefix_length else ""]
+            )
             samples[row["sample_index"]] = SampleText(model, shown_steps, prefix, row["text"][len(prefix) :])
     return samples
 
@@ -283,7 +287,9 @@ def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is not there: make it with dvc repro") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold what its stage writes ({error!r}): make it again with dvc repro") from None
+        raise UserError(
+            f"{path} does not hold what its stage writes ({error!r}): make it again with dvc repro"
+        ) from None
 
 
 def _model_metrics(values: Mapping[str, Any]) -> ModelMetrics:
@@ -341,6 +347,8 @@ def _latencies(values: Mapping[str, Any]) -> Latencies:
     )
     return Latencies(
         conditions=conditions,
-        denoiser=tuple(sorted((latency(entry) for entry in values["denoiser"]), key=lambda entry: entry.num_steps or 0)),
+        denoiser=tuple(
+            sorted((latency(entry) for entry in values["denoiser"]), key=lambda entry: entry.num_steps or 0)
+        ),
         autoregressive=latency(values["autoregressive"]),
     )

@@ -89,7 +89,12 @@ def format_number(value: float) -> str:
 def make_table(metrics: Metrics) -> RoundsTable:
     """Lay out the table: perplexity, entropy and MAUVE of a cell belong to the same samples."""
     counts = step_counts(metrics)
-    header = (*(f"{count} steps" for count in counts), "without denoising", "cloze accuracy", "validation perplexity")
+    header = (
+        *(f"{count} steps" for count in counts),
+        "without denoising",
+        "cloze accuracy",
+        "validation perplexity",
+    )
     rows = []
     for model in denoisers_of(metrics):
         cells = [_sample_cell(model.at(count)) for count in counts]
@@ -98,7 +103,12 @@ def make_table(metrics: Metrics) -> RoundsTable:
     if autoregressive is not None:
         sampled = autoregressive.samples[0]
         cell = (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
-        rows.append(Row(describe_model(autoregressive), (*[(MISSING,)] * len(counts), cell, *_single_cells(autoregressive))))
+        rows.append(
+            Row(
+                describe_model(autoregressive),
+                (*[(MISSING,)] * len(counts), cell, *_single_cells(autoregressive)),
+            )
+        )
     if metrics:
         data = next(iter(metrics.values()))
         cell = (format_estimate(data.data_perplexity), f"entropy {format_estimate(data.data_entropy)}")

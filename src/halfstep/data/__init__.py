@@ -1,0 +1,1 @@
+"""From text to batches: corpora, tokenizer, packed tokens, cloze passages."""

@@ -1,0 +1,67 @@
+"""Cloze passages: the last word of each is to be told from the words before it, as in LAMBADA.
+
+Source: Paperno et al. 2016, arXiv:1606.06031.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from halfstep.data.corpora import read_json_lines
+from halfstep.errors import UserError
+from halfstep.files import atomic_path, resolve_user_path
+
+HUB_SPLIT = "test"
+
+
+def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
+    """Yield the passages of a local JSONL file or of a hub data set's test split, checked one by one.
+
+    Args:
+        source: a file, from the project's root where it is relative, or else a hub id.
+        cache: where the hub's data set is kept.
+    Raises:
+        UserError: there is no such source, or a passage has fewer than two words.
+    """
+    path = resolve_user_path(source)
+    if path.is_file():
+        rows: Iterable[tuple[int, object]] = (
+            (number, row.get("text")) for number, row in read_json_lines(path)
+        )
+    elif path.exists() or path.suffix in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
+        raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
+    else:
+        rows = enumerate(_hub_texts(source, cache), start=1)
+    for number, text in rows:
+        if not isinstance(text, str):
+            raise UserError(f'{source} line {number} has no "text" of a string')
+        if len(text.split()) < 2:
+            raise UserError(f"{source} line {number} is {text!r}: a cloze passage has two words at least")
+        yield text
+
+
+def write_cloze(path: Path, passages: Iterable[str]) -> int:
+    """Write passages as lines of `{"text": ...}`, without the white space around them; returns their number."""
+    num_passages = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for passage in passages:
+            file.write(json.dumps({"text": passage.strip()}, ensure_ascii=False) + "\n")
+            num_passages += 1
+    return num_passages
+
+
+def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache))
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cloze data set {hub_id} of the hub cannot be loaded ({reason}); without network, take a local JSONL or"
+            " none: dvc exp run -S data.cloze=FILE, or data.cloze=null"
+        ) from None
+    if "text" not in rows.column_names:
+        raise UserError(f'data.cloze {hub_id} has no column "text", but {rows.column_names}')
+    return rows["text"]

@@ -1,0 +1,163 @@
+"""Tokenizers: trained on the corpus or loaded, and with one mask token as their last id.
+
+The library is `transformers` (fast tokenizers only), imported where it is needed because that takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfstep.errors import UserError
+from halfstep.files import resolve_user_path
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, UNKNOWN, MASK = "<|bos|>", "<|eos|>", "<|unk|>", "<|mask|>"
+
+WORD_UNITS = r" ?\w+| ?[^\w\s]|\s"
+"""Every character is in one unit: a word or a punctuation mark with the space before it, or other white space."""
+
+NUM_BYTES = 256
+
+
+def train_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer whose tokens are whole words and punctuation marks, the most frequent ones.
+
+    Decoding gives back the text exactly, except for words outside the vocabulary, which become `<|unk|>`.
+
+    Args:
+        texts: documents, read once.
+        vocab_size: ids at most, with the special tokens and the mask token.
+    Raises:
+        UserError: `vocab_size` leaves no room for a word.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special_tokens = [BOS, EOS, UNKNOWN]
+    _check_vocab_size(vocab_size, len(special_tokens) + 2, "train-words")
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_UNITS), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size - 1, special_tokens=special_tokens, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer, unk_token=UNKNOWN)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, as GPT-2's: every text can be written, and decoding is exact.
+
+    Args:
+        texts: documents, read once.
+        vocab_size: ids at most, with the special tokens and the mask token.
+    Raises:
+        UserError: `vocab_size` leaves no room for the 256 bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special_tokens = [BOS, EOS]
+    _check_vocab_size(vocab_size, len(special_tokens) + NUM_BYTES + 1, "train-bpe")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=special_tokens,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer; code that a hub repository brings is never run.
+
+    Args:
+        source: a `Path` is a folder, taken as it is. A `str` is a user's parameter: a folder, from the project's
+            root where it is relative, or else a hub id.
+        revision: branch, tag or commit of a hub id; null is the newest.
+    Raises:
+        UserError: there is no such tokenizer, the hub cannot be reached, or the tokenizer is not a fast one.
+    """
+    from transformers import AutoTokenizer
+
+    folder = source if isinstance(source, Path) else resolve_user_path(source)
+    is_local = isinstance(source, Path) or folder.exists() or source.startswith((".", "/", "~"))
+    if is_local and not folder.is_dir():
+        raise UserError(f"tokenizer {source}: there is no folder {folder}")
+    name = str(folder) if is_local else str(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=None if is_local else revision, local_files_only=is_local, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        way_out = (
+            "it should hold tokenizer.json and tokenizer_config.json"
+            if is_local
+            else "without network, give a local folder: dvc exp run -S data.tokenizer.source=FOLDER"
+        )
+        raise UserError(f"tokenizer {name} cannot be loaded ({reason}); {way_out}") from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer {name} has no fast version (tokenizer.json); give data.tokenizer.source one that has"
+        )
+    return tokenizer
+
+
+def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Append one mask token as the last id, so GPT-2's 50257 ids become 50258. The tokenizer is changed in place.
+
+    Returns:
+        the tokenizer, with BOS, EOS and a mask token whose id is `len(tokenizer) - 1`.
+    Raises:
+        UserError: there is no BOS or EOS token, or there is a mask token in the middle of the vocabulary.
+    """
+    missing = [
+        name
+        for name, token_id in (("BOS", tokenizer.bos_token_id), ("EOS", tokenizer.eos_token_id))
+        if token_id is None
+    ]
+    if missing:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need both;"
+            " give data.tokenizer.source one that has them, such as gpt2"
+        )
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    last_id = max(tokenizer.get_vocab().values())
+    if tokenizer.mask_token_id != last_id or len(tokenizer) != last_id + 1:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, the last id {last_id}, and its mask token"
+            f" {tokenizer.mask_token} is id {tokenizer.mask_token_id}: it must be the last of a vocabulary without"
+            " gaps; give data.tokenizer.source one without a mask token, such as gpt2"
+        )
+    return tokenizer
+
+
+def _check_vocab_size(vocab_size: int, smallest: int, source: str) -> None:
+    if vocab_size < smallest:
+        raise UserError(
+            f"data.tokenizer.vocab_size is {vocab_size}, but {source} needs {smallest} at least:"
+            f" dvc exp run -S data.tokenizer.vocab_size={smallest}"
+        )
+
+
+def _wrap(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return with_mask_token(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token=BOS,
+            eos_token=EOS,
+            clean_up_tokenization_spaces=False,
+            **special_tokens,
+        )
+    )

@@ -1,0 +1,95 @@
+"""Packed tokens on disk, and batches of them whose order is a pure function of the seed."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfstep.errors import UserError
+from halfstep.files import read_json
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+"""Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`."""
+
+
+def load_tokens(path: Path) -> Tokens:
+    """Map a file of packed tokens into memory, without reading it.
+
+    Raises:
+        UserError: the file is missing, or is not what `prepare` writes.
+    """
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is not a file of tokens ({reason}); write it again: dvc repro -f prepare"
+        ) from None
+    if tokens.ndim != 2 or tokens.dtype.kind != "u" or not tokens.size:
+        raise UserError(
+            f"{path} holds {tokens.dtype} of shape {tokens.shape}, but unsigned token ids [num_sequences,"
+            " context_length] are expected; write it again: dvc repro -f prepare"
+        )
+    return tokens
+
+
+def vocab_size_of(tokens_path: Path) -> int:
+    """The number of token ids of packed tokens, the mask token included, from their manifest.
+
+    Raises:
+        UserError: there is no manifest, or it does not say.
+    """
+    path = tokens_path / "manifest.json"
+    try:
+        return int(read_json(path)["vocab_size"])
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} does not say vocab_size; write it again: dvc repro -f prepare") from None
+
+
+def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+    """Yield batches without end; the batch of a step depends on the seed and the step only.
+
+    Every epoch is a new permutation of the rows and uses each of them once. A batch may lie across the border of
+    two epochs, so no row is left out. Starting late costs one permutation, whatever the step.
+
+    Args:
+        tokens: packed tokens [num_sequences, length].
+        batch_size: rows per batch.
+        seed: decides the order.
+        start_step: number of batches to skip.
+    Yields:
+        x0, int64 [batch_size, length].
+    """
+    num_rows = len(tokens)
+
+    @lru_cache(maxsize=2)
+    def rows_of_epoch(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+    for step in count(start_step):
+        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_rows)
+        rows = np.concatenate(
+            [rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        )
+        yield torch.from_numpy(tokens[rows].astype(np.int64))
+
+
+def first_batches(tokens: Tokens, num_sequences: int, batch_size: int) -> Iterator[Tensor]:
+    """Yield the first rows in order, all of them where there are fewer than asked for.
+
+    Yields:
+        x0, int64 [batch, length]; the last batch may be smaller than `batch_size`.
+    """
+    num_rows = min(num_sequences, len(tokens))
+    for start in range(0, num_rows, batch_size):
+        yield torch.from_numpy(tokens[start : min(start + batch_size, num_rows)].astype(np.int64))

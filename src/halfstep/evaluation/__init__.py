@@ -1,0 +1,1 @@
+"""What a model is worth: likelihood, sample quality, diversity, cloze accuracy, speed."""

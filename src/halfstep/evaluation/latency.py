@@ -1,0 +1,150 @@
+"""Seconds per batch of texts: denoising in some number of steps against decoding token by token."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from halfstep.evaluation.estimates import Estimate
+from halfstep.sampling import LogitsAt, sample, sample_uniforms
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    num_warmups: int,
+    num_repeats: int,
+    synchronize: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Time some calls against each other.
+
+    Every round times each call once, in turn, so that a machine that grows slower or faster does so for all.
+
+    Args:
+        calls: what to time, by name.
+        num_warmups: rounds before those that count.
+        num_repeats: rounds that count.
+        synchronize: waits until the device has done all its work.
+        clock: seconds since some moment.
+    Returns:
+        seconds of each counted call, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(num_warmups + num_repeats):
+        for name, call in calls.items():
+            synchronize()
+            start = clock()
+            call()
+            synchronize()
+            if repeat >= num_warmups:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that waits for the device; on the CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    if device.type == "mps":
+        return torch.mps.synchronize
+    return lambda: None
+
+
+def time_generation(
+    denoiser_logits_at: LogitsAt,
+    autoregressive: "GPT2LMHeadModel",
+    *,
+    num_steps: Sequence[int],
+    batch_size: int,
+    length: int,
+    mask_token_id: int,
+    num_warmups: int,
+    num_repeats: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Time both kinds of models on the same task: from a first token to `length` tokens, in batches.
+
+    The denoiser draws its samples in each number of steps, always with the same randomness. The
+    autoregressive model is transformers' `generate`, drawing from its whole distribution, with a KV cache and
+    no early stop.
+
+    Args:
+        denoiser_logits_at: in evaluation mode, see `LogitsAt`.
+        autoregressive: in evaluation mode, without an EOS token that would stop it.
+        num_steps: numbers of denoising steps.
+        batch_size: texts at once.
+        length: tokens of a text, the first one given.
+        mask_token_id: id of the absorbing state; the given token is id 0.
+        num_warmups, num_repeats: see `time_calls`.
+        device: where both compute.
+    Returns:
+        {"denoiser": [entry per number of steps, ascending], "autoregressive": entry}; an entry has the
+        median, least and greatest seconds of a call, the tokens generated per second, and the network
+        evaluations per text.
+    """
+    x_init = torch.full((batch_size, length), mask_token_id, device=device)
+    x_init[:, 0] = 0
+    u_time, u_token = (u.to(device) for u in sample_uniforms(0, range(batch_size), length))
+    nfe: dict[int, float] = {}
+
+    def denoise(steps: int) -> None:
+        samples = sample(
+            denoiser_logits_at,
+            x_init,
+            num_steps=steps,
+            mask_token_id=mask_token_id,
+            u_time=u_time,
+            u_token=u_token,
+        )
+        nfe[steps] = samples.nfe.double().mean().item()
+
+    def decode() -> None:
+        tokens = autoregressive.generate(
+            x_init[:, :1],
+            attention_mask=torch.ones_like(x_init[:, :1]),
+            do_sample=True,
+            top_k=0,
+            use_cache=True,
+            max_new_tokens=length - 1,
+            pad_token_id=0,
+        )
+        if tokens.shape[1] != length:
+            raise ValueError(
+                f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token"
+            )
+
+    steps_ascending = sorted(num_steps)
+    calls: dict[str, Callable[[], object]] = {f"denoise {n}": partial(denoise, n) for n in steps_ascending}
+    calls["decode"] = decode
+    seconds = time_calls(
+        calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device)
+    )
+    num_tokens = batch_size * (length - 1)
+    return {
+        "denoiser": [
+            {"num_steps": n, "nfe": nfe[n], **_entry(seconds[f"denoise {n}"], num_tokens)}
+            for n in steps_ascending
+        ],
+        "autoregressive": {
+            "nfe": float(length - 1),
+            "kv_cache": True,
+            **_entry(seconds["decode"], num_tokens),
+        },
+    }
+
+
+def _entry(seconds: Sequence[float], num_tokens: int) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {
+        "seconds": Estimate(median, None, len(seconds), "seconds").as_dict(),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "tokens_per_second": num_tokens / median,
+    }

@@ -1,0 +1,206 @@
+"""The scorer: an autoregressive model that judges samples and gives MAUVE its features."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfstep.errors import UserError
+from halfstep.model.autoregressive import load_autoregressive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A causal language model in evaluation mode with its tokenizer.
+
+    Attributes:
+        model: on its device.
+        tokenizer: the model's own.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens the model can read at once; None where its configuration states no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+@dataclass(frozen=True)
+class TokenNlls:
+    """What a causal model thinks of some sequences.
+
+    Attributes:
+        nlls: negative log-likelihood of the scored tokens of each sequence, nats.
+        num_tokens: how many were scored: all but the first.
+        num_truncated: sequences longer than the model's context, scored up to it.
+    """
+
+    nlls: list[float]
+    num_tokens: list[int]
+    num_truncated: int
+
+
+def load_scorer(source: str, revision: str | None, device: torch.device) -> Scorer:
+    """Load a causal language model and its tokenizer, from safetensors, running no code that comes with it.
+
+    Args:
+        source: local folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        device: where the model computes.
+    Raises:
+        UserError: it is neither a causal model's folder nor to be had from the hub, or has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        model = load_autoregressive(source, revision)
+    except UserError as error:
+        raise UserError(f"evaluate.scorer: {error}, such as -S evaluate.scorer=models/ar") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"evaluate.scorer {source} brings no tokenizer ({reason}): evaluate.scorer takes a local folder"
+            " that holds one"
+        ) from None
+    return Scorer(model.to(device), tokenizer)
+
+
+@torch.inference_mode()
+def token_nlls(
+    model: "PreTrainedModel",
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_length: int | None = None,
+) -> TokenNlls:
+    """Negative log-likelihood of each sequence under a causal model.
+
+    The first token has no context and is not scored. Batches are padded on the right, where a causal model
+    does not look, and the padding is not counted.
+
+    Args:
+        model: causal language model in evaluation mode.
+        sequences: token ids, of any lengths, empty ones included.
+        batch_size: sequences per forward pass; it does not change the result.
+        max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
+    """
+    nlls, num_tokens, num_truncated = [], [], 0
+    for batch in _batches(sequences, batch_size):
+        cut = [list(ids[:max_length]) for ids in batch]
+        num_truncated += sum(len(short) < len(ids) for short, ids in zip(cut, batch, strict=True))
+        num_tokens += [max(len(ids) - 1, 0) for ids in cut]
+        if max(map(len, cut)) < 2:
+            nlls += [0.0] * len(cut)
+            continue
+        tokens, is_token = _pad(cut, model.device)
+        logits = model(input_ids=tokens, attention_mask=is_token).logits
+        # Row by row: the log-softmax of a whole batch over a large vocabulary takes as much memory as the
+        # logits.
+        for row_logits, row, ids in zip(logits, tokens, cut, strict=True):
+            end = max(len(ids), 1)
+            losses = F.cross_entropy(row_logits[: end - 1].float(), row[1:end], reduction="none")
+            nlls.append(losses.double().sum().item())
+    return TokenNlls(nlls, num_tokens, num_truncated)
+
+
+@torch.inference_mode()
+def features(
+    model: "PreTrainedModel",
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_length: int | None = None,
+) -> Tensor:
+    """One vector per text: the last layer's hidden state at the text's last token.
+
+    Args:
+        model: causal language model in evaluation mode.
+        sequences: token ids, at least one token each.
+        batch_size: sequences per forward pass; it does not change the result.
+        max_length: longer sequences are cut to it; None is no limit.
+    Returns:
+        float32 [num_sequences, hidden_size], on the CPU.
+    Raises:
+        ValueError: a sequence is empty.
+    Source: Pillutla et al. 2021, arXiv:2102.01454, Section 4 (embedding of the terminal token).
+    """
+    rows = []
+    for batch in _batches(sequences, batch_size):
+        cut = [list(ids[:max_length]) for ids in batch]
+        if not all(cut):
+            raise ValueError("a text without tokens has no features")
+        tokens, is_token = _pad(cut, model.device)
+        hidden = model.base_model(input_ids=tokens, attention_mask=is_token).last_hidden_state
+        last = torch.tensor([len(ids) - 1 for ids in cut], device=hidden.device)
+        rows.append(hidden[torch.arange(len(cut), device=hidden.device), last].float().cpu())
+    return torch.cat(rows)
+
+
+def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:
+    """Whether token ids of one tokenizer mean the same to a model trained with the other.
+
+    They do if, apart from mask tokens, both have the same tokens at the same ids and the same way of cutting
+    text into them (the backend's type, pieces and merges).
+    """
+    return _meaning(ours) == _meaning(theirs)
+
+
+def to_scorer_ids(
+    samples: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase", scorer: Scorer
+) -> tuple[list[list[int]], bool]:
+    """Samples as the scorer reads them.
+
+    Args:
+        samples: token ids of `tokenizer`.
+        tokenizer: the samples' own.
+        scorer: who reads them.
+    Returns:
+        (token ids of the scorer's tokenizer, whether the text was tokenized anew). Text is tokenized anew,
+        without special tokens, where the vocabularies differ; else the ids are taken as they are.
+    """
+    if shares_vocabulary(tokenizer, scorer.tokenizer):
+        return [list(ids) for ids in samples], False
+    texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in samples]
+    # `verbose` would warn about texts longer than the scorer's context, which are cut and counted when
+    # scored.
+    return [scorer.tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts], True
+
+
+def _meaning(tokenizer: "PreTrainedTokenizerBase") -> Any:
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token != tokenizer.mask_token}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        # A tokenizer in pure Python tells nothing about its pieces: equal only to itself.
+        return vocabulary, type(tokenizer)
+    model = json.loads(backend.to_str())["model"]
+    pieces = model.get("vocab")
+    if isinstance(pieces, dict):
+        pieces = {token: i for token, i in pieces.items() if token != tokenizer.mask_token}
+    return vocabulary, (model["type"], pieces, model.get("merges"))
+
+
+def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[Sequence[Sequence[int]]]:
+    for start in range(0, len(sequences), batch_size):
+        yield sequences[start : start + batch_size]
+
+
+def _pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(token ids padded on the right with id 0, which of them are tokens), each int64 [batch, longest]."""
+    longest = max(map(len, sequences))
+    tokens = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    is_token = torch.zeros_like(tokens)
+    for i, ids in enumerate(sequences):
+        tokens[i, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
+        is_token[i, : len(ids)] = 1
+    return tokens.to(device), is_token.to(device)

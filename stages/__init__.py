@@ -1,0 +1,1 @@
+"""One thin command per DVC stage: parse, call the library, write."""

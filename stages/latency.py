@@ -1,0 +1,100 @@
+"""Stage `latency`: how fast both kinds of models write."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
+        "params.yaml"
+    ),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    metrics_path: Annotated[Path, typer.Option("--metrics", help="Written.")] = Path("metrics/latency.json"),
+) -> None:
+    """Time a denoiser in several numbers of steps against GPT-2 of the same size with a KV cache.
+
+    Reads the parameters and the vocabulary's size; writes seconds, spread and tokens per second. The weights
+    are
+    random: time does not depend on them.
+    """
+    import torch
+
+    from halfstep.data.tokens import vocab_size_of
+    from halfstep.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.evaluation.latency import time_generation
+    from halfstep.files import write_json
+    from halfstep.model import Denoiser, DenoiserConfig
+    from halfstep.model.autoregressive import new_gpt2
+    from halfstep.settings import load_params
+
+    params = load_params(params_path)
+    settings = params.latency
+    set_num_threads(params.runtime.num_threads)
+    device = select_device(params.runtime.device)
+    precision = select_precision(params.runtime.precision, device)
+    vocab_size = vocab_size_of(tokens_path)
+    length = settings.length or params.data.context_length
+    torch.manual_seed(params.seed)
+    sizes = params.model.model_dump()
+    denoiser = Denoiser(
+        DenoiserConfig(
+            vocab_size=vocab_size,
+            mask_token_id=vocab_size - 1,
+            length=length,
+            noise_epsilon=params.noise.epsilon,
+            **sizes,
+        )
+    )
+    del sizes["cond_dim"]
+    autoregressive = new_gpt2(vocab_size=vocab_size, length=length, **sizes)
+    with autocast(device, precision):
+        times = time_generation(
+            denoiser.eval().to(device).logits_at,
+            autoregressive.eval().to(device),
+            num_steps=settings.num_steps,
+            batch_size=settings.batch_size,
+            length=length,
+            mask_token_id=vocab_size - 1,
+            num_warmups=settings.num_warmups,
+            num_repeats=settings.num_repeats,
+            device=device,
+        )
+    write_json(
+        metrics_path,
+        {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "num_threads": torch.get_num_threads(),
+            "dtype": precision,
+            "torch": torch.__version__,
+            "weights": "random",
+            "batch_size": settings.batch_size,
+            "length": length,
+            "num_parameters": {
+                "denoiser": denoiser.num_parameters(),
+                "autoregressive": autoregressive.num_parameters(),
+            },
+            **times,
+        },
+    )
+    _print(times)
+
+
+def _print(times: dict) -> None:
+    from rich.table import Table
+
+    table = Table("", "steps", "evaluations", "seconds", "tokens/s", title="Time per batch, random weights")
+    rows = [("denoiser", str(entry["num_steps"]), entry) for entry in times["denoiser"]]
+    for name, steps, entry in [*rows, ("autoregressive, KV cache", "", times["autoregressive"])]:
+        seconds = (
+            f"{entry['seconds']['value']:.4g} ({entry['seconds_min']:.4g} to {entry['seconds_max']:.4g})"
+        )
+        table.add_row(name, steps, f"{entry['nfe']:.1f}", seconds, f"{entry['tokens_per_second']:.0f}")
+    console.console.print(table)
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,155 @@
+"""Stage `prepare`: the corpus as packed tokens, its tokenizer and its cloze passages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfstep import console
+from halfstep.settings import HubSettings, Params, PydocsSettings, StoriesSettings, TextSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+
+def main(
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
+        "params.yaml"
+    ),
+    tokens_path: Annotated[
+        Path, typer.Option("--tokens", help="train.npy, valid.npy and manifest.json, written.")
+    ] = Path("data/tokens"),
+    tokenizer_path: Annotated[
+        Path, typer.Option("--tokenizer", help="Tokenizer with the mask token, written.")
+    ] = Path("data/tokenizer"),
+    cloze_path: Annotated[
+        Path, typer.Option("--cloze", help="Cloze passages, written; empty if there are none.")
+    ] = Path("data/cloze.jsonl"),
+) -> None:
+    """Turn the corpus into packed tokens.
+
+    Reads the parameters and the corpus they name (built in, local files, or a data set of the hub); writes the
+    tokens of the training and the validation documents, the tokenizer, and the cloze passages.
+    """
+    from halfstep.data.cloze import write_cloze
+    from halfstep.data.packing import pack_documents, split_documents
+    from halfstep.data.scratch import scratch_folder
+    from halfstep.files import atomic_path, write_json
+    from halfstep.settings import load_params
+
+    params = load_params(params_path)
+    data = params.data
+    with scratch_folder() as scratch:
+        documents = open_corpus(params, scratch)
+        train, valid = split_documents(documents, data.valid_fraction, seed=params.seed)
+        tokenizer = make_tokenizer(params, train)
+        with (
+            atomic_path(cloze_path) as new_cloze,
+            atomic_path(tokenizer_path) as new_tokenizer,
+            atomic_path(tokens_path) as new_tokens,
+        ):
+            num_passages = write_cloze(new_cloze, cloze_of(params))
+            tokenizer.save_pretrained(new_tokenizer)
+            new_tokens.mkdir()
+            sizes = {}
+            for name, split in (("train", train), ("valid", valid)):
+                with console.progress(f"tokenizing {name}", len(split), unit="document") as update:
+                    sizes[name] = pack_documents(
+                        split,
+                        tokenizer,
+                        new_tokens / f"{name}.npy",
+                        context_length=data.context_length,
+                        num_workers=data.num_workers,
+                        scratch=scratch,
+                        on_documents=lambda num_done, update=update: update(num_done, ""),
+                    )
+            manifest = {
+                "source": data.source,
+                "seed": params.seed,
+                "context_length": data.context_length,
+                "vocab_size": len(tokenizer),
+                "num_cloze_passages": num_passages,
+                **{name: vars(size) for name, size in sizes.items()},
+            }
+            write_json(new_tokens / "manifest.json", manifest)
+    console.console.print(
+        f"{data.source}: "
+        + "; ".join(
+            f"{name} {size.num_documents} documents, {size.num_tokens} tokens, {size.num_sequences} sequences"
+            for name, size in sizes.items()
+        )
+        + f"; vocabulary {len(tokenizer)}; {num_passages} cloze passages",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def open_corpus(params: Params, scratch: Path) -> Dataset:
+    """The documents that the parameters name."""
+    from halfstep.data import corpora
+    from halfstep.data.scratch import datasets_cache
+
+    data = params.data
+    limits = {"max_documents": data.max_documents, "scratch": scratch}
+    match data:
+        case StoriesSettings():
+            return corpora.stories_corpus(data.num_documents, seed=params.seed, **limits)
+        case PydocsSettings():
+            return corpora.pydocs_corpus(**limits)
+        case TextSettings():
+            return corpora.text_corpus(
+                [data.path] if isinstance(data.path, str) else data.path,
+                text_column=data.text_column,
+                split_on_blank_lines=data.split_on_blank_lines,
+                **limits,
+            )
+        case HubSettings():
+            return corpora.hub_corpus(
+                data.hub_id,
+                config=data.hub_config,
+                revision=data.revision,
+                split=data.split,
+                text_column=data.text_column,
+                streaming=data.streaming,
+                cache=datasets_cache(),
+                **limits,
+            )
+
+
+def make_tokenizer(params: Params, train: Dataset) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the training documents, or load it; either has the mask token as its last id."""
+    from halfstep.data.tokenizer import (
+        load_tokenizer,
+        train_bpe_tokenizer,
+        train_word_tokenizer,
+        with_mask_token,
+    )
+
+    settings = params.data.tokenizer
+    trainers = {"train-words": train_word_tokenizer, "train-bpe": train_bpe_tokenizer}
+    if settings.source not in trainers:
+        return with_mask_token(load_tokenizer(settings.source, settings.revision))
+    assert settings.vocab_size is not None, "settings refuse to train a tokenizer without it"
+    texts = (row["text"] for row in train if row["text"])
+    return trainers[settings.source](texts, settings.vocab_size)
+
+
+def cloze_of(params: Params) -> Iterable[str]:
+    """The passages that the parameters name, or else those that the corpus brings, or none."""
+    from halfstep.data.cloze import load_cloze
+    from halfstep.data.scratch import datasets_cache
+    from halfstep.data.stories import cloze_passages
+
+    if params.data.cloze is not None:
+        return load_cloze(params.data.cloze, cache=datasets_cache())
+    if isinstance(params.data, StoriesSettings):
+        return cloze_passages(params.data.num_cloze, params.seed)
+    return ()
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,61 @@
+"""Stage `report`: figures, one page and the summary, from what the other stages wrote."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfstep import console
+
+NUM_UNCONDITIONAL = 2
+NUM_CONTINUATIONS = 1
+
+
+def main(
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
+        "params.yaml"
+    ),
+    metrics_path: Annotated[Path, typer.Option("--metrics", help="Metrics, read.")] = Path("metrics"),
+    curves_path: Annotated[Path, typer.Option("--curves", help="Training curves, read.")] = Path("curves"),
+    samples_path: Annotated[Path, typer.Option("--samples", help="Samples, read.")] = Path("samples"),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path(
+        "data/tokenizer"
+    ),
+    reports_path: Annotated[Path, typer.Option("--reports", help="Written.")] = Path("reports"),
+) -> None:
+    """Write the report of a pipeline run: index.html, README.md, figures/, steps.csv and summary.json."""
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.report import (
+        load_curves,
+        load_latency,
+        load_metrics,
+        load_samples,
+        step_counts,
+        write_report,
+    )
+    from halfstep.settings import load_params
+
+    params = load_params(params_path)
+    metrics = load_metrics(metrics_path, params.models)
+    samples = load_samples(
+        samples_path,
+        params.models,
+        num_steps=step_counts(metrics)[0],
+        num_unconditional=NUM_UNCONDITIONAL,
+        num_continuations=NUM_CONTINUATIONS,
+        decode=load_tokenizer(tokenizer_path).decode,
+    )
+    write_report(
+        reports_path,
+        metrics=metrics,
+        latencies=load_latency(metrics_path / "latency.json"),
+        curves=load_curves(curves_path, params.models),
+        samples=samples,
+        params_text=params_path.read_text(encoding="utf-8"),
+        distance=params.distill.distance,
+    )
+    console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    console.run(main)

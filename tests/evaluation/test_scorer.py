@@ -1,0 +1,114 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from halfstep.errors import UserError
+from halfstep.evaluation.generative_perplexity import sample_quality
+from halfstep.evaluation.scorer import (
+    Scorer,
+    features,
+    load_scorer,
+    shares_vocabulary,
+    to_scorer_ids,
+    token_nlls,
+)
+
+SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], []]
+
+
+def uniform(model):
+    """A copy whose every prediction is uniform over the vocabulary."""
+    model = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.transformer.ln_f.weight)
+    torch.nn.init.zeros_(model.transformer.ln_f.bias)
+    return model
+
+
+def test_a_uniform_scorer_has_the_vocabulary_size_as_perplexity(gpt2, tokenizer):
+    scorer = Scorer(uniform(gpt2), tokenizer)
+    quality = sample_quality(SEQUENCES[:3], tokenizer, scorer, batch_size=2)
+    assert quality.generative_perplexity.value == pytest.approx(len(tokenizer), rel=1e-6)
+    assert quality.generative_perplexity.standard_error == pytest.approx(0, abs=1e-5)
+    assert not quality.is_retokenized
+
+
+def test_nlls_are_those_of_each_sequence_alone(gpt2):
+    scored = token_nlls(gpt2, SEQUENCES, batch_size=2)
+    for ids, nll in zip(SEQUENCES, scored.nlls, strict=True):
+        expected = 0.0
+        for i in range(1, len(ids)):
+            with torch.no_grad():
+                log_p = gpt2(torch.tensor([ids[:i]])).logits[0, -1].double().log_softmax(-1)
+            expected -= log_p[ids[i]].item()
+        assert nll == pytest.approx(expected, rel=1e-5)
+    assert scored.num_tokens == [4, 1, 7, 0, 0]
+    assert scored.num_truncated == 0
+
+
+def test_long_sequences_are_cut_and_counted(gpt2):
+    cut = token_nlls(gpt2, [list(range(10)), [0, 1, 2]], batch_size=8, max_length=4)
+    alone = token_nlls(gpt2, [[0, 1, 2, 3], [0, 1, 2]], batch_size=1)
+    assert cut.num_truncated == 1
+    assert cut.num_tokens == [3, 2]
+    assert cut.nlls == pytest.approx(alone.nlls, rel=1e-5)
+
+
+def test_features_are_the_last_hidden_state_at_the_last_token(gpt2):
+    together = features(gpt2, SEQUENCES[:4], batch_size=3)
+    for ids, row in zip(SEQUENCES[:4], together, strict=True):
+        with torch.no_grad():
+            hidden = gpt2(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+        # float32: batches of another shape may sum in another order.
+        torch.testing.assert_close(row, hidden[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_without_tokens_has_no_features(gpt2):
+    with pytest.raises(ValueError, match="no features"):
+        features(gpt2, [[1], []], batch_size=2)
+
+
+def test_vocabularies_that_differ_in_the_mask_token_only_are_shared(tokenizer, make_tokenizer):
+    without_mask = make_tokenizer([])
+    assert not shares_vocabulary(tokenizer, without_mask)
+    other = copy.deepcopy(tokenizer)
+    assert shares_vocabulary(tokenizer, other)
+    other.add_special_tokens({"mask_token": "[MASK]"})
+    # Its old mask token is now one of its ordinary tokens.
+    assert not shares_vocabulary(tokenizer, other)
+
+
+def test_another_order_of_words_is_tokenized_anew(gpt2, tokenizer, make_tokenizer):
+    reordered = make_tokenizer(["house", "red", "to", "ran", "bird", "a", "saw", "dog", "cat", "the"])
+    ours = [[0, *tokenizer.encode("the cat saw a bird"), 1]]
+    ids, is_retokenized = to_scorer_ids(ours, tokenizer, Scorer(gpt2, reordered))
+    assert is_retokenized
+    assert ids == [reordered.encode("the cat saw a bird")]
+    assert ids != [ours[0][1:-1]]
+    assert to_scorer_ids(ours, tokenizer, Scorer(gpt2, tokenizer)) == (ours, False)
+
+
+def test_load_scorer_round_trip(gpt2, tokenizer, tmp_path):
+    gpt2.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scorer = load_scorer(str(tmp_path), None, torch.device("cpu"))
+    assert scorer.max_length == 16
+    assert not scorer.model.training
+    assert shares_vocabulary(tokenizer, scorer.tokenizer)
+    assert token_nlls(scorer.model, SEQUENCES, batch_size=8).nlls == token_nlls(gpt2, SEQUENCES, batch_size=8).nlls
+
+
+def test_a_scorer_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.scorer.*local folder") as error:
+        load_scorer(str(tmp_path), None, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"evaluate\.scorer.*nobody/nothing"):
+        load_scorer("nobody/nothing", None, torch.device("cpu"))
+
+
+def test_a_broken_scorer_is_an_error_not_a_number(gpt2, tokenizer):
+    broken = copy.deepcopy(gpt2)
+    torch.nn.init.constant_(broken.transformer.ln_f.weight, math.nan)
+    with pytest.raises(ValueError, match="generative perplexity: negative log-likelihoods: 3 of 3"):
+        sample_quality(SEQUENCES[:3], tokenizer, Scorer(broken, tokenizer), batch_size=3)

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halfstep.errors import UserError
+from halfstep.files import atomic_path, project_root, resolve_user_path, write_json
+from halfstep.settings import load_params, models_of, schedule_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def _params(tmp_path: Path, change=lambda values: None) -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    change(values)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_replaces_the_one_before_it(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with atomic_path(tmp_path / "folder") as folder:
+            folder.mkdir()
+            (folder / name).touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+def test_json_with_a_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "metrics.json", {"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_user_paths_belong_to_the_real_project_in_a_queued_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert project_root() == tmp_path.resolve()
+    assert resolve_user_path("texts/a.txt") == tmp_path.resolve() / "texts/a.txt"
+    assert resolve_user_path("/texts/a.txt") == Path("/texts/a.txt")
+
+
+def test_the_committed_parameters_are_sound() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.schedule == schedule_of(params.rounds)
+    assert params.models == models_of(params.rounds)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["pretrain"].update(learning_rte=1), r"unknown parameter pretrain\.learning_rte"),
+        (lambda v: v.update(rounds=-1), "rounds is -1"),
+        (lambda v: v.update(rounds=2.5), r"rounds is 2\.5"),
+        (lambda v: v.update(rounds="3"), "rounds is '3'"),
+        (lambda v: v.update(rounds=v["rounds"] + 1), r"contradicts itself.*dvc exp run -S rounds="),
+        (lambda v: v.update(models=["ar"]), "contradicts itself"),
+        (lambda v: v["pretrain"].pop("batch_size"), r"pretrain\.batch_size is missing"),
+        (lambda v: v["pretrain"].update(learning_rate=float("nan")), "learning_rate"),
+        (lambda v: v["data"].update(source="scrolls"), "scrolls"),
+        (lambda v: v["data"]["tokenizer"].update(source="train-magic"), "train-magic"),
+        (lambda v: v["sample"].update(prefix_length=64), "leaves nothing to continue"),
+        (lambda v: v["sample"].update(continuation_length=10_000), r"more than data\.context_length"),
+        (lambda v: v["model"].update(num_heads=7), "hidden_size"),
+        (lambda v: v["distill"].update(base_num_steps=4), r"distill\.base_num_steps is 4"),
+        (lambda v: v.update(data="stories"), "data"),
+    ],
+)
+def test_bad_parameters_are_named_in_one_line_with_the_way_out(tmp_path: Path, change, message: str) -> None:
+    path = _params(tmp_path, change)
+    with pytest.raises(UserError, match=message) as raised:
+        load_params(path)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert str(path) in text
+    assert "dvc exp run" in text
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_params(tmp_path / "params.yaml")

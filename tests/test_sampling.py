@@ -1,0 +1,164 @@
+"""The sampler against exact enumeration on a tiny vocabulary, and what it promises about work and repetition."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from halfstep.diffusion.posterior import posterior_probs
+from halfstep.diffusion.subs import subs_log_probs
+from halfstep.sampling import sample, sample_autoregressive, sample_uniforms, unmask_steps
+
+VOCAB, MASK, LENGTH = 3, 2, 3
+
+
+class TableDenoiser:
+    """A denoiser with arbitrary but fixed logits for every partly masked sequence."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.table = {
+            xt: 1.5 * torch.randn(LENGTH, VOCAB, dtype=torch.float64, generator=generator)
+            for xt in itertools.product(range(VOCAB), repeat=LENGTH)
+        }
+        self.num_rows = 0
+
+    def full(self, xt: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.table[tuple(row)] for row in xt.tolist()])
+
+    def logits_at(self, xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        self.num_rows += len(xt)
+        return self.full(xt)[at]
+
+
+def exact_distribution(denoiser: TableDenoiser, x_init: tuple[int, ...], num_steps: int) -> dict[tuple[int, ...], float]:
+    """Probabilities of whole sequences, by going through all trajectories of the plain ancestral sampler."""
+    current = {x_init: 1.0}
+    for step in range(num_steps):
+        t, s = 1 - step / num_steps, 1 - (step + 1) / num_steps
+        after: Counter[tuple[int, ...]] = Counter()
+        for xt, probability in current.items():
+            tokens = torch.tensor([xt])
+            p_x0 = subs_log_probs(denoiser.full(tokens), tokens, MASK).exp()
+            rows = posterior_probs(
+                p_x0, tokens, torch.tensor([1.0 - t]).double(), torch.tensor([1.0 - s]).double(), MASK
+            )[0]
+            for xs in itertools.product(range(VOCAB), repeat=LENGTH):
+                p = probability * float(torch.prod(torch.stack([rows[i, token] for i, token in enumerate(xs)])))
+                if p > 0:
+                    after[xs] += p
+        current = after
+    return current
+
+
+@pytest.mark.parametrize("x_init", [(MASK, MASK, MASK), (MASK, 1, MASK)])
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_samples_have_the_exact_distribution_over_sequences(num_steps: int, x_init: tuple[int, ...]) -> None:
+    """Chi-square at a false-alarm rate of 1e-4 for each of six cases, for a fixed seed."""
+    denoiser = TableDenoiser()
+    num_samples = 4000
+    u_time, u_token = sample_uniforms(5, range(num_samples), LENGTH)
+    samples = sample(
+        denoiser.logits_at,
+        torch.tensor([x_init]).repeat(num_samples, 1),
+        num_steps=num_steps,
+        mask_token_id=MASK,
+        u_time=u_time,
+        u_token=u_token,
+    )
+    exact = exact_distribution(denoiser, x_init, num_steps)
+    assert sum(exact.values()) == pytest.approx(1)
+    counts = Counter(map(tuple, samples.tokens.tolist()))
+    assert counts.keys() <= exact.keys()
+    observed = [counts[xs] for xs in exact]
+    expected = [p * num_samples for p in exact.values()]
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_the_network_is_asked_only_where_something_unmasks() -> None:
+    denoiser = TableDenoiser()
+    u_time, u_token = sample_uniforms(0, range(20), LENGTH)
+    x_init = torch.full((20, LENGTH), MASK)
+    samples = sample(
+        denoiser.logits_at, x_init, num_steps=100, mask_token_id=MASK, u_time=u_time, u_token=u_token
+    )
+    distinct = torch.tensor([len(set(row)) for row in unmask_steps(u_time, 100).tolist()])
+    assert (samples.nfe == distinct).all()
+    assert denoiser.num_rows == int(distinct.sum())
+    assert (x_init == MASK).all()
+
+
+def test_given_tokens_stay_and_need_no_evaluation() -> None:
+    denoiser = TableDenoiser()
+    u_time, u_token = sample_uniforms(0, [0], LENGTH)
+    x_init = torch.tensor([[1, 0, 1]])
+    samples = sample(denoiser.logits_at, x_init, num_steps=4, mask_token_id=MASK, u_time=u_time, u_token=u_token)
+    assert samples.tokens.tolist() == [[1, 0, 1]]
+    assert samples.nfe.tolist() == [0]
+    assert samples.unmask_step.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8, 1000])
+def test_every_step_is_equally_likely_and_the_ends_are_in_range(num_steps: int) -> None:
+    u = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert unmask_steps(u, num_steps).tolist() == [num_steps, 1]
+    grid = (torch.arange(5 * num_steps, dtype=torch.float64) + 0.5) / (5 * num_steps)
+    assert unmask_steps(grid, num_steps).bincount()[1:].tolist() == [5] * num_steps
+
+
+def test_a_sample_depends_on_its_seed_and_index_only() -> None:
+    together = sample_uniforms(3, [4, 5, 6], 10)
+    alone = sample_uniforms(3, [5], 10)
+    for batch, single in zip(together, alone, strict=True):
+        assert torch.equal(batch[1], single[0])
+    assert not torch.equal(sample_uniforms(4, [5], 10)[0], alone[0])
+
+
+def test_each_step_is_shown() -> None:
+    seen = []
+    u_time, u_token = sample_uniforms(0, [0], LENGTH)
+    sample(
+        TableDenoiser().logits_at,
+        torch.full((1, LENGTH), MASK),
+        num_steps=4,
+        mask_token_id=MASK,
+        u_time=u_time,
+        u_token=u_token,
+        on_step=lambda step, tokens: seen.append((step, int((tokens == MASK).sum()))),
+    )
+    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert seen[-1][1] == 0
+
+
+def test_no_steps_and_shapes_that_differ_are_refused() -> None:
+    u = torch.zeros(1, LENGTH, dtype=torch.float64)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        unmask_steps(u, 0)
+    with pytest.raises(ValueError, match="x_init has shape"):
+        sample(
+            TableDenoiser().logits_at, torch.zeros(2, 2).long(), num_steps=1, mask_token_id=MASK, u_time=u, u_token=u
+        )
+
+
+def test_autoregressive_samples_have_the_exact_distribution() -> None:
+    """A bigram model over two tokens: chi-square over the sequences, false-alarm rate 1e-4."""
+    bigram = torch.tensor([[0.2, 0.8, 0.0], [0.7, 0.3, 0.0]], dtype=torch.float64)
+
+    def next_logits(tokens: torch.Tensor, state: int | None) -> tuple[torch.Tensor, int]:
+        assert tokens.shape[1] == 1
+        logits = bigram[tokens[:, -1]].log()
+        logits[:, MASK] = 50.0
+        return logits, (state or 0) + 1
+
+    _, u_token = sample_uniforms(1, range(3000), 3)
+    samples = sample_autoregressive(
+        next_logits, torch.zeros(3000, 1).long(), length=3, mask_token_id=MASK, u_token=u_token
+    )
+    counts = Counter(map(tuple, samples.tokens.tolist()))
+    sequences = [(0, a, b) for a in (0, 1) for b in (0, 1)]
+    expected = [3000 * float(bigram[0, a] * bigram[a, b]) for _, a, b in sequences]
+    assert chisquare([counts[x] for x in sequences], expected).pvalue > 1e-4
+    assert samples.nfe.tolist() == [2] * 3000
+    assert samples.unmask_step[0].tolist() == [0, 1, 2]

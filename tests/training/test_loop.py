@@ -1,0 +1,172 @@
+"""The loop on a toy problem: what a step does, and that a run cut off anywhere ends where it would have."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from halfstep.errors import Interrupted, UserError
+from halfstep.training.checkpoint import CheckpointFolder, run_key
+from halfstep.training.ema import EMA
+from halfstep.training.loop import train
+from halfstep.training.optimizer import build_optimizer
+from halfstep.training.state import CurvePoint, TrainState
+
+
+def _new_state() -> TrainState:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
+    optimizer = build_optimizer(model, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.01)
+    return TrainState(model, optimizer, EMA(model, 0.9))
+
+
+def _objective(model, x0, generator):
+    noise = torch.rand(x0.shape, generator=generator)
+    return (model(x0.float() + noise) - 1).square().sum(), len(x0)
+
+
+def _batch_at(step: int) -> Iterator[torch.Tensor]:
+    while True:
+        yield torch.randint(5, (4, 3), generator=torch.Generator().manual_seed(step))
+        step += 1
+
+
+def _train(state: TrainState, num_train_steps: int, **changes) -> None:
+    arguments = {
+        "objective": _objective,
+        "batch_at": _batch_at,
+        "learning_rate": lambda step: 0.01 / (1 + step),
+        "num_train_steps": num_train_steps,
+        "num_accumulation_steps": 1,
+        "max_grad_norm": 1.0,
+        "seed": 3,
+        "accelerator": Accelerator(cpu=True),
+        "validate": lambda: next(state.model.parameters()).sum().item(),
+        "validate_every_steps": 4,
+        "log_every_steps": 2,
+        "log": lambda point: None,
+        "progress": lambda step, loss: None,
+        "save_checkpoint": lambda state: None,
+        "checkpoint_every_seconds": 1e9,
+    }
+    train(state, **{**arguments, **changes})
+
+
+def _tensors(state: TrainState) -> list[torch.Tensor]:
+    moments = [tensor for group in state.optimizer.state.values() for tensor in group.values()]
+    return [*state.model.parameters(), *state.ema.average.values(), *moments]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    whole = _new_state()
+    _train(whole, 9)
+
+    first = _new_state()
+    _train(first, 5, validate_every_steps=4)
+    # The last step of the shorter run is validated, which the longer run does not do at that step.
+    first.curve.pop()
+    first.save(tmp_path)
+    resumed = _new_state()
+    resumed.load(tmp_path)
+    _train(resumed, 9)
+
+    assert resumed.curve == whole.curve
+    assert resumed.step == resumed.optimizer_step == 9
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(resumed), _tensors(whole), strict=True))
+
+
+def test_a_signal_stops_after_the_step_and_keeps_it(tmp_path: Path) -> None:
+    state, saved = _new_state(), []
+
+    def progress(step: int, loss: float) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after step 3 of 9") as raised:
+        _train(state, 9, progress=progress, save_checkpoint=lambda state: saved.append(state.step))
+    assert raised.value.signal_number == signal.SIGTERM
+    assert saved == [3]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    state = _new_state()
+    before = [tensor.clone() for tensor in _tensors(state)]
+
+    def objective(model, x0, generator):
+        total, count = _objective(model, x0, generator)
+        return total * float("nan"), count
+
+    with pytest.raises(UserError, match="step 1: the loss is nan"):
+        _train(state, 2, objective=objective)
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(state), before, strict=True))
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch() -> None:
+    def objective(model, x0, generator):
+        return (model(x0.float()) - 1).square().sum(), len(x0)
+
+    states = []
+    for num_accumulation_steps in (1, 2, 4):
+        state = _new_state()
+        state.model[1].p = 0.0
+        _train(state, 3, objective=objective, num_accumulation_steps=num_accumulation_steps)
+        states.append(state)
+    for state in states[1:]:
+        for a, b in zip(state.model.parameters(), states[0].model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_clipped_to_their_norm() -> None:
+    """With plain SGD the step's length is the learning rate times the clipped norm."""
+    state = _new_state()
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.0)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    _train(state, 1, max_grad_norm=0.01, learning_rate=lambda step: 1.0)
+    step = torch.cat([(a - b).flatten() for a, b in zip(state.model.parameters(), before, strict=True)])
+    assert step.norm().item() == pytest.approx(0.01, rel=1e-4)
+    assert state.curve[-1].grad_norm > 0.01
+
+
+def test_points_are_logged_and_validated_on_their_steps() -> None:
+    state, points = _new_state(), []
+    _train(state, 5, log=points.append)
+    assert [(p.step, p.valid_loss is not None) for p in points] == [(2, False), (4, True), (5, True)]
+    assert points == state.curve
+    assert isinstance(points[0], CurvePoint)
+
+
+def test_validation_sees_the_averaged_weights() -> None:
+    state, seen = _new_state(), []
+    _train(state, 4, validate=lambda: seen.append(next(state.model.parameters()).detach().clone()) or 0.0)
+    assert torch.equal(seen[-1], state.ema.average["0.weight"])
+    assert not torch.equal(seen[-1], state.model[0].weight)
+
+
+def test_checkpoints_keep_the_newest_two_and_restore_the_last(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder = CheckpointFolder("pretrain", "key")
+    state = _new_state()
+    assert not folder.restore(state)
+    for steps in (1, 2, 3):
+        _train(state, steps, save_checkpoint=folder.save)
+        folder.save(state)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["step-000000002", "step-000000003"]
+    restored = _new_state()
+    assert folder.restore(restored)
+    assert restored.step == 3
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def test_the_key_changes_with_parameters_and_with_the_content_of_inputs(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("a")
+    key = run_key({"seed": 1}, [file])
+    assert key == run_key({"seed": 1}, [file])
+    assert key != run_key({"seed": 2}, [file])
+    file.write_text("b")
+    assert key != run_key({"seed": 1}, [file])
