@@ -21,6 +21,7 @@ def main(
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
+    from halfstep.files import local_or_hub
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
     from halfstep.settings import load_params
     from halfstep.tracking import live_run
@@ -36,7 +37,7 @@ def main(
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
     if settings.init_from is not None:
-        model = load_autoregressive(settings.init_from, settings.init_revision, min_vocab_size=vocab_size - 1)
+        model = load_autoregressive(local_or_hub(settings.init_from), settings.init_revision, min_vocab_size=vocab_size - 1)
     else:
         seed_weights(params.seed, "baseline")
         model = new_gpt2(
@@ -48,7 +49,7 @@ def main(
             dropout=params.model.dropout,
         )
     objective = autoregressive_objective()
-    with live_run(params, model="ar") as log:
+    with live_run(params.model_dump(mode="json"), model="ar") as log:
         state, checkpoints = fit(
             "baseline",
             model,

@@ -64,7 +64,7 @@ def main(
         "min_time": settings.min_time,
         "mask_token_id": student.config.mask_token_id,
     }
-    with live_run(params, model=str(round_index)) as log:
+    with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
         state, checkpoints = fit(
             f"distill-{round_index}",
             student,

@@ -71,7 +71,7 @@ def main(
     )
     model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
     model.to(device)
-    scorer = load_scorer(_local_or_hub(settings.scorer), settings.scorer_revision, device)
+    scorer = load_scorer(_scorer_source(settings.scorer), settings.scorer_revision, device)
 
     def features_of(sequences: list[list[int]]) -> Any:
         ids, _ = to_scorer_ids(sequences, tokenizer, scorer)
@@ -109,7 +109,7 @@ def main(
                 "num_truncated": quality.num_truncated,
             }
             entries.append(entry)
-            console.console.print(_line(model_name, entry), markup=False)
+            console.console.print(_line(model_name, entry), markup=False, soft_wrap=True)
 
     write_json(
         metrics_path,
@@ -148,18 +148,15 @@ def main(
     _write_steps(csv_path / "steps.csv", entries)
 
 
-def _local_or_hub(scorer: str) -> str:
+def _scorer_source(scorer: str) -> str:
     """The scorer's folder, or its name where there is none.
 
     DVC's queue runs in a copy of the workspace, in which models/ar is built: a folder here comes before one
     of the same name in the project.
     """
-    from halfstep.files import resolve_user_path
+    from halfstep.files import local_or_hub
 
-    for folder in (Path(scorer), resolve_user_path(scorer)):
-        if folder.is_dir():
-            return str(folder)
-    return scorer
+    return scorer if Path(scorer).is_dir() else local_or_hub(scorer)
 
 
 def _likelihood(model: Any, held_out: Any, is_baseline: bool, params: "Params", device: Any) -> Any:

@@ -32,8 +32,8 @@ def main(
 ) -> None:
     """Turn the corpus into packed tokens.
 
-    Reads the parameters and the corpus they name (built in, local files, or a data set of the hub); writes the
-    tokens of the training and the validation documents, the tokenizer, and the cloze passages.
+    Reads the parameters and the corpus they name (built in, local files, or a data set of the hub); writes
+    the tokens of the training and the validation documents, the tokenizer, and the cloze passages.
     """
     from halfstep.data.cloze import write_cloze
     from halfstep.data.packing import pack_documents, split_documents
@@ -65,7 +65,7 @@ def main(
                         context_length=data.context_length,
                         num_workers=data.num_workers,
                         scratch=scratch,
-                        on_documents=lambda num_done, update=update: update(num_done, ""),
+                        on_documents=update,
                     )
             manifest = {
                 "source": data.source,
@@ -90,33 +90,36 @@ def main(
 
 def open_corpus(params: Params, scratch: Path) -> Dataset:
     """The documents that the parameters name."""
-    from halfstep.data import corpora
+    from halfstep.data.corpora import hub_corpus, pydocs_corpus, stories_corpus, text_corpus
     from halfstep.data.scratch import datasets_cache
 
     data = params.data
-    limits = {"max_documents": data.max_documents, "scratch": scratch}
     match data:
         case StoriesSettings():
-            return corpora.stories_corpus(data.num_documents, seed=params.seed, **limits)
+            return stories_corpus(
+                data.num_documents, seed=params.seed, max_documents=data.max_documents, scratch=scratch
+            )
         case PydocsSettings():
-            return corpora.pydocs_corpus(**limits)
+            return pydocs_corpus(max_documents=data.max_documents, scratch=scratch)
         case TextSettings():
-            return corpora.text_corpus(
+            return text_corpus(
                 [data.path] if isinstance(data.path, str) else data.path,
                 text_column=data.text_column,
                 split_on_blank_lines=data.split_on_blank_lines,
-                **limits,
+                max_documents=data.max_documents,
+                scratch=scratch,
             )
         case HubSettings():
-            return corpora.hub_corpus(
+            return hub_corpus(
                 data.hub_id,
                 config=data.hub_config,
                 revision=data.revision,
                 split=data.split,
                 text_column=data.text_column,
                 streaming=data.streaming,
+                max_documents=data.max_documents,
                 cache=datasets_cache(),
-                **limits,
+                scratch=scratch,
             )
 
 

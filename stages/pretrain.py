@@ -23,6 +23,7 @@ def main(
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
+    from halfstep.files import local_or_hub
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.settings import load_params
     from halfstep.tracking import live_run
@@ -38,7 +39,7 @@ def main(
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
     if settings.init_from is not None:
-        model = Denoiser.from_pretrained(settings.init_from, settings.init_revision)
+        model = Denoiser.from_pretrained(local_or_hub(settings.init_from), settings.init_revision)
         if model.config.vocab_size != vocab_size:
             raise UserError(
                 f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, but the tokenizer in"
@@ -60,7 +61,7 @@ def main(
         min_time=settings.min_time,
         mask_token_id=model.config.mask_token_id,
     )
-    with live_run(params, model="0") as log:
+    with live_run(params.model_dump(mode="json"), model="0") as log:
         state, checkpoints = fit(
             "pretrain",
             model,

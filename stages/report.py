@@ -33,13 +33,13 @@ def main(
         step_counts,
         write_report,
     )
-    from halfstep.settings import load_params
+    from halfstep.settings import BASELINE, load_params
 
     params = load_params(params_path)
     metrics = load_metrics(metrics_path, params.models)
     samples = load_samples(
         samples_path,
-        params.models,
+        sorted(params.models, key=lambda model: model == BASELINE),
         num_steps=step_counts(metrics)[0],
         num_unconditional=NUM_UNCONDITIONAL,
         num_continuations=NUM_CONTINUATIONS,

@@ -52,3 +52,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def local_or_hub(source: str) -> str:
+    """A model or data set named in the parameters: a path if there is one from the project's root, else a hub id."""
+    path = resolve_user_path(source)
+    return str(path) if path.exists() else source

@@ -48,7 +48,7 @@ class TokenizerSettings(Settings):
     """Where the tokenizer comes from.
 
     `train-words` and `train-bpe` train one on the corpus with `vocab_size` entries at most; any other source is
-    a local folder or a hub id, and then `vocab_size` is null.
+    a local folder or a hub id, which brings its own size.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -62,8 +62,6 @@ class TokenizerSettings(Settings):
                 raise ValueError(f"source is {self.source!r}: train-words and train-bpe can be trained")
             if self.vocab_size is None:
                 raise ValueError(f"source is {self.source!r}, which needs a vocab_size")
-        elif self.vocab_size is not None:
-            raise ValueError(f"vocab_size is {self.vocab_size}, but source {self.source!r} brings its own: set it to null")
         return self
 
 

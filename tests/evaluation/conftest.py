@@ -11,7 +11,7 @@ WORDS = ["the", "cat", "dog", "saw", "a", "bird", "ran", "to", "red", "house"]
 
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word, written with the space before it; BOS, EOS and UNK come first, the mask token is last."""
+    """One token a word, the space before it included; BOS, EOS and UNK come first, the mask last."""
     tokens = ["<bos>", "<eos>", "<unk>", *(f"▁{word}" for word in words)]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -18,10 +18,12 @@ def gaussian(seed: int, shift: float = 0.0, count: int = 60) -> np.ndarray:
 
 def test_equal_features_have_mauve_one():
     estimate = mauve_score(gaussian(0), gaussian(0), **SETTINGS)
-    # Not exactly 1: the area under the curve is a sum over 25 points.
-    assert estimate.value == pytest.approx(1, abs=0.01)
-    assert estimate.count == 60
-    assert estimate.standard_error == pytest.approx(0, abs=1e-9)
+    assert (estimate.value, estimate.standard_error, estimate.count) == (1.0, 0.0, 60)
+
+
+def test_features_of_one_distribution_have_mauve_near_one():
+    # Only sampling noise keeps the score from 1. Seeded, so never a false alarm.
+    assert 0.8 < mauve_score(gaussian(0, count=120), gaussian(1, count=120), **SETTINGS).value < 1
 
 
 def test_far_features_have_mauve_near_zero():
@@ -43,7 +45,7 @@ def test_fewer_than_two_texts_have_no_mauve():
 def test_two_texts_a_side_and_identical_texts_work():
     assert 0 < mauve_score(gaussian(0, count=2), gaussian(1, count=2), **SETTINGS).value <= 1
     same = np.ones((4, 8), dtype=np.float32)
-    assert mauve_score(same, same, **SETTINGS).value == pytest.approx(1, abs=0.01)
+    assert mauve_score(same, same, **SETTINGS).value == 1
 
 
 def test_more_buckets_than_texts():

@@ -96,7 +96,10 @@ def test_load_scorer_round_trip(gpt2, tokenizer, tmp_path):
     assert scorer.max_length == 16
     assert not scorer.model.training
     assert shares_vocabulary(tokenizer, scorer.tokenizer)
-    assert token_nlls(scorer.model, SEQUENCES, batch_size=8).nlls == token_nlls(gpt2, SEQUENCES, batch_size=8).nlls
+    assert (
+        token_nlls(scorer.model, SEQUENCES, batch_size=8).nlls
+        == token_nlls(gpt2, SEQUENCES, batch_size=8).nlls
+    )
 
 
 def test_a_scorer_that_is_not_there(tmp_path):

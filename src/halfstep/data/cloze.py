@@ -41,7 +41,7 @@ def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
 
 
 def write_cloze(path: Path, passages: Iterable[str]) -> int:
-    """Write passages as lines of `{"text": ...}`, without the white space around them; returns their number."""
+    """Write passages as lines of `{"text": ...}`, stripped of outer white space; returns their number."""
     num_passages = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for passage in passages:
@@ -59,8 +59,8 @@ def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"cloze data set {hub_id} of the hub cannot be loaded ({reason}); without network, take a local JSONL or"
-            " none: dvc exp run -S data.cloze=FILE, or data.cloze=null"
+            f"cloze data set {hub_id} of the hub cannot be loaded ({reason}); without network, take a local"
+            " JSONL or none: dvc exp run -S data.cloze=FILE, or -S data.cloze=null"
         ) from None
     if "text" not in rows.column_names:
         raise UserError(f'data.cloze {hub_id} has no column "text", but {rows.column_names}')

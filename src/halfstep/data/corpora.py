@@ -44,7 +44,7 @@ def stories_corpus(num_documents: int, *, seed: int, max_documents: int | None, 
 
 
 def pydocs_corpus(*, max_documents: int | None, scratch: Path) -> Dataset:
-    """The help topics of the running Python, and its standard library's docstrings, one document per module."""
+    """The help topics of the running Python and its standard library's docstrings, a document per module."""
     return _store(_pydocs(), max_documents, scratch)
 
 
@@ -59,8 +59,8 @@ def text_corpus(
     """The user's own files: `.txt`, and one column of `.jsonl` or `.parquet`.
 
     Args:
-        paths: files, folders (searched with their subfolders) or globs; relative ones from the project's root. Files come
-            in this order, sorted by path within each entry, and never twice.
+        paths: files, folders (searched with their subfolders) or globs; relative ones from the project's
+            root. Files come in this order, sorted by path within each entry, and never twice.
         text_column: the column of `.jsonl` and `.parquet`; empty and null values are skipped.
         split_on_blank_lines: 0 makes a `.txt` file one document, n ends documents at n or more blank lines.
         max_documents: stop after as many; null reads all.
@@ -108,8 +108,8 @@ def hub_corpus(
         return _store(_stream(rows, text_column, f"data set {hub_id}"), max_documents, scratch)
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
-            f"data set {hub_id} of the hub cannot be loaded ({_one_line(error)}); without network, take local files:"
-            " dvc exp run -S data=text -S data.path=FILES"
+            f"data set {hub_id} of the hub cannot be loaded ({_one_line(error)}); without network, take local"
+            " files: dvc exp run -S data=text -S data.path=FILES"
         ) from None
 
 
@@ -121,7 +121,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for entry in paths:
-        path = resolve_user_path(entry)
+        path = resolve_user_path(entry).resolve()
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in READERS)
         elif path.is_file():
@@ -132,8 +132,8 @@ def find_files(paths: Sequence[str]) -> list[Path]:
             )
         if not found:
             raise UserError(
-                f"data.path {entry!r} matches no file (looked for {path}); give .txt, .jsonl or .parquet files, a"
-                " folder of them or a glob, from the project's root"
+                f"data.path {entry!r} matches no file (looked for {path}); give .txt, .jsonl or .parquet"
+                " files, a folder of them or a glob, from the project's root"
             )
         for file in found:
             if file.suffix not in READERS:
@@ -268,7 +268,7 @@ def _pydocs() -> Iterator[str]:
 
 
 def docstrings_of(file: Path) -> str:
-    """The docstrings of a Python file in the order of its text, apart by blank lines; the file is parsed, not run."""
+    """The docstrings of a Python file in order, apart by blank lines; the file is parsed, not run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings

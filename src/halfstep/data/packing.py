@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-Tokens = NDArray[np.unsignedinteger[Any]]
+Ids = NDArray[np.unsignedinteger[Any]]
+"""Token ids in the type of the file, [num_tokens]."""
 
 BYTES_PER_BATCH = 4_000_000
 """Text that is tokenized at once; its tokens are what is held in memory."""
@@ -28,7 +29,7 @@ MAX_DOCUMENTS_PER_BATCH = 1000
 
 @dataclass(frozen=True)
 class PackedSize:
-    """What a split became. `num_tokens` counts the documents' tokens, one EOS each included, before the cut."""
+    """What a split became; `num_tokens` counts the documents' tokens with an EOS each, before the cut."""
 
     num_documents: int
     num_tokens: int
@@ -46,8 +47,8 @@ def split_documents(documents: Dataset, valid_fraction: float, *, seed: int) -> 
     num_documents = len(documents)
     if num_documents < 2:
         raise UserError(
-            f"the corpus is {num_documents} document, but training and validation need one each; a .txt file is"
-            " split into documents at blank lines: dvc exp run -S data.split_on_blank_lines=1"
+            f"the corpus has {num_documents} document, but training and validation need one each; to split"
+            " .txt files into documents at blank lines: dvc exp run -S data.split_on_blank_lines=1"
         )
     num_valid = min(max(round(valid_fraction * num_documents), 1), num_documents - 1)
     order = np.random.default_rng(seed).permutation(num_documents)
@@ -62,12 +63,12 @@ def pack_documents(
     context_length: int,
     num_workers: int,
     scratch: Path,
-    on_documents: Callable[[int], None],
+    on_documents: Callable[[int, str], None],
 ) -> PackedSize:
-    """Write documents as rows of tokens: concatenated with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
+    """Write documents as rows of tokens: joined with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
 
-    The last chunk is dropped where it is not full. Special tokens' strings in the text are tokenized as the text
-    they are. What is written does not depend on `num_workers`.
+    The last chunk is dropped where it is not full. Text that spells a special token is tokenized as the text
+    it is. What is written does not depend on `num_workers`.
 
     Args:
         documents: column "text"; a null is no document.
@@ -76,7 +77,7 @@ def pack_documents(
         context_length: tokens per row, BOS and EOS included.
         num_workers: processes that tokenize; with 1, the tokenizer's own threads do.
         scratch: folder for the workers' results.
-        on_documents: told the number of documents done, now and then.
+        on_documents: told the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
     """
@@ -93,8 +94,8 @@ def pack_documents(
     )
     if not num_sequences:
         raise UserError(
-            f"the {path.stem} split has {num_tokens} tokens in {len(documents)} documents, but one context needs"
-            f" {context_length - 2}: give more text or set data.context_length below {context_length}"
+            f"the {path.stem} split has {num_tokens} tokens in {len(documents)} documents, but one context"
+            f" needs {context_length - 2}: give more text, or set data.context_length below {context_length}"
             + (", or set a larger data.valid_fraction" if path.stem == "valid" else "")
         )
     return PackedSize(len(documents), num_tokens, num_sequences)
@@ -106,8 +107,8 @@ def _encode_alone(
     dtype: np.dtype[Any],
     num_workers: int,
     scratch: Path,
-    on_documents: Callable[[int], None],
-) -> Iterator[Tokens]:
+    on_documents: Callable[[int, str], None],
+) -> Iterator[Ids]:
     """Yield the documents' tokens in order, several documents at a time."""
     num_done = 0
     for batch in documents.iter(_documents_per_batch(documents)):
@@ -115,7 +116,7 @@ def _encode_alone(
             _encode(batch["text"], tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
         )
         num_done += len(batch["text"])
-        on_documents(num_done)
+        on_documents(num_done, "")
 
 
 def _encode_in_processes(
@@ -124,15 +125,15 @@ def _encode_in_processes(
     dtype: np.dtype[Any],
     num_workers: int,
     scratch: Path,
-    on_documents: Callable[[int], None],
-) -> Iterator[Tokens]:
-    """Yield the same as `_encode_alone`; the processes write their tokens to `scratch`, which is then read."""
+    on_documents: Callable[[int, str], None],
+) -> Iterator[Ids]:
+    """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read."""
     from datasets import Features, List, Value
 
     backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     documents_per_batch = _documents_per_batch(documents)
 
-    def encode_batch(texts: list[str | None]) -> dict[str, list[Tokens]]:
+    def encode_batch(texts: list[str | None]) -> dict[str, list[Ids]]:
         # Threads inside the processes would compete for the same cores, and do not survive the fork.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
@@ -158,7 +159,7 @@ def _encode_in_processes(
         for column in table["token_ids"].chunks:
             yield column.flatten().to_numpy(zero_copy_only=False)
         num_done += len(table)
-        on_documents(num_done)
+        on_documents(num_done, "")
 
 
 def _documents_per_batch(documents: Dataset) -> int:
@@ -169,7 +170,7 @@ def _documents_per_batch(documents: Dataset) -> int:
 
 def _encode(
     texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtype: np.dtype[Any]
-) -> list[Tokens]:
+) -> list[Ids]:
     """Tokenize documents, each followed by EOS; a null or blank document gives nothing."""
     # Text that spells a special token stays text. The flag is set here because pickling loses it.
     backend.encode_special_tokens = True
@@ -181,7 +182,7 @@ def _encode(
 
 
 def _write_rows(
-    batches: Iterable[Tokens],
+    batches: Iterable[Ids],
     path: Path,
     *,
     context_length: int,
@@ -191,8 +192,8 @@ def _write_rows(
 ) -> tuple[int, int]:
     """Cut a stream of tokens into rows and write them as they come; returns (num_tokens, num_sequences).
 
-    NumPy pads the header of a `.npy` file so that its first dimension can grow in place: it is written once for
-    no rows and, when their number is known, again.
+    NumPy pads the header of a `.npy` file so that its first dimension can grow in place: it is written once
+    for no rows and, when their number is known, again.
     """
     chunk_length = context_length - 2
     num_tokens = num_sequences = 0

@@ -20,8 +20,8 @@ def datasets_cache() -> Path:
 def scratch_folder() -> Iterator[Path]:
     """Yield an empty folder that is deleted at the end, and delete what killed commands left behind.
 
-    Tokenized corpora are large, and a killed process cannot clean up. So each folder has a lock beside it that
-    its process holds while it lives; a folder whose lock is free is nobody's.
+    Tokenized corpora are large, and a killed process cannot clean up. So each folder has a lock beside it
+    that its process holds while it lives; a folder whose lock is free is nobody's.
     """
     root = datasets_cache() / "scratch"
     root.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BOS, EOS, UNKNOWN, MASK = "<|bos|>", "<|eos|>", "<|unk|>", "<|mask|>"
 
 WORD_UNITS = r" ?\w+| ?[^\w\s]|\s"
-"""Every character is in one unit: a word or a punctuation mark with the space before it, or other white space."""
+"""Every character is in one unit: a word or a mark with the space before it, or other white space."""
 
 NUM_BYTES = 256
 
@@ -79,8 +79,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     """Load a fast tokenizer; code that a hub repository brings is never run.
 
     Args:
-        source: a `Path` is a folder, taken as it is. A `str` is a user's parameter: a folder, from the project's
-            root where it is relative, or else a hub id.
+        source: a `Path` is a folder, taken as it is. A `str` is a user's parameter: a folder, from the
+            project's root where it is relative, or else a hub id.
         revision: branch, tag or commit of a hub id; null is the newest.
     Raises:
         UserError: there is no such tokenizer, the hub cannot be reached, or the tokenizer is not a fast one.
@@ -112,7 +112,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 
 
 def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Append one mask token as the last id, so GPT-2's 50257 ids become 50258. The tokenizer is changed in place.
+    """Append one mask token as the last id, in place: GPT-2's 50257 ids become 50258.
 
     Returns:
         the tokenizer, with BOS, EOS and a mask token whose id is `len(tokenizer) - 1`.
@@ -126,17 +126,17 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
     ]
     if missing:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need both;"
-            " give data.tokenizer.source one that has them, such as gpt2"
+            f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need"
+            " both; set data.tokenizer.source to one that has them, such as gpt2"
         )
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
     last_id = max(tokenizer.get_vocab().values())
     if tokenizer.mask_token_id != last_id or len(tokenizer) != last_id + 1:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, the last id {last_id}, and its mask token"
-            f" {tokenizer.mask_token} is id {tokenizer.mask_token_id}: it must be the last of a vocabulary without"
-            " gaps; give data.tokenizer.source one without a mask token, such as gpt2"
+            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, the last id {last_id}, and its"
+            f" mask token {tokenizer.mask_token} is id {tokenizer.mask_token_id}: it must be the last id of a"
+            " vocabulary without gaps; set data.tokenizer.source to one without a mask token, such as gpt2"
         )
     return tokenizer
 

@@ -59,8 +59,8 @@ def vocab_size_of(tokens_path: Path) -> int:
 def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
     """Yield batches without end; the batch of a step depends on the seed and the step only.
 
-    Every epoch is a new permutation of the rows and uses each of them once. A batch may lie across the border of
-    two epochs, so no row is left out. Starting late costs one permutation, whatever the step.
+    Every epoch is a new permutation of the rows and uses each of them once. A batch may lie across the border
+    of two epochs, so no row is left out. Starting late costs one permutation, whatever the step.
 
     Args:
         tokens: packed tokens [num_sequences, length].

@@ -1,9 +1,10 @@
 """Cloze passages in the form of LAMBADA: guess the last word. The task itself is run by lm-eval."""
 
+import contextlib
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,13 +148,15 @@ def run_cloze(lm: "LM", passages: Sequence[str]) -> ClozeResult | None:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _lm_eval_silenced() -> Iterator[None]:
-    """Keep lm-eval's advice to its own users off our user's terminal; its errors still show."""
+    """Keep lm-eval's advice and progress bars off the terminal; errors are exceptions, which still show."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        # Its bars cannot be switched off, and elsewhere than on a terminal they fill the log.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)

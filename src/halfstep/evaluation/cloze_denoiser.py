@@ -142,7 +142,7 @@ class DenoiserLM(TemplateLM):
             for start in range(0, len(group), self._batch_size):
                 batch = group[start : start + self._batch_size]
                 for query, (log_p, is_best) in zip(batch, self._predict(batch, requests), strict=True):
-                    # A target of probability 0 costs infinity, but not where it only serves to decode greedily.
+                    # Weight 0 only serves to decode greedily; times an infinite cost it would be NaN.
                     if query.weight > 0:
                         log_likelihood[query.request] += query.weight * log_p
                     if query.is_all:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 150
 MARKERS = "os^DvPX*<>p"
-LINE_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+LINE_STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
+REFERENCES = ("autoregressive", "validation text")
+"""What the legend's last entries begin with."""
 AR_STYLE: dict[str, Any] = {"color": "#d55e00", "linestyle": (0, (7, 3)), "linewidth": 1.6}
 DATA_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (1, 2)), "linewidth": 1.6}
-STYLE = {
+STYLE: Any = {
     "font.size": 9.5,
     "axes.grid": True,
     "grid.color": "#dddddd",
@@ -42,8 +44,9 @@ def draw_figures(
         distance: name of the distillation loss, for its axis.
         folder: exists; gets one PNG per figure.
     Returns:
-        names of the figures drawn, without ending: `steps`, `latency`, `mauve`, `cloze`, `training`. A figure that
-        has nothing to show (no MAUVE, no cloze passages, no common number of steps, no training) is not drawn.
+        names of the figures drawn, without ending: `steps`, `latency`, `mauve`, `cloze`, `training`. A figure
+        that has nothing to show (no MAUVE, no cloze, no number of steps both sampled and timed, no training)
+        is not drawn.
     """
     import matplotlib
 
@@ -226,25 +229,21 @@ def _training_figure(metrics: Metrics, curves: Mapping[str, Curve], distance: st
     losses[0].set_title("trained on the data")
     if students:
         losses[1].set_title("distilled")
-        losses[1].set_ylabel(distance)
-    handles, labels = [], []
-    for axis in losses:
-        shown, names = axis.get_legend_handles_labels()
-        handles += shown
-        labels += names
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        losses[1].set_ylabel(f"{distance}, nats" if distance.startswith("kl") else distance)
+        valid_losses[1].set_ylabel("validation loss (nats per token)")
+    _legend_below(figure, *losses)
     return figure
 
 
 def series_style(index: int, count: int) -> dict[str, Any]:
     """Colour, marker and line of one of `count` ordered series.
 
-    The colours run from dark to light, so that the order survives in grey and for every kind of colour vision; the
-    markers and lines tell neighbours apart.
+    The colours run from light to dark, the last series being darkest, so that the order survives in grey and
+    in every kind of colour vision; the markers and lines tell neighbours apart.
     """
     import matplotlib
 
-    shade = 0.85 * index / max(count - 1, 1)
+    shade = 0.75 * (1 - index / max(count - 1, 1))
     return {
         "color": matplotlib.colormaps["viridis"](shade),
         "marker": MARKERS[index % len(MARKERS)],
@@ -311,11 +310,21 @@ def _log_scale(axis: Any) -> None:
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(MaxNLocator(6) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+    subs = (1, 2, 3, 5, 7) if high < 30 * low else (1, 2, 5)
+    axis.set_major_locator(MaxNLocator(6) if high < 4 * low else LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _legend_below(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+def _legend_below(figure: "Figure", *panels: "Axes") -> None:
+    """One legend for some panels: the series in their order, then what they are compared with."""
+    entries = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
+    entries.sort(key=lambda entry: str(entry[1]).startswith(REFERENCES))
+    num_rows = -(-len(entries) // 5)
+    figure.legend(
+        [handle for handle, _ in entries],
+        [label for _, label in entries],
+        loc="outside lower center",
+        ncols=-(-len(entries) // num_rows),
+        frameon=False,
+    )

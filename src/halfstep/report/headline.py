@@ -44,10 +44,10 @@ def compare(metrics: Metrics) -> Comparison | None:
 
 
 def clear_sign(before: Estimate, after: Estimate) -> int | None:
-    """-1 if `after` is clearly less than `before`, 1 if clearly more, 0 if neither; None without standard errors.
+    """-1 if `after` is clearly less than `before`, 1 if more, 0 if neither; None without standard errors.
 
-    Both are taken as independent. Samples drawn from the same random numbers are correlated, which makes the true
-    error of the difference smaller: the verdict errs on the side of caution.
+    Both are taken as independent. Samples drawn from the same random numbers are correlated, which makes the
+    true error of the difference smaller: the verdict errs on the side of caution.
     """
     if before.standard_error is None or after.standard_error is None:
         return None
@@ -74,7 +74,8 @@ def headline(metrics: Metrics) -> list[str]:
     if comparison is None:
         if any(model.round_index for model in denoisers_of(metrics)):
             return [
-                "The last student and the first teacher have no number of denoising steps in common: no verdict."
+                "The last student and the first teacher have no number of denoising steps in common: no"
+                " verdict."
             ]
         return ["No round was distilled, so there is no student to compare: run with rounds of 1 or more."]
     student, teacher = comparison.student, comparison.teacher
@@ -84,20 +85,26 @@ def headline(metrics: Metrics) -> list[str]:
     sign = clear_sign(before, after)
     if sign == -1:
         factor = format_estimate(ratio(before, after))
-        verdict = f"{subject} has a lower generative perplexity than the teacher, by a factor of {factor}: {numbers}."
+        verdict = (
+            f"{subject} has a lower generative perplexity than the teacher, by a factor of {factor}:"
+            f" {numbers}."
+        )
     elif sign == 1:
         factor = format_estimate(ratio(after, before))
-        verdict = f"{subject} is worse than the teacher: its generative perplexity is {factor} times as high: {numbers}."
+        verdict = (
+            f"{subject} is worse than the teacher: its generative perplexity is {factor} times as high,"
+            f" {numbers}."
+        )
     elif sign == 0:
         verdict = (
-            f"{subject} is not clearly better than the teacher: their generative perplexities differ by less than"
-            f" {NUM_CLEAR_ERRORS:g} combined standard errors (ratio student to teacher"
+            f"{subject} is not clearly better than the teacher: their generative perplexities differ by"
+            f" less than {NUM_CLEAR_ERRORS:g} combined standard errors (ratio student to teacher"
             f" {format_estimate(ratio(after, before))}): {numbers}."
         )
     else:
         verdict = (
-            f"{subject} is not clearly better than the teacher: a generative perplexity comes without a standard error"
-            f" here, so no difference can be told from chance: {numbers}."
+            f"{subject} is not clearly better than the teacher: a generative perplexity comes without a"
+            f" standard error here, so no difference can be told from chance: {numbers}."
         )
     return [verdict, _entropy_sentence(comparison)]
 
@@ -105,17 +112,17 @@ def headline(metrics: Metrics) -> list[str]:
 def _entropy_sentence(comparison: Comparison) -> str:
     student, most = comparison.student.entropy, comparison.teacher_at_most.entropy
     return (
-        f"The entropy of its samples is {format_estimate(ratio(student, most), scale=100)} % of the teacher's at"
-        f" {_steps(comparison.teacher_at_most.num_steps)}: {format_estimate(student)} against"
+        f"The entropy of its samples is {format_estimate(ratio(student, most), scale=100)} % of the"
+        f" teacher's at {_steps(comparison.teacher_at_most.num_steps)}: {format_estimate(student)} against"
         f" {format_estimate(most)} {student.unit}."
     )
 
 
 GAIN = (
-    "A student predicts every position on its own, as its teacher does. A round therefore sharpens what the teacher's"
-    " half steps agree on; it cannot make two positions agree on a choice that is still open when both are drawn in the"
-    " same step. The gain is largest where the teacher's errors at few steps are tail noise: unlikely tokens, each drawn"
-    " without regard to its neighbours."
+    "A student predicts every position on its own, as its teacher does. A round therefore sharpens what"
+    " the teacher's half steps agree on; it cannot make two positions agree on a choice that is still"
+    " open when both are drawn in the same step. The gain is largest where the teacher's errors at few"
+    " steps are tail noise: unlikely tokens, each drawn without regard to its neighbours."
 )
 """What a round can and cannot do, whatever the numbers."""
 
@@ -142,7 +149,8 @@ def reading(metrics: Metrics) -> list[str]:
     entropy = clear_sign(taught_few.entropy, few.entropy)
     below_reference = clear_sign(comparison.teacher_at_most.entropy, few.entropy)
     if perplexity == -1 and entropy == -1:
-        change = f"from {format_number(taught_few.entropy.value)} to {format_number(few.entropy.value)} {few.entropy.unit}"
+        before, after = format_number(taught_few.entropy.value), format_number(few.entropy.value)
+        change = f"from {before} to {after} {few.entropy.unit}"
         most = _steps(comparison.teacher_at_most.num_steps)
         if below_reference == -1:
             meaning = (
@@ -150,7 +158,7 @@ def reading(metrics: Metrics) -> list[str]:
                 " perplexity is paid for with that."
             )
         else:
-            meaning = f"It is not below that of the teacher at {most}: what went is variety that the teacher at {most} lacks too."
+            meaning = f"It is not below that of the teacher at {most}, which lacks that variety too."
         sentences.append(
             f"Entropy fell together with perplexity, at {_steps(few.num_steps)} {change}. {meaning}"
         )
@@ -171,8 +179,9 @@ def warnings_of(metrics: Metrics) -> list[str]:
     ]
     if counts and min(counts) < MIN_MAUVE_SAMPLES:
         return [
-            f"MAUVE was computed from {min(counts)} samples, fewer than {MIN_MAUVE_SAMPLES}: too few for the figure to"
-            " mean much. Compare rounds by perplexity and entropy, or raise sample.num_prefixes."
+            f"MAUVE was computed from {min(counts)} samples, fewer than {MIN_MAUVE_SAMPLES}: too few for"
+            " the figure to mean much. Compare rounds by perplexity and entropy, or raise"
+            " sample.num_prefixes."
         ]
     return []
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -28,9 +27,10 @@ from halfstep.report.table import (
 )
 
 QUESTION = (
-    "A masked diffusion language model writes text in a chosen number of denoising steps, and writes worse with fewer.",
-    "Each round of self-distillation trains a student to do in one step what its teacher does in several: how many steps"
-    " does that save, and what does it cost in quality and variety?",
+    "A masked diffusion language model writes text in a chosen number of denoising steps, and writes"
+    " worse with fewer.",
+    "Each round of self-distillation trains a student to do in one step what its teacher does in several:"
+    " how many steps does that save, and what does it cost in quality and variety?",
 )
 
 MAX_MARKDOWN_CHARACTERS = 700
@@ -58,23 +58,25 @@ FIGURES = (
     Figure(
         "steps",
         "Quality against denoising steps",
-        "Generative perplexity of the samples (above, lower is better) and the entropy of the same samples (below), with"
-        " standard errors. A low perplexity at a low entropy is repetition, not quality: read both together, against the"
-        " validation text's own values.",
+        "Generative perplexity of the samples (above, lower is better) and the entropy of the same"
+        " samples (below), with standard errors. A low perplexity at a low entropy is repetition, not"
+        " quality: read both together, against the validation text's own values.",
         "",
     ),
     Figure(
         "latency",
         "Quality against time",
-        "Generative perplexity against the time for one sample: median, with the fastest and the slowest repeat. All"
-        " denoisers have the same network, so one timing per number of steps serves every round.",
+        "Generative perplexity against the time for one sample: median, with the fastest and the slowest"
+        " repeat. All denoisers have the same network, so one timing per number of steps serves every"
+        " round.",
         "No number of denoising steps was both sampled and timed, so quality is not drawn against time: let"
         " latency.num_steps and sample.num_steps share values.",
     ),
     Figure(
         "mauve",
         "MAUVE by round",
-        "Similarity of continuations to the validation text, higher is better, with the deviation over clustering seeds.",
+        "Similarity of continuations to the validation text, higher is better, with the deviation over"
+        " clustering seeds.",
         "MAUVE was not measured.",
     ),
     Figure(
@@ -86,8 +88,9 @@ FIGURES = (
     Figure(
         "training",
         "Training",
-        "Loss over optimizer steps, and the loss on validation text. Of denoisers the latter is an upper bound of the"
-        " negative log-likelihood, for students too; the training loss of a student is its distance from its teacher.",
+        "Loss over optimizer steps, and the loss on validation text. Of denoisers the latter is an upper"
+        " bound of the negative log-likelihood, for students too; the training loss of a student is its"
+        " distance from its teacher.",
         "No model was trained here: all were given.",
     ),
 )
@@ -139,6 +142,9 @@ def write_report(
         "latency_conditions": latencies.conditions,
         "samples": samples,
         "titles": {name: describe_model(model) for name, model in metrics.items()},
+        "units": {
+            name: "tokens" if model.round_index is None else "steps" for name, model in metrics.items()
+        },
         "gain": GAIN,
         "reading": reading(metrics),
         "counts": _count_lines(metrics),
@@ -155,8 +161,8 @@ def write_report(
 
 
 def _environment() -> Environment:
-    # Samples hold whatever a model wrote: everything is escaped in HTML, and fenced in Markdown, which has no escape
-    # that holds in all its dialects.
+    # Samples hold whatever a model wrote: everything is escaped in HTML, and fenced in Markdown, which has no
+    # escape that holds in all its dialects.
     environment = Environment(
         loader=PackageLoader("halfstep"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -202,14 +208,13 @@ def _latency_rows(latencies: Latencies) -> list[tuple[str, ...]]:
 
 def _table_notes(metrics: Metrics) -> list[str]:
     any_model = next(iter(metrics.values()))
-    notes = [
+    return [
         "Cells: generative perplexity ± standard error, under it the entropy of the same samples"
         f" ({any_model.data_entropy.unit}) and their MAUVE.",
-        "≤ marks an upper bound: a denoiser's validation perplexity comes from the evidence bound, the autoregressive"
-        " model's is exact, so the two are not on one scale.",
-        f"{MISSING} was not measured.",
+        "≤ marks an upper bound: a denoiser's validation perplexity comes from the evidence bound, the"
+        " autoregressive model's is exact, so the two are not on one scale.",
+        f"A dash ({MISSING}) marks what was not measured.",
     ]
-    return notes
 
 
 def _count_lines(metrics: Metrics) -> list[str]:

@@ -1,6 +1,7 @@
 """The results a report is made of, read from the files that the stages wrote."""
 
 import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ def load_curves(folder: Path, models: Sequence[str]) -> dict[str, Curve]:
     Raises:
         UserError: a file is missing or holds something that is no number.
     """
-    curves = {}
+    curves: dict[str, Curve] = {}
     for model in models:
         path = folder / f"{model}.csv"
         try:
@@ -218,7 +219,7 @@ def load_samples(
     folder: Path,
     models: Sequence[str],
     *,
-    num_steps: int | None,
+    num_steps: int,
     num_unconditional: int,
     num_continuations: int,
     decode: Callable[[list[int]], str],
@@ -228,8 +229,8 @@ def load_samples(
     Args:
         folder: holds `MODEL/unconditional.parquet` and `MODEL/continuations.parquet` for every model.
         models: names, in the order wanted.
-        num_steps: denoising steps of the samples wanted; a model without such samples, as the autoregressive one,
-            shows those of its fewest steps.
+        num_steps: denoising steps of the samples wanted; a model without such samples, as the autoregressive
+            one, shows those of its fewest steps.
         num_unconditional: how many unconditional samples of each model.
         num_continuations: how many continuations of each model.
         decode: token ids to text, as the samples were decoded; finds where the given prefix ends in the text.
@@ -250,11 +251,8 @@ def load_samples(
 
 
 def _first_samples(
-    path: Path, model: str, count: int, num_steps: int | None, decode: Callable[[list[int]], str]
+    path: Path, model: str, count: int, num_steps: int, decode: Callable[[list[int]], str]
 ) -> dict[int, SampleText]:
-    import json
-    import os.path
-
     import pyarrow.parquet as pq
 
     try:
@@ -272,13 +270,22 @@ def _first_samples(
     samples = {}
     for row in rows:
         if row["num_steps"] == shown_steps:
-            # Decoding may treat the end of the prefix differently without what follows it: only what both agree on
-            # is surely the prefix.
-            prefix = os.path.commonprefix(
-                [row["text"], decode(row["token_ids"][:prefix_length]) if prefix_length else ""]
+            given = decode(row["token_ids"][:prefix_length]) if prefix_length else ""
+            end = _common_length(row["text"], given)
+            samples[row["sample_index"]] = SampleText(
+                model, shown_steps, row["text"][:end], row["text"][end:]
             )
-            samples[row["sample_index"]] = SampleText(model, shown_steps, prefix, row["text"][len(prefix) :])
     return samples
+
+
+def _common_length(text: str, given: str) -> int:
+    """Length of the start that both share.
+
+    The end of a prefix may decode otherwise when nothing follows it, in the middle of a character for one:
+    only what both agree on is surely the prefix.
+    """
+    differing = (i for i, (left, right) in enumerate(zip(text, given, strict=False)) if left != right)
+    return next(differing, min(len(text), len(given)))
 
 
 def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
@@ -341,9 +348,10 @@ def _latencies(values: Mapping[str, Any]) -> Latencies:
     num_parameters = values["num_parameters"]
     threads = f", {values['num_threads']} threads" if values["device"] == "cpu" else ""
     conditions = (
-        f"{values['device']}{threads}, {values['dtype']}, torch {values['torch']}; batches of {batch_size} samples of"
-        f" {values['length']} tokens, the time divided by the batch; {num_parameters['denoiser']:,} parameters in the"
-        f" denoiser, {num_parameters['autoregressive']:,} in the autoregressive model"
+        f"{values['device']}{threads}, {values['dtype']}, torch {values['torch']}; batches of {batch_size}"
+        f" samples of {values['length']} tokens, the time divided by the batch;"
+        f" {num_parameters['denoiser']:,} parameters in the denoiser, {num_parameters['autoregressive']:,}"
+        " in the autoregressive model"
     )
     return Latencies(
         conditions=conditions,

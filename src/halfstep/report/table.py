@@ -142,15 +142,17 @@ def rounds_table(metrics: Metrics) -> "Table":
 
     table = make_table(metrics)
     shown = Table(
-        title="generative perplexity, entropy and MAUVE by number of denoising steps",
-        caption="± standard error; ≤ marks an upper bound",
+        title="generative perplexity ± standard error, entropy, MAUVE by number of denoising steps",
+        caption="≤ marks an upper bound",
         show_lines=True,
     )
     shown.add_column("model", no_wrap=True)
     for title in table.header:
         shown.add_column(title, justify="right")
     for row in table.rows:
-        shown.add_row(row.name, *("\n".join(cell) for cell in row.cells))
+        # The errors of what stands beneath the perplexity are left to the page: a terminal is narrow.
+        cells = ([cell[0], *(line.split(" ±")[0] for line in cell[1:])] for cell in row.cells)
+        shown.add_row(row.name, *("\n".join(cell) for cell in cells))
     return shown
 
 

@@ -52,7 +52,7 @@ def fit(
     valid_batches: Callable[[], Iterable[Tensor]],
     seed: int,
     accelerator: Accelerator,
-    log: Callable[[CurvePoint], None],
+    log: Callable[[int, dict[str, float | None]], None],
     key_values: dict[str, Any],
     key_inputs: Iterable[Path],
     carried_over: CarriedOver | None = None,
@@ -69,7 +69,7 @@ def fit(
         valid_batches: validation data.
         seed: of data noise and dropout.
         accelerator: device and precision.
-        log: called with each point of the curve, the restored ones included.
+        log: called with the step and values of each point of the curve, the restored ones included.
         key_values: parameters the result depends on.
         key_inputs: files the result depends on.
         carried_over: what to take from the round before.
@@ -89,11 +89,15 @@ def fit(
     state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
     if carried_over is not None:
         _carry_over(state, carried_over)
+
+    def log_point(point: CurvePoint) -> None:
+        log(point.step, {name: value for name, value in vars(point).items() if name != "step"})
+
     checkpoints = CheckpointFolder(name, run_key({"name": name, **key_values}, key_inputs))
     if checkpoints.restore(state):
         console.print(f"{name}: goes on after step {state.step} of {settings.num_train_steps}")
         for point in state.curve:
-            log(point)
+            log_point(point)
 
     first_optimizer_step = state.optimizer_step - state.step
     falling_to_zero_at = first_optimizer_step + settings.num_train_steps
@@ -126,7 +130,7 @@ def fit(
             validate=validate,
             validate_every_steps=settings.validate_every_steps,
             log_every_steps=settings.log_every_steps,
-            log=log,
+            log=log_point,
             progress=lambda step, loss: show(step, f"loss {loss:.4g}"),
             save_checkpoint=checkpoints.save,
             checkpoint_every_seconds=settings.checkpoint_every_seconds,

@@ -1,0 +1,636 @@
+"""What MLflow shows of a pipeline run: a parent run, and under it one run per model.
+
+Training stages send their curves while they train (`live_run`); the last stage makes everything complete from
+the files (`complete`), whether the stages ran or DVC restored them. The files are the truth and MLflow gets a
+copy. This is the only module that imports MLflow, and only inside functions: the import takes a second.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import math
+import os
+import queue
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from halfstep.errors import Interrupted, UserError
+from halfstep.files import atomic_path, project_root, read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_LOG = logging.getLogger(__name__)
+
+WORKSPACE = "workspace"
+"""Name of the experiment when DVC runs none, as DVC itself calls it."""
+
+PARENT_TAG = "mlflow.parentRunId"
+EXPERIMENT_TAG = "halfstep.experiment"
+HASH_TAG = "halfstep.params_hash"
+MODEL_TAG = "halfstep.model"
+COMPLETED_TAG = "halfstep.completed"
+
+SEND_SECONDS = 2.0
+RETRY_SECONDS = 60.0
+FLUSH_SECONDS = 10.0
+LOCK_SECONDS = 120.0
+
+# MLflow refuses larger batches. Servers of different age take 250, 500 or 6000 characters of a parameter; the
+# whole of it is in params.yaml, among the parent's artifacts.
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_PARAM_LENGTH = 250
+
+# A point that MLflow holds is the file's point when they agree to this: a server may keep fewer digits.
+SAME_VALUE = 1e-6
+
+NUM_PREVIEW_SAMPLES = 4
+
+Point = tuple[str, int, float]
+"""One value of a curve: name, step, value."""
+
+Log = Callable[[int, Mapping[str, float | None]], None]
+"""Takes (step, values by name); None is a value that was not measured at this step."""
+
+
+@dataclass(frozen=True)
+class TrackedRuns:
+    """Where MLflow holds a pipeline run.
+
+    Attributes:
+        tracking_uri: of the server or database, without credentials; relative to the project where it lies
+            inside.
+        experiment_id: of the MLflow experiment.
+        parent_run_id: of the run of the whole pipeline.
+        run_ids: of the run of each model, by model.
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    run_ids: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """Files that belong together among a run's artifacts.
+
+    Attributes:
+        name: of the group; its content's hash is kept in the tag `halfstep.files.NAME`.
+        files: local file by path within the run's artifacts.
+        content_hash: of paths and contents.
+    """
+
+    name: str
+    files: Mapping[str, Path]
+    content_hash: str
+
+
+def tracking_uri() -> str:
+    """The MLflow server: `MLFLOW_TRACKING_URI`, or a SQLite database in the project's root.
+
+    A relative SQLite path in the variable is taken from the project's root, not from DVC's temporary copy of
+    it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = _sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def without_credentials(text: str) -> str:
+    """A URI, or a text with URIs in it, without user names, passwords and query strings."""
+    return re.sub(r"(://[^\s?]*)\?[^\s)]*", r"\1", re.sub(r"://[^/\s]*@", "://", text))
+
+
+@contextmanager
+def live_run(params: Mapping[str, Any], *, model: str) -> Iterator[Log]:
+    """Show a model's training in MLflow while it runs; training is neither slowed nor stopped by it.
+
+    Points are sent in batches from a thread of their own, which also imports MLflow. If the server does not
+    answer, that is said once and training goes on; `complete` adds what is missing. The run of a training
+    that ended is marked finished, of one that stopped killed or failed; one that goes on from a checkpoint
+    continues its run, and may give points again that were given before.
+
+    Args:
+        params: all composed parameters as plain values; with the name of the DVC experiment they decide to
+            which
+            pipeline run the model belongs.
+        model: name of the model: `ar`, `0`, `1`, ...
+    Yields:
+        a function of (step, values by name). The names are the columns of the training curve's file.
+    """
+    points: queue.SimpleQueue[Point] = queue.SimpleQueue()
+    ended = threading.Event()
+    status = ["FINISHED"]
+    sender = threading.Thread(
+        target=_send_points, args=(params, model, points, ended, status), name="mlflow", daemon=True
+    )
+    sender.start()
+
+    def log(step: int, metrics: Mapping[str, float | None]) -> None:
+        for name, value in metrics.items():
+            if value is not None:
+                points.put((name, step, float(value)))
+
+    try:
+        yield log
+    except (KeyboardInterrupt, Interrupted):
+        status[0] = "KILLED"
+        raise
+    except BaseException:
+        status[0] = "FAILED"
+        raise
+    finally:
+        ended.set()
+        sender.join(FLUSH_SECONDS)
+
+
+def complete(
+    params: Mapping[str, Any],
+    *,
+    metrics_path: Path,
+    curves_path: Path,
+    samples_path: Path,
+    models_path: Path,
+    reports_path: Path,
+    params_path: Path,
+) -> TrackedRuns:
+    """Make MLflow show all of a pipeline run, from its files.
+
+    Runs that are missing are made, points that are missing are added, files are sent unless the same are
+    there. A second call changes nothing. A run that holds other values than the files is one of an earlier
+    training with the same parameters; it is deleted, which MLflow can undo, and made anew.
+
+    Args:
+        params: all composed parameters as plain values.
+        metrics_path, curves_path, samples_path, models_path: hold `MODEL.json`, `MODEL.csv`, `MODEL/` and
+        `MODEL/`
+            for every model of the parameters.
+        reports_path: holds the report.
+        params_path: the composed parameters' file, kept with the report.
+    Returns:
+        where the runs are.
+    Raises:
+        UserError: a file is missing, or MLflow does not answer or refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix="halfstep-") as previews:
+        try:
+            points, uploads = {}, {}
+            report_names = ("index.html", "README.md", "summary.json", "steps.csv", "figures")
+            report = _upload("report", {f"report/{name}": reports_path / name for name in report_names})
+            uploads[PIPELINE] = [report, _upload("params", {"params.yaml": params_path})]
+            for model in params["models"]:
+                curve = _curve_points(curves_path / f"{model}.csv")
+                points[model] = curve + _metric_points(metrics_path / f"{model}.json")
+                preview = Path(previews) / model / "samples.txt"
+                preview.parent.mkdir()
+                preview.write_text(_preview(samples_path / model), encoding="utf-8")
+                uploads[model] = [_upload("samples", {"samples.txt": preview})]
+                if params["tracking"]["log_models"]:
+                    uploads[model].append(_upload("model", {"model": models_path / model}))
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename or error} is not there: make it with dvc repro") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"of {metrics_path}, {curves_path} and {samples_path}, a file of model {model} is not what its stage"
+                f" writes ({error!r}): make it again with dvc repro"
+            ) from None
+        return _complete_runs(params, points, uploads)
+
+
+def _complete_runs(
+    params: Mapping[str, Any], points: Mapping[str, Sequence[Point]], uploads: Mapping[str, Sequence[_Upload]]
+) -> TrackedRuns:
+    _set_defaults()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client, experiment_id = _connect(params)
+        with _lock():
+            parent = _open_parent(client, experiment_id, params)
+        run_ids = {}
+        for model in params["models"]:
+            run_ids[model] = _complete_model(
+                client, experiment_id, parent, params, model, points[model], uploads[model]
+            )
+        _finish(
+            client,
+            parent,
+            uploads[""],
+            _hash_of({"runs": run_ids, "files": [u.content_hash for u in uploads[""]]}),
+        )
+    except (MlflowException, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"MLflow at {_shown_uri()} could not take the runs ({without_credentials(reason)}); all"
+            " results are in reports/. Start the server or change MLFLOW_TRACKING_URI, then: dvc repro"
+            " track"
+        ) from None
+    return TrackedRuns(_shown_uri(), experiment_id, parent.info.run_id, run_ids)
+
+
+def _complete_model(
+    client: "MlflowClient",
+    experiment_id: str,
+    parent: "Run",
+    params: Mapping[str, Any],
+    model: str,
+    points: Sequence[Point],
+    uploads: Sequence[_Upload],
+) -> str:
+    digest = _hash_of({"points": points, "files": [upload.content_hash for upload in uploads]})
+    run = _find_child(client, experiment_id, parent, model)
+    if run is not None and run.data.tags.get(COMPLETED_TAG) == digest:
+        _finish(client, run, uploads, digest)
+        return run.info.run_id
+    logged = {} if run is None else _logged_points(client, run, {name for name, _, _ in points})
+    if run is not None and not _agree(logged, points):
+        client.delete_run(run.info.run_id)
+        run, logged = None, {}
+    if run is None:
+        run = _create_child(client, experiment_id, parent, params, model)
+    _log_points(client, run, [point for point in points if point[:2] not in logged])
+    _finish(client, run, uploads, digest)
+    return run.info.run_id
+
+
+def _finish(client: "MlflowClient", run: "Run", uploads: Sequence[_Upload], digest: str) -> None:
+    """Send what files are not there yet, and end the run if it has not ended."""
+    run_id, tags = run.info.run_id, run.data.tags
+    for upload in uploads:
+        tag = f"halfstep.files.{upload.name}"
+        if tags.get(tag) != upload.content_hash:
+            for target, path in sorted(upload.files.items()):
+                _send_file(client, run_id, path, target)
+            client.set_tag(run_id, tag, upload.content_hash)
+    if tags.get(COMPLETED_TAG) != digest:
+        client.set_tag(run_id, COMPLETED_TAG, digest)
+    if run.info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+
+
+def _send_file(client: "MlflowClient", run_id: str, path: Path, target: str) -> None:
+    folder, _, name = target.rpartition("/")
+    if path.name == name:
+        client.log_artifact(run_id, str(path), folder or None)
+        return
+    with tempfile.TemporaryDirectory(prefix="halfstep-") as renamed:
+        shutil.copyfile(path, Path(renamed) / name)
+        client.log_artifact(run_id, str(Path(renamed) / name), folder or None)
+
+
+# Live points
+
+
+def _send_points(
+    params: Mapping[str, Any],
+    model: str,
+    points: "queue.SimpleQueue[Point]",
+    ended: threading.Event,
+    status: Sequence[str],
+) -> None:
+    """Body of the thread behind `live_run`: nothing that goes wrong here may reach training.
+
+    Points that could not be sent are kept and tried again, so a run never has a gap before its last point.
+    """
+    client: MlflowClient | None = None
+    run: Run | None = None
+    pending: list[Point] = []
+    logged: dict[str, set[int]] = {}
+    has_warned = False
+    retry_at = 0.0
+    is_last = False
+    while not is_last:
+        is_last = ended.wait(SEND_SECONDS) if run or has_warned else ended.is_set()
+        while not points.empty():
+            pending.append(points.get())
+        if time.monotonic() < retry_at and not is_last:
+            continue
+        try:
+            if client is None or run is None:
+                client, run = _open_live(params, model)
+            for name in {name for name, _, _ in pending} - logged.keys():
+                logged[name] = {step for _, step in _logged_points(client, run, {name})}
+            fresh = [point for point in dict.fromkeys(pending) if point[1] not in logged[point[0]]]
+            _log_points(client, run, fresh)
+            for name, step, _ in fresh:
+                logged[name].add(step)
+            pending = []
+            if is_last:
+                client.set_terminated(run.info.run_id, status[0])
+                if status[0] != "FINISHED":
+                    client.set_terminated(run.data.tags[PARENT_TAG], status[0])
+        except Exception as error:
+            if not has_warned:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                _LOG.warning(
+                    "MLflow at %s does not answer (%s); training goes on, and `dvc repro track` sends its"
+                    " curve later",
+                    _shown_uri(),
+                    without_credentials(reason),
+                )
+            has_warned = True
+            retry_at = time.monotonic() + RETRY_SECONDS
+
+
+def _open_live(params: Mapping[str, Any], model: str) -> "tuple[MlflowClient, Run]":
+    """The model's run, ready for points: one that was completed belongs to an earlier training and is
+    replaced.""" client, experiment_id = _connect(params)
+    with _lock():
+        parent = _open_parent(client, experiment_id, params)
+        if parent.info.status != "RUNNING":
+            client.update_run(parent.info.run_id, status="RUNNING")
+        run = _find_child(client, experiment_id, parent, model)
+        if run is not None and COMPLETED_TAG in run.data.tags:
+            client.delete_run(run.info.run_id)
+            run = None
+        if run is None:
+            run = _create_child(client, experiment_id, parent, params, model)
+        elif run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+    return client, run
+
+
+# Runs
+
+
+def _set_defaults() -> None:
+    """Settings that MLflow reads from the environment when it is imported; a user's own are left as they
+    are.""" defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # MLflow would try for many minutes before it says that a server does not answer.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
+    """A client, and the id of the MLflow experiment, which is made if it is missing."""
+    _set_defaults()
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = tracking_uri()
+    name = params["tracking"]["experiment"]
+    with _lock():
+        database = _sqlite_path(uri)
+        if database is not None and not database.exists():
+            _create_database(database)
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # A database does not know where files should go and would put them into the working directory,
+            # which in DVC's queue is a temporary one. A server knows.
+            location = (
+                (project_root() / "mlartifacts").as_uri()
+                if re.match(r"(sqlite|mysql|postgresql|mssql)", uri)
+                else None
+            )
+            return client, client.create_experiment(name, artifact_location=location)
+    return client, experiment.experiment_id
+
+
+def _create_database(path: Path) -> None:
+    """Create MLflow's SQLite database whole or not at all: a half-made one is refused for ever after."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix="halfstep-", ignore_cleanup_errors=True) as folder:
+        made = Path(folder) / "mlflow.db"
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with atomic_path(path) as temporary:
+            shutil.copyfile(made, temporary)
+
+
+def _lock() -> FileLock:
+    """Held while the database, the experiment or a run is looked for and made: queued experiments run side by
+    side.""" folder = project_root() / ".halfstep"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS)
+
+
+def _open_parent(client: "MlflowClient", experiment_id: str, params: Mapping[str, Any]) -> "Run":
+    """The run of this pipeline run, found by its tags or made."""
+    tags = {
+        EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME") or WORKSPACE,
+        HASH_TAG: _hash_of(dict(params)),
+    }
+    found = _search(client, experiment_id, tags | {"halfstep.kind": "pipeline"})
+    if found is not None:
+        return found
+    commit = _git_commit()
+    run = client.create_run(
+        experiment_id,
+        run_name=tags[EXPERIMENT_TAG],
+        tags=tags
+        | {
+            "halfstep.kind": "pipeline",
+            "halfstep.preset": str(params["preset"]),
+            "mlflow.source.name": "halfstep",
+        }
+        | ({"halfstep.git_commit": commit, "mlflow.source.git.commit": commit} if commit else {}),
+    )
+    _log_params(client, run, params)
+    return run
+
+
+def _find_child(client: "MlflowClient", experiment_id: str, parent: "Run", model: str) -> "Run | None":
+    return _search(client, experiment_id, {PARENT_TAG: parent.info.run_id, MODEL_TAG: model})
+
+
+def _create_child(
+    client: "MlflowClient", experiment_id: str, parent: "Run", params: Mapping[str, Any], model: str
+) -> "Run":
+    """A run for one model, with the parameters it was made with."""
+    section = {"ar": "baseline", "0": "pretrain"}.get(model, "distill")
+    is_student = section == "distill"
+    inherited = (
+        EXPERIMENT_TAG,
+        "halfstep.preset",
+        "halfstep.git_commit",
+        "mlflow.source.git.commit",
+        "mlflow.source.name",
+    )
+    run = client.create_run(
+        experiment_id,
+        run_name={"ar": "autoregressive", "0": "teacher"}.get(model, f"round {model}"),
+        tags={tag: parent.data.tags[tag] for tag in inherited if tag in parent.data.tags}
+        | {PARENT_TAG: parent.info.run_id, MODEL_TAG: model, "halfstep.kind": "model"}
+        | ({} if model == "ar" else {"halfstep.round": model}),
+    )
+    own = {section: params[section], "model": params["model"], "seed": params["seed"]}
+    _log_params(client, run, own | ({"round_index": int(model)} if is_student else {}))
+    return run
+
+
+def _search(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str]) -> "Run | None":
+    """The oldest run that has all these tags."""
+    quoted = {tag: value.replace("'", "") for tag, value in tags.items()}
+    condition = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in quoted.items())
+    found = client.search_runs(
+        [experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
+    )
+    return found[0] if found else None
+
+
+def _log_params(client: "MlflowClient", run: "Run", params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entities = [Param(key, value) for key, value in flatten(params).items()]
+    for start in range(0, len(entities), MAX_PARAMS_PER_BATCH):
+        client.log_batch(run.info.run_id, params=entities[start : start + MAX_PARAMS_PER_BATCH])
+
+
+def _log_points(client: "MlflowClient", run: "Run", points: Sequence[Point]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    entities = [Metric(name, value, now, step) for name, step, value in points]
+    for start in range(0, len(entities), MAX_METRICS_PER_BATCH):
+        client.log_batch(run.info.run_id, metrics=entities[start : start + MAX_METRICS_PER_BATCH])
+
+
+def _logged_points(client: "MlflowClient", run: "Run", names: Iterable[str]) -> dict[tuple[str, int], float]:
+    """What a run holds of some metrics: value by (name, step)."""
+    return {
+        (name, metric.step): metric.value
+        for name in sorted(names)
+        for metric in client.get_metric_history(run.info.run_id, name)
+    }
+
+
+def _agree(logged: Mapping[tuple[str, int], float], points: Iterable[Point]) -> bool:
+    """Whether everything logged is among the points, with the same values."""
+    wanted = {(name, step): value for name, step, value in points}
+    return all(
+        key in wanted and math.isclose(value, wanted[key], rel_tol=SAME_VALUE, abs_tol=1e-12)
+        for key, value in logged.items()
+    )
+
+
+# Files
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as MLflow takes them: dotted names, values as JSON where they are no text.
+
+    A value longer than every server takes ends in an ellipsis.
+    """
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{prefix}{key}"] = (
+                text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 1] + "…"
+            )
+    return flat
+
+
+def _curve_points(path: Path) -> list[Point]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            (name, int(row["step"]), float(value))
+            for row in csv.DictReader(stream)
+            for name, value in row.items()
+            if name != "step" and value
+        ]
+
+
+def _metric_points(path: Path) -> list[Point]:
+    """What was measured of a model: the quality of its samples by number of denoising steps, the rest at step
+    0.""" metrics = read_json(path)
+    points = [
+        (name, entry["num_steps"], entry[name]["value"])
+        for entry in metrics["samples"]
+        for name in ("generative_perplexity", "entropy", "mauve", "nfe")
+        if entry[name] is not None
+    ]
+    for group in ("validation", "cloze"):
+        for name, estimate in (metrics[group] or {}).items():
+            if isinstance(estimate, Mapping):
+                points.append((f"{group}_{name}", 0, estimate["value"]))
+    return [*points, ("num_parameters", 0, float(metrics["num_parameters"]))]
+
+
+def _preview(folder: Path) -> str:
+    """The first samples of a model at every number of steps, as text."""
+    import pyarrow.parquet as pq
+
+    lines = []
+    for kind in ("unconditional", "continuations"):
+        path = folder / f"{kind}.parquet"
+        columns = ["num_steps", "sample_index", "text"]
+        table = pq.read_table(path, columns=columns, filters=[("sample_index", "<", NUM_PREVIEW_SAMPLES)])
+        for row in sorted(table.to_pylist(), key=lambda row: (row["num_steps"], row["sample_index"])):
+            lines += [f"== {kind}, {row['num_steps']} steps, sample {row['sample_index']}", row["text"], ""]
+    return "\n".join(lines)
+
+
+def _upload(name: str, sources: Mapping[str, Path]) -> _Upload:
+    """Files and whole folders as one group of artifacts, with the hash of all their contents.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+    """
+    prefix = "report/" if name == "report" else ""
+    files: dict[str, Path] = {}
+    for target, source in sources.items():
+        if source.is_dir():
+            inner = sorted(path for path in source.rglob("*") if path.is_file())
+            files |= {f"{prefix}{target}/{path.relative_to(source).as_posix()}": path for path in inner}
+        else:
+            files[prefix + target] = source
+    digest = hashlib.sha256()
+    for target, path in sorted(files.items()):
+        with path.open("rb") as stream:
+            digest.update(f"{target}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return _Upload(name, files, digest.hexdigest())
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _git_commit() -> str | None:
+    """The commit that the project stands at; None without git."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=project_root(), capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite URI, from the project's root where it is relative; None for any other URI."""
+    found = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
+    return project_root() / found[1] if found else None
+
+
+def _shown_uri() -> str:
+    """The tracking URI as it may be written down and shown."""
+    uri = tracking_uri()
+    path = _sqlite_path(uri)
+    if path is not None and path.is_relative_to(project_root()):
+        return f"sqlite:///{path.relative_to(project_root()).as_posix()}"
+    return without_credentials(uri)

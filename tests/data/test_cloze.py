@@ -1,0 +1,87 @@
+"""Cloze passages: read, checked line by line, written in one form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from halfstep.data.cloze import load_cloze, write_cloze
+from halfstep.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path / "mine.jsonl"
+
+
+def load(name: str, tmp_path: Path) -> list[str]:
+    return list(load_cloze(name, cache=tmp_path / "cache"))
+
+
+def test_written_passages_are_read_back(source: Path, tmp_path: Path) -> None:
+    assert write_cloze(source, iter(["a café there ", "\nso it\nis"])) == 2
+    assert [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()] == [
+        {"text": "a café there"},
+        {"text": "so it\nis"},
+    ]
+    assert load("mine.jsonl", tmp_path) == ["a café there", "so it\nis"]
+
+
+def test_no_passages_make_an_empty_file(tmp_path: Path) -> None:
+    assert write_cloze(tmp_path / "cloze.jsonl", ()) == 0
+    assert (tmp_path / "cloze.jsonl").read_bytes() == b""
+
+
+def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cloze.jsonl"
+    write_cloze(target, ["old passage"])
+    source.write_text('{"text": "a good one"}\n{"text": "one"}\n')
+    with pytest.raises(UserError):
+        write_cloze(target, load_cloze("mine.jsonl", cache=tmp_path))
+    assert load(str(target), tmp_path) == ["old passage"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "word"}', r"line 2 is 'word': a cloze passage has two words at least"),
+        ('{"text": ""}', r"line 2 is '': a cloze passage has two words"),
+        ('{"body": "two words"}', r'line 2 has no "text"'),
+        ('{"text": 5}', r'line 2 has no "text" of a string'),
+        ("{", r"line 2 is not JSON"),
+    ],
+)
+def test_bad_lines_are_named(source: Path, tmp_path: Path, line: str, message: str) -> None:
+    source.write_text(f'{{"text": "two words"}}\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        load("mine.jsonl", tmp_path)
+
+
+def test_missing_file_is_not_taken_for_a_hub_id(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.cloze 'mine\.jsonl': .* is not a file"):
+        load("mine.jsonl", tmp_path)
+
+
+def test_hub_passages_are_those_of_the_test_split(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(hub_id: str, *, split: str, cache_dir: str) -> Dataset:
+        assert (hub_id, split) == ("someone/cloze", "test")
+        return Dataset.from_dict({"text": ["two words", "three more words"]})
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load("someone/cloze", tmp_path) == ["two words", "three more words"]
+
+
+def test_without_network_the_message_names_the_parameter(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"someone/cloze of the hub .*-S data\.cloze=FILE"):
+        load("someone/cloze", tmp_path)

@@ -1,0 +1,221 @@
+"""Corpora: what counts as a document, and the messages for files that are not as they should be."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, IterableDataset
+
+from halfstep.data.corpora import (
+    decode_text,
+    docstrings_of,
+    find_files,
+    hub_corpus,
+    pydocs_corpus,
+    stories_corpus,
+    text_corpus,
+)
+from halfstep.data.stories import stories
+from halfstep.errors import UserError
+
+Read = Callable[..., list[str]]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def read(tmp_path: Path, root: Path) -> Read:
+    def read(*paths: str, column: str = "text", blank_lines: int = 0, limit: int | None = None) -> list[str]:
+        documents = text_corpus(
+            paths,
+            text_column=column,
+            split_on_blank_lines=blank_lines,
+            max_documents=limit,
+            scratch=tmp_path,
+        )
+        assert documents.column_names == ["text"]
+        return list(documents["text"])
+
+    return read
+
+
+def test_stories_are_the_grammars(tmp_path: Path) -> None:
+    documents = stories_corpus(7, seed=4, max_documents=None, scratch=tmp_path)
+    assert list(documents["text"]) == list(stories(7, 4))
+    assert len(stories_corpus(7, seed=4, max_documents=3, scratch=tmp_path)) == 3
+
+
+def test_pydocs_are_topics_then_modules(tmp_path: Path) -> None:
+    from pydoc_data.topics import topics
+
+    documents = list(pydocs_corpus(max_documents=len(topics) + 3, scratch=tmp_path)["text"])
+    assert documents[: len(topics)] == [topics[name] for name in sorted(topics)]
+    assert len(documents) == len(topics) + 3
+
+
+def test_docstrings_are_parsed_in_order_and_nothing_runs(tmp_path: Path) -> None:
+    source = tmp_path / "module.py"
+    source.write_text(
+        '"""Module."""\nraise SystemExit\n'
+        'class A:\n    """Class."""\n    def f(self):\n        """Method."""\n'
+        'async def g():\n    """Coroutine.\n\n    More."""\nx = """no docstring"""\n'
+    )
+    assert docstrings_of(source) == "Module.\n\nClass.\n\nMethod.\n\nCoroutine.\n\nMore."
+    source.write_text("def broken(:")
+    assert docstrings_of(source) == ""
+
+
+def test_txt_is_one_document_without_bom_and_carriage_returns(root: Path, read: Read) -> None:
+    (root / "a.txt").write_bytes(b"\xef\xbb\xbf  First\r\n\r\n\r\nsecond\rthird caf\xc3\xa9\r\n\r\n")
+    assert read("a.txt") == ["  First\n\n\nsecond\nthird café"]
+
+
+@pytest.mark.parametrize(
+    ("blank_lines", "documents"),
+    [
+        (0, ["one\none\n\ntwo\n\n \n\nthree"]),
+        (1, ["one\none", "two", "three"]),
+        (2, ["one\none\n\ntwo", "three"]),
+        (3, ["one\none\n\ntwo", "three"]),
+        (4, ["one\none\n\ntwo\n\n \n\nthree"]),
+    ],
+)
+def test_blank_lines_end_documents(root: Path, read: Read, blank_lines: int, documents: list[str]) -> None:
+    (root / "a.txt").write_text("\n\none\none\n\ntwo\n\n \n\nthree\n\n\n")
+    assert read("a.txt", blank_lines=blank_lines) == documents
+
+
+def test_latin1_is_read_with_a_warning_that_names_the_file(
+    root: Path, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "old.txt").write_bytes("déjà vu".encode("latin-1"))
+    with caplog.at_level(logging.WARNING):
+        assert read("old.txt") == ["déjà vu"]
+    assert "old.txt is not UTF-8 (byte 1): read as Latin-1" in caplog.text
+
+
+def test_utf16_is_refused_rather_than_read_as_noise(root: Path) -> None:
+    (root / "wide.txt").write_bytes("wide".encode("utf-16"))
+    with pytest.raises(UserError, match=r"wide\.txt holds zero bytes.*UTF-8"):
+        decode_text(root / "wide.txt")
+
+
+def test_jsonl_and_parquet_columns(root: Path, read: Read) -> None:
+    rows = [{"body": "first"}, {"body": None}, {"body": "  "}, {"body": "second", "other": 1}]
+    (root / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    pq.write_table(pa.table({"body": ["third", None, "", "fourth"], "n": [1, 2, 3, 4]}), root / "b.parquet")
+    assert read(".", column="body") == ["first", "second", "third", "fourth"]
+    assert read(".", column="body", limit=3) == ["first", "second", "third"]
+
+
+def test_paths_folders_and_globs_are_sorted_and_each_file_comes_once(root: Path) -> None:
+    for name in ("b.txt", "a.txt", "sub/c.txt", "sub/d.jsonl", "sub/notes.md"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+
+    def names(*paths: str) -> list[str]:
+        return [str(file.relative_to(root)) for file in find_files(paths)]
+
+    assert names(".") == ["a.txt", "b.txt", "sub/c.txt", "sub/d.jsonl"]
+    assert names("*.txt") == ["a.txt", "b.txt"]
+    assert names("**/*.txt") == ["a.txt", "b.txt", "sub/c.txt"]
+    assert names("sub", "b.txt", "*.txt") == ["sub/c.txt", "sub/d.jsonl", "b.txt", "a.txt"]
+    assert names(str(root / "a.txt")) == ["a.txt"]
+    with pytest.raises(UserError, match=r"'sub/\*': .*notes\.md is none of \.txt, \.jsonl, \.parquet"):
+        names("sub/*")
+    with pytest.raises(UserError, match=r"data\.path 'none/\*\.txt' matches no file"):
+        names("none/*.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", r"a\.txt holds no text"),
+        ("a.txt", b" \n\t\n", r"a\.txt holds no text"),
+        ("a.jsonl", b"\n", r"a\.jsonl holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": "\xe9"}\n', r"a\.jsonl line 3 is not JSON"),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl line 1 is not a JSON object"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"line 1 has no column 'text', but \['body', 'id'\]"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: text is 5, not a string"),
+        ("a.parquet", b"nothing", r"a\.parquet cannot be read as Parquet"),
+    ],
+)
+def test_bad_files_are_named(root: Path, read: Read, name: str, content: bytes, message: str) -> None:
+    (root / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_columns_are_checked(root: Path, read: Read) -> None:
+    pq.write_table(pa.table({"body": ["x"], "n": [1]}), root / "a.parquet")
+    with pytest.raises(UserError, match=r"has no column 'text', but \['body', 'n'\]: set data\.text_column"):
+        read("a.parquet")
+    with pytest.raises(UserError, match=r"'n' holds int64, not strings"):
+        read("a.parquet", column="n")
+
+
+def load_hub(
+    tmp_path: Path, *, streaming: bool = False, column: str = "body", limit: int | None = None
+) -> list[str]:
+    documents = hub_corpus(
+        "someone/texts",
+        config=None,
+        revision="main",
+        split="train",
+        text_column=column,
+        streaming=streaming,
+        max_documents=limit,
+        cache=tmp_path / "cache",
+        scratch=tmp_path,
+    )
+    assert documents.column_names == ["text"]
+    return list(documents["text"])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(
+        hub_id: str, config: None, *, split: str, revision: str, streaming: bool, cache_dir: str
+    ) -> Any:
+        assert (hub_id, split, revision) == ("someone/texts", "train", "main")
+        assert cache_dir.endswith("cache")
+        rows = {"body": ["a", "b", "c"], "n": [1, 2, 3]}
+        if streaming:
+            return IterableDataset.from_generator(lambda: iter(Dataset.from_dict(rows)))
+        return Dataset.from_dict(rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_gives_the_column_streamed_or_not(tmp_path: Path, streaming: bool) -> None:
+    assert load_hub(tmp_path, streaming=streaming) == ["a", "b", "c"]
+    assert load_hub(tmp_path, streaming=streaming, limit=2) == ["a", "b"]
+    with pytest.raises(UserError, match=r"someone/texts has no column 'text', but \['body', 'n'\]"):
+        load_hub(tmp_path, streaming=streaming, column="text")
+    with pytest.raises(UserError, match=r"'n' holds int(64)?, not strings"):
+        load_hub(tmp_path, streaming=streaming, column="n")
+
+
+def test_without_network_the_message_names_the_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("Couldn't reach 'someone/texts' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"someone/texts of the hub .*-S data=text -S data\.path=FILES"):
+        load_hub(tmp_path)

@@ -1,0 +1,119 @@
+"""Packing against a slow version in plain lists, at any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from halfstep.data import packing
+from halfstep.data.packing import PackedSize, pack_documents, split_documents
+from halfstep.data.tokenizer import train_bpe_tokenizer
+from halfstep.errors import UserError
+
+TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|> here." for i in range(40)]
+TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
+
+
+def pack(
+    texts: list[Any], folder: Path, *, num_workers: int = 1, context_length: int = 16
+) -> tuple[np.ndarray, PackedSize]:
+    folder.mkdir(exist_ok=True)
+    size = pack_documents(
+        Dataset.from_dict({"text": texts}),
+        TOKENIZER,
+        folder / "train.npy",
+        context_length=context_length,
+        num_workers=num_workers,
+        scratch=folder / "scratch",
+        on_documents=lambda num_done, note: None,
+    )
+    return np.load(folder / "train.npy"), size
+
+
+def packed_slowly(texts: list[str], context_length: int) -> tuple[list[list[int]], int]:
+    stream: list[int] = []
+    for text in texts:
+        ids = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        stream += [*ids, TOKENIZER.eos_token_id]
+    rows = []
+    while len(stream) - len(rows) * (context_length - 2) >= context_length - 2:
+        start = len(rows) * (context_length - 2)
+        chunk = stream[start : start + context_length - 2]
+        rows.append([TOKENIZER.bos_token_id, *chunk, TOKENIZER.eos_token_id])
+    return rows, len(stream)
+
+
+@pytest.mark.parametrize("context_length", [3, 16, 101])
+def test_rows_are_those_of_the_slow_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context_length: int
+) -> None:
+    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 7)  # so that rows cross the borders of batches
+    tokens, size = pack(TEXTS, tmp_path, context_length=context_length)
+    rows, num_tokens = packed_slowly(TEXTS, context_length)
+    assert tokens.tolist() == rows
+    assert tokens.dtype == np.uint16
+    assert size == PackedSize(num_documents=40, num_tokens=num_tokens, num_sequences=len(rows))
+
+
+def test_processes_write_the_same_file(tmp_path: Path) -> None:
+    pack(TEXTS, tmp_path / "one")
+    pack(TEXTS, tmp_path / "three", num_workers=3)
+    assert (tmp_path / "one/train.npy").read_bytes() == (tmp_path / "three/train.npy").read_bytes()
+
+
+def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
+    tokens, size = pack(TEXTS, tmp_path)
+    inside = tokens[:, 1:-1]
+    assert not (inside == TOKENIZER.mask_token_id).any()
+    assert not (inside == TOKENIZER.bos_token_id).any()
+    assert size.num_documents - 1 <= (inside == TOKENIZER.eos_token_id).sum() <= size.num_documents
+    text = TOKENIZER.decode(
+        [token for row in inside.tolist() for token in row if token != TOKENIZER.eos_token_id]
+    )
+    assert text == "".join(TEXTS)[: len(text)]
+
+
+def test_nulls_and_blanks_are_no_documents(tmp_path: Path) -> None:
+    tokens, _ = pack([TEXTS[0], None, " \n", "", TEXTS[1]], tmp_path)
+    assert tokens.tolist() == packed_slowly(TEXTS[:2], 16)[0]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_large_vocabularies_need_uint32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setattr(type(TOKENIZER), "__len__", lambda self: 2**16 + 1)
+    tokens, _ = pack(TEXTS, tmp_path, num_workers=num_workers)
+    assert tokens.dtype == np.uint32
+    assert tokens.tolist() == packed_slowly(TEXTS, 16)[0]
+
+
+def test_too_little_text_says_how_much_there_is(tmp_path: Path) -> None:
+    num_tokens = packed_slowly(TEXTS[:2], 16)[1]
+    with pytest.raises(UserError, match=rf"{num_tokens} tokens in 2 .* needs 998: .*data\.context_length"):
+        pack(TEXTS[:2], tmp_path, context_length=1000)
+
+
+@pytest.mark.parametrize(
+    ("num_documents", "fraction", "num_valid"), [(40, 0.1, 4), (40, 0.001, 1), (40, 0.999, 39), (2, 0.5, 1)]
+)
+def test_split_is_a_partition_in_order(num_documents: int, fraction: float, num_valid: int) -> None:
+    documents = Dataset.from_dict({"text": [f"{i:02}" for i in range(num_documents)]})
+    train, valid = (list(part["text"]) for part in split_documents(documents, fraction, seed=0))
+    assert len(valid) == num_valid
+    assert sorted(train + valid) == list(documents["text"])
+    assert train == sorted(train)
+    assert valid == sorted(valid)
+
+
+def test_split_depends_on_the_seed() -> None:
+    documents = Dataset.from_dict({"text": TEXTS})
+    valid = [list(split_documents(documents, 0.2, seed=seed)[1]["text"]) for seed in (0, 0, 1)]
+    assert valid[0] == valid[1] != valid[2]
+
+
+def test_one_document_cannot_be_split() -> None:
+    with pytest.raises(UserError, match=r"has 1 document.*data\.split_on_blank_lines=1"):
+        split_documents(Dataset.from_dict({"text": ["one"]}), 0.1, seed=0)

@@ -1,0 +1,85 @@
+"""The stage `prepare` as a command: what it writes fits together, and a user's mistake leaves nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from halfstep.data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def prepare(folder: Path, **data: Any) -> subprocess.CompletedProcess[str]:
+    """Run the stage on the committed parameters, with some of the corpus' changed."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] = {**data}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, str(ROOT / "stages/prepare.py")]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "DVC_ROOT": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def corpus(**changes: Any) -> dict[str, Any]:
+    common = {
+        "source": "stories",
+        "num_documents": 60,
+        "num_cloze": 7,
+        "context_length": 64,
+        "valid_fraction": 0.1,
+        "max_documents": None,
+        "num_workers": 1,
+        "cloze": None,
+        "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None},
+    }
+    return {**common, **changes}
+
+
+def test_what_it_writes_fits_together(tmp_path: Path) -> None:
+    done = prepare(tmp_path, **corpus())
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "data/tokens/manifest.json").read_text())
+    tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
+    assert manifest["vocab_size"] == len(tokenizer) == tokenizer.mask_token_id + 1
+    assert (manifest["train"]["num_documents"], manifest["valid"]["num_documents"]) == (54, 6)
+    for name in ("train", "valid"):
+        rows = np.load(tmp_path / f"data/tokens/{name}.npy")
+        assert rows.shape == (manifest[name]["num_sequences"], 64)
+        assert (rows[:, 0] == tokenizer.bos_token_id).all()
+        assert (rows[:, -1] == tokenizer.eos_token_id).all()
+        assert (rows[:, 1:-1] < tokenizer.mask_token_id).all()
+    passages = [json.loads(line)["text"] for line in (tmp_path / "data/cloze.jsonl").read_text().splitlines()]
+    assert len(passages) == manifest["num_cloze_passages"] == 7
+    assert f"vocabulary {len(tokenizer)}; 7 cloze passages" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "cloze.jsonl",
+        "tokenizer",
+        "tokens",
+    ]
+    assert not [path for path in (tmp_path / ".halfstep").rglob("*") if path.suffix == ".arrow"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"context_length": 512}, "data.context_length"), ({"cloze": "none.jsonl"}, "data.cloze 'none.jsonl'")],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    done = prepare(tmp_path, **corpus(**changes))
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "data").iterdir())

@@ -1,0 +1,147 @@
+"""Tokenizers: exact round trips, deterministic files, and one mask token at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfstep.data.stories import stories
+from halfstep.data.tokenizer import (
+    load_tokenizer,
+    train_bpe_tokenizer,
+    train_word_tokenizer,
+    with_mask_token,
+)
+from halfstep.errors import UserError
+
+TEXTS = list(stories(300, seed=0))
+TRAINERS = {"words": (train_word_tokenizer, 400), "bpe": (train_bpe_tokenizer, 300)}
+
+
+@pytest.fixture(scope="module", params=sorted(TRAINERS))
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    train, vocab_size = TRAINERS[request.param]
+    return train(iter(TEXTS), vocab_size)
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_special_ids_are_first_and_the_mask_is_last(tokenizer: Any) -> None:
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("<|bos|>", 0)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|eos|>", 1)
+    assert (tokenizer.mask_token, tokenizer.mask_token_id) == ("<|mask|>", len(tokenizer) - 1)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+
+
+def test_round_trip_is_exact(tokenizer: Any) -> None:
+    for text in TEXTS[:50]:
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+def test_vocab_size_counts_every_id_and_is_kept() -> None:
+    assert len(train_bpe_tokenizer(TEXTS, 280)) == 280
+    assert len(train_word_tokenizer(TEXTS, 50)) == 50
+
+
+def test_words_are_whole_units_and_others_are_unknown() -> None:
+    tokenizer = train_word_tokenizer(["One day, Ann sat.", "Ann ran - far."], 100)
+    ids = ids_of(tokenizer, "One day, Ann slept.")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["One", " day", ",", " Ann", "<|unk|>", "."]
+    assert tokenizer.decode(ids_of(tokenizer, "Ann ran - far.")) == "Ann ran - far."
+
+
+def test_frequent_words_are_kept() -> None:
+    tokenizer = train_word_tokenizer(["b b b b c c a"], 6)
+    # Three special tokens, the mask, and two units.
+    assert set(tokenizer.get_vocab()) == {"<|bos|>", "<|eos|>", "<|unk|>", "<|mask|>", " b", " c"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=40))
+def test_bpe_round_trip_of_any_text(text: str) -> None:
+    assert BPE.decode(ids_of(BPE, text)) == text
+
+
+BPE = train_bpe_tokenizer(TEXTS[:20], 260)
+
+
+@pytest.mark.parametrize(("train", "smallest"), [(train_word_tokenizer, 5), (train_bpe_tokenizer, 259)])
+def test_too_small_a_vocabulary_is_the_users_mistake(train: Any, smallest: int) -> None:
+    assert len(train(TEXTS[:2], smallest)) == smallest
+    with pytest.raises(UserError, match=f"vocab_size is {smallest - 1}, .* needs {smallest} at least"):
+        train(TEXTS[:2], smallest - 1)
+
+
+@pytest.mark.parametrize("kind", sorted(TRAINERS))
+def test_saved_files_are_deterministic_and_load_again(kind: str, tmp_path: Path) -> None:
+    train, vocab_size = TRAINERS[kind]
+    for name in ("a", "b"):
+        train(iter(TEXTS), vocab_size).save_pretrained(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert "tokenizer.json" in files
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    loaded = load_tokenizer(tmp_path / "a")
+    assert loaded.mask_token_id == len(loaded) - 1
+    assert loaded.decode(ids_of(loaded, TEXTS[0])) == TEXTS[0]
+
+
+def wrapped(**special_tokens: str) -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"a": 0, "b": 1, "<s>": 2, "</s>": 3, "<m>": 4, "c": 5}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab)), **special_tokens)
+
+
+def test_one_mask_token_is_appended_and_only_once() -> None:
+    tokenizer = with_mask_token(wrapped(bos_token="<s>", eos_token="</s>"))
+    assert tokenizer.mask_token_id == 6 == len(tokenizer) - 1
+    assert len(with_mask_token(tokenizer)) == 7
+
+
+def test_one_token_may_begin_and_end_as_gpt2s_does() -> None:
+    tokenizer = with_mask_token(wrapped(bos_token="<s>", eos_token="<s>"))
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 2
+
+
+def test_missing_tokens_are_named() -> None:
+    with pytest.raises(UserError, match="has no EOS token"):
+        with_mask_token(wrapped(bos_token="<s>"))
+    with pytest.raises(UserError, match="has no BOS and no EOS token"):
+        with_mask_token(wrapped())
+
+
+def test_mask_token_in_the_middle_is_refused() -> None:
+    with pytest.raises(UserError, match="<m> is id 4: it must be the last"):
+        with_mask_token(wrapped(bos_token="<s>", eos_token="</s>", mask_token="<m>"))
+
+
+def test_a_string_is_a_path_from_the_projects_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_word_tokenizer(TEXTS[:5], 100).save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert len(load_tokenizer("mine")) <= 100
+    with pytest.raises(UserError, match=r"tokenizer \./other: there is no folder"):
+        load_tokenizer("./other")
+
+
+def test_folder_without_tokenizer_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be loaded .*should hold tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_without_network_the_message_names_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        assert kwargs["trust_remote_code"] is False
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nCheck your internet connection")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(
+        UserError, match=r"someone/tokenizer cannot be loaded .*data\.tokenizer\.source=FOLDER"
+    ):
+        load_tokenizer("someone/tokenizer")

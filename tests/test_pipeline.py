@@ -1,0 +1,155 @@
+"""The whole stage graph through DVC at the `smoke` preset, in a clean copy of the project."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.invalid",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.invalid",
+}
+
+
+class Project:
+    """A copy of the project's files in a repository of its own, at a path with a space in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, path / name)
+        for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+            self.run("git", *command)
+
+    def run(self, *command: str, code: int | None = 0) -> str:
+        """Run a command in the project; its output, both streams together."""
+        binaries = str(Path(sys.executable).parent)
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))
+        }
+        environment |= IDENTITY | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            command, cwd=self.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert code is None or done.returncode == code, done.stdout[-4000:]
+        return done.stdout
+
+    def dvc(self, *arguments: str, code: int | None = 0) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, code=code)
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC ran, in order."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its whole graph has run once."""
+    project = Project(tmp_path_factory.mktemp("pipeline") / "a project")
+    output = project.dvc("exp", "run", "-S", "preset=smoke")
+    assert set(stages_run(output)) == {
+        "prepare", "pretrain", "baseline", "latency", "report", "track",
+        *(f"distill@{k}" for k in (1, 2)),
+        *(f"{stage}@{model}" for stage in ("sample", "evaluate") for model in ("ar", 0, 1, 2)),
+    }  # fmt: skip
+    return project
+
+
+@pytest.mark.pipeline
+def test_every_model_is_measured_and_reported(project: Project) -> None:
+    for model in ("ar", "0", "1", "2"):
+        metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
+        assert metrics["model"] == model
+        assert metrics["cloze"]["accuracy"]["count"] == 10
+        for entry in metrics["samples"]:
+            assert entry["generative_perplexity"]["value"] > 1
+            assert entry["generative_perplexity"]["count"] > 0
+            assert 0 < entry["entropy"]["value"] < 5
+            assert entry["nfe"]["value"] <= entry["num_steps"]
+    page = (project.path / "reports/index.html").read_text()
+    assert "<img" in page
+    assert (project.path / "reports/README.md").is_file()
+
+
+@pytest.mark.pipeline
+def test_a_second_run_has_nothing_to_do(project: Project) -> None:
+    output = project.dvc("repro")
+    assert stages_run(output) == []
+    assert "up to date" in output
+
+
+@pytest.mark.pipeline
+def test_metrics_plots_and_experiments_are_shown(project: Project, tmp_path: Path) -> None:
+    shown = json.loads(project.dvc("metrics", "show", "--json"))
+    assert shown
+    assert "smoke" in project.dvc("exp", "show", "--csv")
+    project.dvc("plots", "show", "--out", str(tmp_path / "plots"))
+    assert "vega" in (tmp_path / "plots" / "index.html").read_text()
+
+
+@pytest.mark.pipeline
+def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.path}/mlflow.db")
+    experiment = client.get_experiment_by_name("halfstep")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = {run.data.tags["halfstep.model"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert children.keys() == {"ar", "0", "1", "2"}
+    assert parent.data.tags["halfstep.preset"] == "smoke"
+    for model, run in children.items():
+        assert run.info.status == "FINISHED"
+        curve = client.get_metric_history(run.info.run_id, "generative_perplexity")
+        metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
+        expected = {entry["num_steps"]: entry["generative_perplexity"]["value"] for entry in metrics["samples"]}
+        assert {point.step: point.value for point in curve} == pytest.approx(expected)
+
+
+@pytest.mark.pipeline
+def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: Project) -> None:
+    output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=3")
+    assert stages_run(output) == ["distill@3", "sample@3", "evaluate@3", "report", "track"]
+    output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=1")
+    assert stages_run(output) in (["track"], ["report", "track"])
+
+
+@pytest.mark.pipeline
+def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refused(project: Project) -> None:
+    params = project.path / "params.yaml"
+    text = params.read_text()
+    params.write_text(re.sub(r"^rounds: \d+", "rounds: 5", text, flags=re.MULTILINE))
+    try:
+        output = project.dvc("repro", code=None)
+    finally:
+        params.write_text(text)
+    assert "contradicts itself" in output
+    assert "dvc exp run -S rounds=5" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.pipeline
+def test_text_is_generated_from_a_prompt(project: Project) -> None:
+    output = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "4", "--prompt", "One day")
+    assert output.startswith("One day")
+    shown = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "2", "--show", "--pause-seconds", "0")
+    assert "denoising step 2 of 2" in shown
+    refused = project.run("halfstep", "generate", "--model", "models", code=2)
+    assert "not a model's folder" in refused
+    assert "Traceback" not in refused
