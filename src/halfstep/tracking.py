@@ -35,13 +35,20 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+PIPELINE = "pipeline"
+"""Stands beside the models' names for the run of the whole pipeline."""
+
 WORKSPACE = "workspace"
 """Name of the experiment when DVC runs none, as DVC itself calls it."""
 
 PARENT_TAG = "mlflow.parentRunId"
 EXPERIMENT_TAG = "halfstep.experiment"
 HASH_TAG = "halfstep.params_hash"
+PRESET_TAG = "halfstep.preset"
+COMMIT_TAGS = ("halfstep.git_commit", "mlflow.source.git.commit")
+KIND_TAG = "halfstep.kind"
 MODEL_TAG = "halfstep.model"
+ROUND_TAG = "halfstep.round"
 COMPLETED_TAG = "halfstep.completed"
 
 SEND_SECONDS = 2.0
@@ -59,6 +66,7 @@ MAX_PARAM_LENGTH = 250
 SAME_VALUE = 1e-6
 
 NUM_PREVIEW_SAMPLES = 4
+TRAINING_STATE = "train_state.*"
 
 Point = tuple[str, int, float]
 """One value of a curve: name, step, value."""
@@ -72,8 +80,8 @@ class TrackedRuns:
     """Where MLflow holds a pipeline run.
 
     Attributes:
-        tracking_uri: of the server or database, without credentials; relative to the project where it lies
-            inside.
+        tracking_uri: of the server or database, without credentials; a database inside the project is named
+            from its root.
         experiment_id: of the MLflow experiment.
         parent_run_id: of the run of the whole pipeline.
         run_ids: of the run of each model, by model.
@@ -103,8 +111,7 @@ class _Upload:
 def tracking_uri() -> str:
     """The MLflow server: `MLFLOW_TRACKING_URI`, or a SQLite database in the project's root.
 
-    A relative SQLite path in the variable is taken from the project's root, not from DVC's temporary copy of
-    it.
+    A relative SQLite path in the variable is taken from the project's root, not from DVC's copy of it.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = _sqlite_path(uri)
@@ -127,8 +134,7 @@ def live_run(params: Mapping[str, Any], *, model: str) -> Iterator[Log]:
 
     Args:
         params: all composed parameters as plain values; with the name of the DVC experiment they decide to
-            which
-            pipeline run the model belongs.
+            which pipeline run the model belongs.
         model: name of the model: `ar`, `0`, `1`, ...
     Yields:
         a function of (step, values by name). The names are the columns of the training curve's file.
@@ -177,9 +183,10 @@ def complete(
 
     Args:
         params: all composed parameters as plain values.
-        metrics_path, curves_path, samples_path, models_path: hold `MODEL.json`, `MODEL.csv`, `MODEL/` and
-        `MODEL/`
-            for every model of the parameters.
+        metrics_path: holds `MODEL.json` for every model of the parameters.
+        curves_path: holds `MODEL.csv`.
+        samples_path: holds `MODEL/unconditional.parquet` and `MODEL/continuations.parquet`.
+        models_path: holds the folders `MODEL`.
         reports_path: holds the report.
         params_path: the composed parameters' file, kept with the report.
     Returns:
@@ -189,7 +196,8 @@ def complete(
     """
     with tempfile.TemporaryDirectory(prefix="halfstep-") as previews:
         try:
-            points, uploads = {}, {}
+            points: dict[str, list[Point]] = {}
+            uploads: dict[str, list[_Upload]] = {}
             report_names = ("index.html", "README.md", "summary.json", "steps.csv", "figures")
             report = _upload("report", {f"report/{name}": reports_path / name for name in report_names})
             uploads[PIPELINE] = [report, _upload("params", {"params.yaml": params_path})]
@@ -206,8 +214,8 @@ def complete(
             raise UserError(f"{error.filename or error} is not there: make it with dvc repro") from None
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"of {metrics_path}, {curves_path} and {samples_path}, a file of model {model} is not what its stage"
-                f" writes ({error!r}): make it again with dvc repro"
+                f"model {model}: its file in {metrics_path}, {curves_path} or {samples_path} is not what its"
+                f" stage writes ({error!r}): make it again with dvc repro"
             ) from None
         return _complete_runs(params, points, uploads)
 
@@ -218,52 +226,45 @@ def _complete_runs(
     _set_defaults()
     from mlflow.exceptions import MlflowException
 
+    report = uploads[PIPELINE]
     try:
         client, experiment_id = _connect(params)
         with _lock():
             parent = _open_parent(client, experiment_id, params)
-        run_ids = {}
-        for model in params["models"]:
-            run_ids[model] = _complete_model(
-                client, experiment_id, parent, params, model, points[model], uploads[model]
-            )
-        _finish(
-            client,
-            parent,
-            uploads[""],
-            _hash_of({"runs": run_ids, "files": [u.content_hash for u in uploads[""]]}),
-        )
+        run_ids = {
+            model: _complete_model(client, parent, params, model, points[model], uploads[model])
+            for model in params["models"]
+        }
+        digest = _hash_of({"runs": run_ids, "files": [upload.content_hash for upload in report]})
+        _finish(client, parent, report, digest)
     except (MlflowException, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"MLflow at {_shown_uri()} could not take the runs ({without_credentials(reason)}); all"
-            " results are in reports/. Start the server or change MLFLOW_TRACKING_URI, then: dvc repro"
-            " track"
+            f"MLflow at {_shown_uri()} could not take the runs ({_first_line(error)}); all results are in"
+            " reports/. Start the server or change MLFLOW_TRACKING_URI, then: dvc repro track"
         ) from None
     return TrackedRuns(_shown_uri(), experiment_id, parent.info.run_id, run_ids)
 
 
 def _complete_model(
     client: "MlflowClient",
-    experiment_id: str,
     parent: "Run",
     params: Mapping[str, Any],
     model: str,
     points: Sequence[Point],
     uploads: Sequence[_Upload],
 ) -> str:
+    """Make one model's run complete and return its id."""
     digest = _hash_of({"points": points, "files": [upload.content_hash for upload in uploads]})
-    run = _find_child(client, experiment_id, parent, model)
-    if run is not None and run.data.tags.get(COMPLETED_TAG) == digest:
-        _finish(client, run, uploads, digest)
-        return run.info.run_id
-    logged = {} if run is None else _logged_points(client, run, {name for name, _, _ in points})
-    if run is not None and not _agree(logged, points):
-        client.delete_run(run.info.run_id)
-        run, logged = None, {}
-    if run is None:
-        run = _create_child(client, experiment_id, parent, params, model)
-    _log_points(client, run, [point for point in points if point[:2] not in logged])
+    run = _find_child(client, parent, model)
+    if run is None or run.data.tags.get(COMPLETED_TAG) != digest:
+        logged = {} if run is None else _logged_points(client, run, {name for name, _, _ in points})
+        if run is not None and not _agree(logged, points):
+            client.delete_run(run.info.run_id)
+            run, logged = None, {}
+        if run is None:
+            run = _create_child(client, parent, params, model)
+        _log_params(client, run, _own_params(params, model))
+        _log_points(client, run, [point for point in points if point[:2] not in logged])
     _finish(client, run, uploads, digest)
     return run.info.run_id
 
@@ -275,22 +276,12 @@ def _finish(client: "MlflowClient", run: "Run", uploads: Sequence[_Upload], dige
         tag = f"halfstep.files.{upload.name}"
         if tags.get(tag) != upload.content_hash:
             for target, path in sorted(upload.files.items()):
-                _send_file(client, run_id, path, target)
+                client.log_artifact(run_id, str(path), target.rpartition("/")[0] or None)
             client.set_tag(run_id, tag, upload.content_hash)
     if tags.get(COMPLETED_TAG) != digest:
         client.set_tag(run_id, COMPLETED_TAG, digest)
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-
-
-def _send_file(client: "MlflowClient", run_id: str, path: Path, target: str) -> None:
-    folder, _, name = target.rpartition("/")
-    if path.name == name:
-        client.log_artifact(run_id, str(path), folder or None)
-        return
-    with tempfile.TemporaryDirectory(prefix="halfstep-") as renamed:
-        shutil.copyfile(path, Path(renamed) / name)
-        client.log_artifact(run_id, str(Path(renamed) / name), folder or None)
 
 
 # Live points
@@ -315,6 +306,7 @@ def _send_points(
     retry_at = 0.0
     is_last = False
     while not is_last:
+        # The run is opened at once, so that it can be seen before the first point comes.
         is_last = ended.wait(SEND_SECONDS) if run or has_warned else ended.is_set()
         while not points.empty():
             pending.append(points.get())
@@ -336,30 +328,29 @@ def _send_points(
                     client.set_terminated(run.data.tags[PARENT_TAG], status[0])
         except Exception as error:
             if not has_warned:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 _LOG.warning(
                     "MLflow at %s does not answer (%s); training goes on, and `dvc repro track` sends its"
-                    " curve later",
+                    " curve",
                     _shown_uri(),
-                    without_credentials(reason),
+                    _first_line(error),
                 )
             has_warned = True
             retry_at = time.monotonic() + RETRY_SECONDS
 
 
 def _open_live(params: Mapping[str, Any], model: str) -> "tuple[MlflowClient, Run]":
-    """The model's run, ready for points: one that was completed belongs to an earlier training and is
-    replaced.""" client, experiment_id = _connect(params)
+    """The model's run, ready for points; one that was completed is of an earlier training and is replaced."""
+    client, experiment_id = _connect(params)
     with _lock():
         parent = _open_parent(client, experiment_id, params)
         if parent.info.status != "RUNNING":
             client.update_run(parent.info.run_id, status="RUNNING")
-        run = _find_child(client, experiment_id, parent, model)
+        run = _find_child(client, parent, model)
         if run is not None and COMPLETED_TAG in run.data.tags:
             client.delete_run(run.info.run_id)
             run = None
         if run is None:
-            run = _create_child(client, experiment_id, parent, params, model)
+            run = _create_child(client, parent, params, model)
         elif run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
     return client, run
@@ -369,8 +360,8 @@ def _open_live(params: Mapping[str, Any], model: str) -> "tuple[MlflowClient, Ru
 
 
 def _set_defaults() -> None:
-    """Settings that MLflow reads from the environment when it is imported; a user's own are left as they
-    are.""" defaults = {
+    """Settings that MLflow reads from the environment on import; those that a user made are left alone."""
+    defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         # MLflow would try for many minutes before it says that a server does not answer.
@@ -396,16 +387,13 @@ def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
             _create_database(database)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # A database does not know where files should go and would put them into the working directory,
-            # which in DVC's queue is a temporary one. A server knows.
-            location = (
-                (project_root() / "mlartifacts").as_uri()
-                if re.match(r"(sqlite|mysql|postgresql|mssql)", uri)
-                else None
-            )
-            return client, client.create_experiment(name, artifact_location=location)
-    return client, experiment.experiment_id
+        if experiment is not None:
+            return client, experiment.experiment_id
+        # A database does not know where files should go and would put them into the working directory, which in
+        # DVC's queue is a temporary one. A server knows.
+        is_database = re.match(r"(sqlite|mysql|postgresql|mssql)", uri) is not None
+        location = (project_root() / "mlartifacts").as_uri() if is_database else None
+        return client, client.create_experiment(name, artifact_location=location)
 
 
 def _create_database(path: Path) -> None:
@@ -420,70 +408,59 @@ def _create_database(path: Path) -> None:
 
 
 def _lock() -> FileLock:
-    """Held while the database, the experiment or a run is looked for and made: queued experiments run side by
-    side.""" folder = project_root() / ".halfstep"
+    """Held while something is looked for and made if missing: queued experiments run side by side."""
+    folder = project_root() / ".halfstep"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS)
 
 
 def _open_parent(client: "MlflowClient", experiment_id: str, params: Mapping[str, Any]) -> "Run":
     """The run of this pipeline run, found by its tags or made."""
-    tags = {
-        EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME") or WORKSPACE,
-        HASH_TAG: _hash_of(dict(params)),
-    }
-    found = _search(client, experiment_id, tags | {"halfstep.kind": "pipeline"})
-    if found is not None:
-        return found
-    commit = _git_commit()
-    run = client.create_run(
-        experiment_id,
-        run_name=tags[EXPERIMENT_TAG],
-        tags=tags
-        | {
-            "halfstep.kind": "pipeline",
-            "halfstep.preset": str(params["preset"]),
-            "mlflow.source.name": "halfstep",
-        }
-        | ({"halfstep.git_commit": commit, "mlflow.source.git.commit": commit} if commit else {}),
-    )
+    name = os.environ.get("DVC_EXP_NAME") or WORKSPACE
+    tags = {EXPERIMENT_TAG: name, HASH_TAG: _hash_of(dict(params)), KIND_TAG: PIPELINE}
+    run = _search(client, experiment_id, tags)
+    if run is None:
+        commit = _git_commit()
+        commit_tags = dict.fromkeys(COMMIT_TAGS, commit) if commit else {}
+        run = client.create_run(
+            experiment_id, run_name=name, tags=tags | {PRESET_TAG: params["preset"]} | commit_tags
+        )
     _log_params(client, run, params)
     return run
 
 
-def _find_child(client: "MlflowClient", experiment_id: str, parent: "Run", model: str) -> "Run | None":
-    return _search(client, experiment_id, {PARENT_TAG: parent.info.run_id, MODEL_TAG: model})
-
-
-def _create_child(
-    client: "MlflowClient", experiment_id: str, parent: "Run", params: Mapping[str, Any], model: str
-) -> "Run":
-    """A run for one model, with the parameters it was made with."""
-    section = {"ar": "baseline", "0": "pretrain"}.get(model, "distill")
-    is_student = section == "distill"
-    inherited = (
-        EXPERIMENT_TAG,
-        "halfstep.preset",
-        "halfstep.git_commit",
-        "mlflow.source.git.commit",
-        "mlflow.source.name",
+def _find_child(client: "MlflowClient", parent: "Run", model: str) -> "Run | None":
+    return _search(
+        client,
+        parent.info.experiment_id,
+        {PARENT_TAG: parent.info.run_id, MODEL_TAG: model, KIND_TAG: "model"},
     )
+
+
+def _create_child(client: "MlflowClient", parent: "Run", params: Mapping[str, Any], model: str) -> "Run":
+    """A run for one model, with the parameters it is made with."""
+    inherited = (EXPERIMENT_TAG, PRESET_TAG, *COMMIT_TAGS)
     run = client.create_run(
-        experiment_id,
+        parent.info.experiment_id,
         run_name={"ar": "autoregressive", "0": "teacher"}.get(model, f"round {model}"),
         tags={tag: parent.data.tags[tag] for tag in inherited if tag in parent.data.tags}
-        | {PARENT_TAG: parent.info.run_id, MODEL_TAG: model, "halfstep.kind": "model"}
-        | ({} if model == "ar" else {"halfstep.round": model}),
+        | {PARENT_TAG: parent.info.run_id, MODEL_TAG: model, KIND_TAG: "model"}
+        | ({} if model == "ar" else {ROUND_TAG: model}),
     )
-    own = {section: params[section], "model": params["model"], "seed": params["seed"]}
-    _log_params(client, run, own | ({"round_index": int(model)} if is_student else {}))
+    _log_params(client, run, _own_params(params, model))
     return run
+
+
+def _own_params(params: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Of all parameters, those that a model is made with."""
+    section = {"ar": "baseline", "0": "pretrain"}.get(model, "distill")
+    return {section: params[section], "model": params["model"], "seed": params["seed"]}
 
 
 def _search(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str]) -> "Run | None":
     """The oldest run that has all these tags."""
-    quoted = {tag: value.replace("'", "") for tag, value in tags.items()}
-    condition = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in quoted.items())
+    quoted = {tag: f'"{value}"' if "'" in value else f"'{value}'" for tag, value in tags.items()}
+    condition = " and ".join(f"tags.`{tag}` = {value}" for tag, value in quoted.items())
     found = client.search_runs(
         [experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
     )
@@ -491,9 +468,10 @@ def _search(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str])
 
 
 def _log_params(client: "MlflowClient", run: "Run", params: Mapping[str, Any]) -> None:
+    """Log the parameters that a run does not have yet: a process may have ended between making it and this."""
     from mlflow.entities import Param
 
-    entities = [Param(key, value) for key, value in flatten(params).items()]
+    entities = [Param(key, value) for key, value in flatten(params).items() if key not in run.data.params]
     for start in range(0, len(entities), MAX_PARAMS_PER_BATCH):
         client.log_batch(run.info.run_id, params=entities[start : start + MAX_PARAMS_PER_BATCH])
 
@@ -531,7 +509,7 @@ def _agree(logged: Mapping[tuple[str, int], float], points: Iterable[Point]) -> 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested parameters as MLflow takes them: dotted names, values as JSON where they are no text.
 
-    A value longer than every server takes ends in an ellipsis.
+    A value longer than every server takes ends in three dots.
     """
     flat: dict[str, str] = {}
     for key, value in params.items():
@@ -539,9 +517,8 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            flat[f"{prefix}{key}"] = (
-                text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 1] + "…"
-            )
+            is_short = len(text) <= MAX_PARAM_LENGTH
+            flat[f"{prefix}{key}"] = text if is_short else f"{text[: MAX_PARAM_LENGTH - 3]}..."
     return flat
 
 
@@ -556,8 +533,8 @@ def _curve_points(path: Path) -> list[Point]:
 
 
 def _metric_points(path: Path) -> list[Point]:
-    """What was measured of a model: the quality of its samples by number of denoising steps, the rest at step
-    0.""" metrics = read_json(path)
+    """What was measured of a model: of its samples by number of denoising steps, the rest at step 0."""
+    metrics = read_json(path)
     points = [
         (name, entry["num_steps"], entry[name]["value"])
         for entry in metrics["samples"]
@@ -588,17 +565,21 @@ def _preview(folder: Path) -> str:
 def _upload(name: str, sources: Mapping[str, Path]) -> _Upload:
     """Files and whole folders as one group of artifacts, with the hash of all their contents.
 
+    Of a model's folder the training state is left out: it is several times the model, and DVC keeps it.
+
+    Args:
+        name: of the group.
+        sources: file or folder by path within the run's artifacts; a file keeps its name there.
     Raises:
         FileNotFoundError: a file or folder is missing.
     """
-    prefix = "report/" if name == "report" else ""
     files: dict[str, Path] = {}
     for target, source in sources.items():
         if source.is_dir():
-            inner = sorted(path for path in source.rglob("*") if path.is_file())
-            files |= {f"{prefix}{target}/{path.relative_to(source).as_posix()}": path for path in inner}
+            inner = (path for path in source.rglob("*") if path.is_file() and not path.match(TRAINING_STATE))
+            files |= {f"{target}/{path.relative_to(source).as_posix()}": path for path in inner}
         else:
-            files[prefix + target] = source
+            files[target] = source
     digest = hashlib.sha256()
     for target, path in sorted(files.items()):
         with path.open("rb") as stream:
@@ -612,13 +593,12 @@ def _hash_of(value: Any) -> str:
 
 def _git_commit() -> str | None:
     """The commit that the project stands at; None without git."""
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=project_root(), capture_output=True, text=True, check=False
-        )
+        found = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -634,3 +614,8 @@ def _shown_uri() -> str:
     if path is not None and path.is_relative_to(project_root()):
         return f"sqlite:///{path.relative_to(project_root()).as_posix()}"
     return without_credentials(uri)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message, which may hold the URI, as it may be shown."""
+    return without_credentials(next(iter(str(error).splitlines()), "") or type(error).__name__)
