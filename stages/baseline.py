@@ -37,7 +37,9 @@ def main(
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
     if settings.init_from is not None:
-        model = load_autoregressive(local_or_hub(settings.init_from), settings.init_revision, min_vocab_size=vocab_size - 1)
+        model = load_autoregressive(
+            local_or_hub(settings.init_from), settings.init_revision, min_vocab_size=vocab_size - 1
+        )
     else:
         seed_weights(params.seed, "baseline")
         model = new_gpt2(

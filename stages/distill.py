@@ -15,7 +15,7 @@ def main(
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
-    curve_path: Annotated[Path | None, typer.Option("--curve", help="Curve, written [curves/ROUND.csv].")] = None,
+    curve_path: Annotated[Path | None, typer.Option("--curve", help="Written [curves/ROUND.csv].")] = None,
 ) -> None:
     """Distill one round: its student learns to do in one denoising step what its teacher does in several.
 
@@ -53,17 +53,12 @@ def main(
     if round_index > 1:
         if settings.next_teacher == "student":
             load_raw_weights(teacher, teacher_path)
-        carried_over = CarriedOver(
-            teacher_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema
-        )
+        carried_over = CarriedOver(teacher_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
     student = copy.deepcopy(teacher)
     teacher.to(accelerator.device).requires_grad_(False)
 
-    noise = {
-        "schedule": LogLinearSchedule(params.noise.epsilon),
-        "min_time": settings.min_time,
-        "mask_token_id": student.config.mask_token_id,
-    }
+    mask_token_id = student.config.mask_token_id
+    schedule = LogLinearSchedule(params.noise.epsilon)
     with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
         state, checkpoints = fit(
             f"distill-{round_index}",
@@ -74,11 +69,16 @@ def main(
                 dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
                 num_teacher_steps=settings.num_teacher_steps,
                 divergence=DIVERGENCES[settings.distance],
-                **noise,
+                schedule=schedule,
+                min_time=settings.min_time,
+                mask_token_id=mask_token_id,
             ),
-            valid_objective=nelbo_objective(**noise),
+            valid_objective=nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id),
             batch_at=lambda step: token_batches(
-                train_tokens, settings.batch_size, seed=derive_seed(params.seed, "distill", round_index), start_step=step
+                train_tokens,
+                settings.batch_size,
+                seed=derive_seed(params.seed, "distill", round_index),
+                start_step=step,
             ),
             valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
             seed=params.seed,

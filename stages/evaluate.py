@@ -16,22 +16,14 @@ STEPS_COLUMNS = ("generative_perplexity", "entropy", "mauve")
 def main(
     model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
     model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
-    samples_path: Annotated[
-        Path | None, typer.Option("--samples", help="Samples, read [samples/MODEL].")
-    ] = None,
-    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
-        "params.yaml"
-    ),
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Samples, read [samples/MODEL].")] = None,
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
-    cloze_path: Annotated[Path, typer.Option("--cloze", help="Cloze passages, read.")] = Path(
-        "data/cloze.jsonl"
-    ),
+    cloze_path: Annotated[Path, typer.Option("--cloze", help="Cloze passages, read.")] = Path("data/cloze.jsonl"),
     metrics_path: Annotated[
         Path | None, typer.Option("--metrics", help="Metrics, written [metrics/MODEL.json].")
     ] = None,
-    csv_path: Annotated[
-        Path | None, typer.Option("--csv-folder", help="Tables, written [metrics/MODEL].")
-    ] = None,
+    csv_path: Annotated[Path | None, typer.Option("--csv-folder", help="Tables, written [metrics/MODEL].")] = None,
 ) -> None:
     """Measure a model: likelihood of held-out text, cloze accuracy, quality and diversity of its samples.
 
@@ -75,9 +67,7 @@ def main(
 
     def features_of(sequences: list[list[int]]) -> Any:
         ids, _ = to_scorer_ids(sequences, tokenizer, scorer)
-        return features(
-            scorer.model, ids, batch_size=settings.batch_size, max_length=scorer.max_length
-        ).numpy()
+        return features(scorer.model, ids, batch_size=settings.batch_size, max_length=scorer.max_length).numpy()
 
     with autocast(device, select_precision(params.runtime.precision, device)):
         likelihood = _likelihood(model, held_out, is_baseline, params, device)
@@ -90,9 +80,7 @@ def main(
         mauve_seeds = range(params.seed, params.seed + settings.mauve_num_seeds)
         entries = []
         for unconditional, continuations in sample_sets:
-            quality = sample_quality(
-                unconditional.token_ids, tokenizer, scorer, batch_size=settings.batch_size
-            )
+            quality = sample_quality(unconditional.token_ids, tokenizer, scorer, batch_size=settings.batch_size)
             mauve = mauve_score(
                 references,
                 features_of(continuations.token_ids),

@@ -9,9 +9,7 @@ from halfstep import console
 
 
 def main(
-    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
-        "params.yaml"
-    ),
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Written.")] = Path("metrics/latency.json"),
 ) -> None:
@@ -89,9 +87,7 @@ def _print(times: dict) -> None:
     table = Table("", "steps", "evaluations", "seconds", "tokens/s", title="Time per batch, random weights")
     rows = [("denoiser", str(entry["num_steps"]), entry) for entry in times["denoiser"]]
     for name, steps, entry in [*rows, ("autoregressive, KV cache", "", times["autoregressive"])]:
-        seconds = (
-            f"{entry['seconds']['value']:.4g} ({entry['seconds_min']:.4g} to {entry['seconds_max']:.4g})"
-        )
+        seconds = f"{entry['seconds']['value']:.4g} ({entry['seconds_min']:.4g} to {entry['seconds_max']:.4g})"
         table.add_row(name, steps, f"{entry['nfe']:.1f}", seconds, f"{entry['tokens_per_second']:.0f}")
     console.console.print(table)
 

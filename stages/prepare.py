@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halfstep import console
+from halfstep.errors import Interrupted
 from halfstep.settings import HubSettings, Params, PydocsSettings, StoriesSettings, TextSettings
 
 if TYPE_CHECKING:
@@ -17,15 +21,13 @@ if TYPE_CHECKING:
 
 
 def main(
-    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
-        "params.yaml"
-    ),
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[
         Path, typer.Option("--tokens", help="train.npy, valid.npy and manifest.json, written.")
     ] = Path("data/tokens"),
-    tokenizer_path: Annotated[
-        Path, typer.Option("--tokenizer", help="Tokenizer with the mask token, written.")
-    ] = Path("data/tokenizer"),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer with the mask token, written.")] = Path(
+        "data/tokenizer"
+    ),
     cloze_path: Annotated[
         Path, typer.Option("--cloze", help="Cloze passages, written; empty if there are none.")
     ] = Path("data/cloze.jsonl"),
@@ -43,6 +45,7 @@ def main(
 
     params = load_params(params_path)
     data = params.data
+    stop_on_signals()
     with scratch_folder() as scratch:
         documents = open_corpus(params, scratch)
         train, valid = split_documents(documents, data.valid_fraction, seed=params.seed)
@@ -86,6 +89,20 @@ def main(
         markup=False,
         soft_wrap=True,
     )
+
+
+def stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM unwind the command, so that temporary files and processes go with it."""
+    main_process = os.getpid()
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        if os.getpid() != main_process:
+            # A tokenizing process leaves by unwinding, or it would take the pool's locks with it.
+            raise SystemExit(128 + signal_number)
+        raise Interrupted(signal_number, "prepare: stopped; nothing was written")
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
 
 
 def open_corpus(params: Params, scratch: Path) -> Dataset:

@@ -12,15 +12,11 @@ NUM_CONTINUATIONS = 1
 
 
 def main(
-    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
-        "params.yaml"
-    ),
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Metrics, read.")] = Path("metrics"),
     curves_path: Annotated[Path, typer.Option("--curves", help="Training curves, read.")] = Path("curves"),
     samples_path: Annotated[Path, typer.Option("--samples", help="Samples, read.")] = Path("samples"),
-    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path(
-        "data/tokenizer"
-    ),
+    tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
     reports_path: Annotated[Path, typer.Option("--reports", help="Written.")] = Path("reports"),
 ) -> None:
     """Write the report of a pipeline run: index.html, README.md, figures/, steps.csv and summary.json."""

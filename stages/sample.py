@@ -1,11 +1,15 @@
 """Stage `sample@m`: text from one model, unconditional and continuing prefixes."""
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halfstep import console
+
+if TYPE_CHECKING:
+    from halfstep.generation import Batch
 
 
 def main(
@@ -65,7 +69,10 @@ def main(
     is_baseline = model_name == BASELINE
     model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
     model.to(device)
-    with atomic_path(samples_path) as folder, autocast(device, select_precision(params.runtime.precision, device)):
+    with (
+        atomic_path(samples_path) as folder,
+        autocast(device, select_precision(params.runtime.precision, device)),
+    ):
         folder.mkdir()
         for kind, (prefixes, prefix_rows, length) in requests.items():
             seed = derive_seed(params.seed, kind)
@@ -104,7 +111,8 @@ def main(
                 )
 
 
-def _shown(batches, show):
+def _shown(batches: "Iterable[Batch]", show: Callable[[int, str], None]) -> "Iterator[Batch]":
+    """The same batches, each shown as done when the next one is asked for."""
     done = 0
     for batch in batches:
         yield batch

@@ -9,17 +9,13 @@ from halfstep import console
 
 
 def main(
-    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path(
-        "params.yaml"
-    ),
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Metrics, read.")] = Path("metrics"),
     curves_path: Annotated[Path, typer.Option("--curves", help="Training curves, read.")] = Path("curves"),
     samples_path: Annotated[Path, typer.Option("--samples", help="Samples, read.")] = Path("samples"),
     models_path: Annotated[Path, typer.Option("--models", help="Models, read.")] = Path("models"),
     reports_path: Annotated[Path, typer.Option("--reports", help="Report, read.")] = Path("reports"),
-    runs_path: Annotated[Path, typer.Option("--runs", help="Where the runs are, written.")] = Path(
-        "mlflow.json"
-    ),
+    runs_path: Annotated[Path, typer.Option("--runs", help="Where the runs are, written.")] = Path("mlflow.json"),
 ) -> None:
     """Make MLflow complete: every run, curve, metric and file, whether its stage ran or DVC restored it."""
     from dataclasses import asdict

@@ -105,7 +105,13 @@ def test_mean_target_is_that_of_the_enumerated_teacher_trajectories(table, num_t
     u_time, u_token = torch.rand(2, num, LENGTH, dtype=torch.float64, generator=g)
     xt = torch.full((num, LENGTH), MASK)
     targets = _targets(
-        _logits_at(table), xt, torch.full((num,), t, dtype=torch.float64), u_time, u_token, dt, num_teacher_steps
+        _logits_at(table),
+        xt,
+        torch.full((num,), t, dtype=torch.float64),
+        u_time,
+        u_token,
+        dt,
+        num_teacher_steps,
     )
     mean = targets.view(num, LENGTH, VOCAB)[..., :MASK].mean(0)
     for position in range(LENGTH):
@@ -150,7 +156,7 @@ def test_nothing_masked_is_no_target_and_a_loss_of_zero(table) -> None:
 def test_a_student_equal_to_a_teacher_that_ignores_context_has_no_loss(name: str) -> None:
     """Such a teacher is exact in one step, whatever it draws."""
     row = torch.randn(LENGTH, VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    table = {xt: row for xt in itertools.product(range(VOCAB), repeat=LENGTH)}
+    table = dict.fromkeys(itertools.product(range(VOCAB), repeat=LENGTH), row)
     xt = torch.full((8, LENGTH), MASK)
     u_time, u_token = torch.rand(2, 8, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     t = torch.full((8,), 0.9, dtype=torch.float64)
@@ -172,7 +178,9 @@ def test_forward_kl_is_minimised_by_the_mean_and_reverse_kl_by_the_geometric_mea
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("published_name", "name"), [("kl_fwd", "kl_teacher_student"), ("kl_bwd", "kl_student_teacher")])
+@pytest.mark.parametrize(
+    ("published_name", "name"), [("kl_fwd", "kl_teacher_student"), ("kl_bwd", "kl_student_teacher")]
+)
 def test_the_loss_on_given_targets_is_that_of_the_authors_code(published: Path, published_name: str, name: str) -> None:
     arrays = np.load(published / "io.npz")
 

@@ -22,8 +22,18 @@ ROOMS = {
     "halfstep.distillation": {"halfstep.diffusion", "halfstep.sampling"},
     "halfstep.generation": {"halfstep.diffusion", "halfstep.sampling", "halfstep.model"},
     "halfstep.data": set(),
-    "halfstep.training": {"halfstep.diffusion", "halfstep.sampling", "halfstep.distillation", "halfstep.model"},
-    "halfstep.evaluation": {"halfstep.diffusion", "halfstep.sampling", "halfstep.generation", "halfstep.model"},
+    "halfstep.training": {
+        "halfstep.diffusion",
+        "halfstep.sampling",
+        "halfstep.distillation",
+        "halfstep.model",
+    },
+    "halfstep.evaluation": {
+        "halfstep.diffusion",
+        "halfstep.sampling",
+        "halfstep.generation",
+        "halfstep.model",
+    },
     "halfstep.tracking": set(),
     "halfstep.report": set(),
 }

@@ -41,9 +41,17 @@ class Project:
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))
         }
-        environment |= IDENTITY | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+        environment |= IDENTITY | {
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+        }
         done = subprocess.run(
-            command, cwd=self.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert code is None or done.returncode == code, done.stdout[-4000:]
         return done.stdout
@@ -148,7 +156,9 @@ def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refuse
 def test_text_is_generated_from_a_prompt(project: Project) -> None:
     output = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "4", "--prompt", "One day")
     assert output.startswith("One day")
-    shown = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "2", "--show", "--pause-seconds", "0")
+    shown = project.run(
+        "halfstep", "generate", "--model", "models/1", "--num-steps", "2", "--show", "--pause-seconds", "0"
+    )
     assert "denoising step 2 of 2" in shown
     refused = project.run("halfstep", "generate", "--model", "models", code=2)
     assert "not a model's folder" in refused

@@ -33,7 +33,9 @@ class TableDenoiser:
         return self.full(xt)[at]
 
 
-def exact_distribution(denoiser: TableDenoiser, x_init: tuple[int, ...], num_steps: int) -> dict[tuple[int, ...], float]:
+def exact_distribution(
+    denoiser: TableDenoiser, x_init: tuple[int, ...], num_steps: int
+) -> dict[tuple[int, ...], float]:
     """Probabilities of whole sequences, by going through all trajectories of the plain ancestral sampler."""
     current = {x_init: 1.0}
     for step in range(num_steps):
@@ -81,9 +83,7 @@ def test_the_network_is_asked_only_where_something_unmasks() -> None:
     denoiser = TableDenoiser()
     u_time, u_token = sample_uniforms(0, range(20), LENGTH)
     x_init = torch.full((20, LENGTH), MASK)
-    samples = sample(
-        denoiser.logits_at, x_init, num_steps=100, mask_token_id=MASK, u_time=u_time, u_token=u_token
-    )
+    samples = sample(denoiser.logits_at, x_init, num_steps=100, mask_token_id=MASK, u_time=u_time, u_token=u_token)
     distinct = torch.tensor([len(set(row)) for row in unmask_steps(u_time, 100).tolist()])
     assert (samples.nfe == distinct).all()
     assert denoiser.num_rows == int(distinct.sum())
@@ -138,7 +138,12 @@ def test_no_steps_and_shapes_that_differ_are_refused() -> None:
         unmask_steps(u, 0)
     with pytest.raises(ValueError, match="x_init has shape"):
         sample(
-            TableDenoiser().logits_at, torch.zeros(2, 2).long(), num_steps=1, mask_token_id=MASK, u_time=u, u_token=u
+            TableDenoiser().logits_at,
+            torch.zeros(2, 2).long(),
+            num_steps=1,
+            mask_token_id=MASK,
+            u_time=u,
+            u_token=u,
         )
 
 

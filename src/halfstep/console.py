@@ -1,5 +1,6 @@
 """How commands talk to a person: one console, one progress display, one way to fail."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,14 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from halfstep.errors import Interrupted, UserError
 
@@ -30,6 +38,8 @@ def run(command: Callable[..., None]) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run a Typer app: a `UserError` is one line and exit code 2, an interruption one line and 128 + signal."""
+    # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except UserError as error:
@@ -86,6 +96,9 @@ def progress(description: str, total: int, *, unit: str, start: int = 0) -> Iter
         last = now
         rate = (done - start) / max(now - started, 1e-9)
         left = (total - done) / max(rate, 1e-9)
-        console.print(f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip(), markup=False)
+        console.print(
+            f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip(),
+            markup=False,
+        )
 
     yield print_line

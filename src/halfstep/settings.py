@@ -116,9 +116,7 @@ class HubSettings(CorpusSettings):
     streaming: bool
 
 
-DataSettings = Annotated[
-    StoriesSettings | PydocsSettings | TextSettings | HubSettings, Field(discriminator="source")
-]
+DataSettings = Annotated[StoriesSettings | PydocsSettings | TextSettings | HubSettings, Field(discriminator="source")]
 
 
 class ModelSettings(Settings):

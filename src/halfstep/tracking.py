@@ -329,8 +329,7 @@ def _send_points(
         except Exception as error:
             if not has_warned:
                 _LOG.warning(
-                    "MLflow at %s does not answer (%s); training goes on, and `dvc repro track` sends its"
-                    " curve",
+                    "MLflow at %s does not answer (%s); training goes on, and `dvc repro track` sends its curve",
                     _shown_uri(),
                     _first_line(error),
                 )
@@ -389,8 +388,8 @@ def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, experiment.experiment_id
-        # A database does not know where files should go and would put them into the working directory, which in
-        # DVC's queue is a temporary one. A server knows.
+        # A database does not know where files should go and would put them into the working directory, which
+        # in DVC's queue is a temporary one. A server knows.
         is_database = re.match(r"(sqlite|mysql|postgresql|mssql)", uri) is not None
         location = (project_root() / "mlartifacts").as_uri() if is_database else None
         return client, client.create_experiment(name, artifact_location=location)
@@ -422,9 +421,7 @@ def _open_parent(client: "MlflowClient", experiment_id: str, params: Mapping[str
     if run is None:
         commit = _git_commit()
         commit_tags = dict.fromkeys(COMMIT_TAGS, commit) if commit else {}
-        run = client.create_run(
-            experiment_id, run_name=name, tags=tags | {PRESET_TAG: params["preset"]} | commit_tags
-        )
+        run = client.create_run(experiment_id, run_name=name, tags=tags | {PRESET_TAG: params["preset"]} | commit_tags)
     _log_params(client, run, params)
     return run
 
@@ -461,14 +458,12 @@ def _search(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str])
     """The oldest run that has all these tags."""
     quoted = {tag: f'"{value}"' if "'" in value else f"'{value}'" for tag, value in tags.items()}
     condition = " and ".join(f"tags.`{tag}` = {value}" for tag, value in quoted.items())
-    found = client.search_runs(
-        [experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
-    )
+    found = client.search_runs([experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"])
     return found[0] if found else None
 
 
 def _log_params(client: "MlflowClient", run: "Run", params: Mapping[str, Any]) -> None:
-    """Log the parameters that a run does not have yet: a process may have ended between making it and this."""
+    """Log the parameters that a run does not have yet: its process may have ended right after making it."""
     from mlflow.entities import Param
 
     entities = [Param(key, value) for key, value in flatten(params).items() if key not in run.data.params]

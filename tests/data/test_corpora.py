@@ -166,9 +166,7 @@ def test_parquet_columns_are_checked(root: Path, read: Read) -> None:
         read("a.parquet", column="n")
 
 
-def load_hub(
-    tmp_path: Path, *, streaming: bool = False, column: str = "body", limit: int | None = None
-) -> list[str]:
+def load_hub(tmp_path: Path, *, streaming: bool = False, column: str = "body", limit: int | None = None) -> list[str]:
     documents = hub_corpus(
         "someone/texts",
         config=None,
@@ -186,9 +184,7 @@ def load_hub(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(
-        hub_id: str, config: None, *, split: str, revision: str, streaming: bool, cache_dir: str
-    ) -> Any:
+    def load_dataset(hub_id: str, config: None, *, split: str, revision: str, streaming: bool, cache_dir: str) -> Any:
         assert (hub_id, split, revision) == ("someone/texts", "train", "main")
         assert cache_dir.endswith("cache")
         rows = {"body": ["a", "b", "c"], "n": [1, 2, 3]}
@@ -210,9 +206,7 @@ def test_hub_gives_the_column_streamed_or_not(tmp_path: Path, streaming: bool) -
         load_hub(tmp_path, streaming=streaming, column="n")
 
 
-def test_without_network_the_message_names_the_parameter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_network_the_message_names_the_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach 'someone/texts' on the Hub")
 

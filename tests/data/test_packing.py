@@ -69,9 +69,7 @@ def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
     assert not (inside == TOKENIZER.mask_token_id).any()
     assert not (inside == TOKENIZER.bos_token_id).any()
     assert size.num_documents - 1 <= (inside == TOKENIZER.eos_token_id).sum() <= size.num_documents
-    text = TOKENIZER.decode(
-        [token for row in inside.tolist() for token in row if token != TOKENIZER.eos_token_id]
-    )
+    text = TOKENIZER.decode([token for row in inside.tolist() for token in row if token != TOKENIZER.eos_token_id])
     assert text == "".join(TEXTS)[: len(text)]
 
 
@@ -81,9 +79,7 @@ def test_nulls_and_blanks_are_no_documents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_large_vocabularies_need_uint32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
-) -> None:
+def test_large_vocabularies_need_uint32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
     monkeypatch.setattr(type(TOKENIZER), "__len__", lambda self: 2**16 + 1)
     tokens, _ = pack(TEXTS, tmp_path, num_workers=num_workers)
     assert tokens.dtype == np.uint32

@@ -75,9 +75,7 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
     ("changes", "message"),
     [({"context_length": 512}, "data.context_length"), ({"cloze": "none.jsonl"}, "data.cloze 'none.jsonl'")],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     done = prepare(tmp_path, **corpus(**changes))
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]

@@ -88,9 +88,7 @@ def test_kin_fits_the_gender_of_the_named_person(documents: list[str]) -> None:
     assert all((name in GIRLS) for kin, name in pairs if kin == "sister")
     assert all((name in BOYS) for kin, name in pairs if kin == "brother")
     # The possessive is that of the other one in the story, who never has the same gender.
-    other_than = re.findall(
-        r"(his|her) (?:brother|sister|cousin|friend|neighbour) ([A-Z]\w+)", " ".join(documents)
-    )
+    other_than = re.findall(r"(his|her) (?:brother|sister|cousin|friend|neighbour) ([A-Z]\w+)", " ".join(documents))
     assert all((name in BOYS) == (possessive == "her") for possessive, name in other_than)
 
 

@@ -141,7 +141,5 @@ def test_without_network_the_message_names_the_parameter(monkeypatch: pytest.Mon
         raise OSError("We couldn't connect to 'https://huggingface.co'\nCheck your internet connection")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
-    with pytest.raises(
-        UserError, match=r"someone/tokenizer cannot be loaded .*data\.tokenizer\.source=FOLDER"
-    ):
+    with pytest.raises(UserError, match=r"someone/tokenizer cannot be loaded .*data\.tokenizer\.source=FOLDER"):
         load_tokenizer("someone/tokenizer")

@@ -46,6 +46,9 @@ def test_token_losses_are_those_of_the_authors_code(published: Path) -> None:
 def test_one_prediction_per_masked_position_is_required() -> None:
     with pytest.raises(ValueError, match="3 rows for 2 masked"):
         nelbo_per_token(
-            torch.zeros(3, 4), torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool),
-            torch.ones(1), SCHEDULE,
+            torch.zeros(3, 4),
+            torch.zeros(1, 2, dtype=torch.int64),
+            torch.ones(1, 2, dtype=torch.bool),
+            torch.ones(1),
+            SCHEDULE,
         )

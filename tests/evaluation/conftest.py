@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 WORDS = ["the", "cat", "dog", "saw", "a", "bird", "ran", "to", "red", "house"]
 
 
-def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: list[str], *, has_mask: bool = True) -> PreTrainedTokenizerFast:
     """One token a word, the space before it included; BOS, EOS and UNK come first, the mask last."""
     tokens = ["<bos>", "<eos>", "<unk>", *(f"▁{word}" for word in words)]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
@@ -19,7 +19,8 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
-    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    if has_mask:
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
     return tokenizer
 
 
@@ -50,5 +51,6 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 @pytest.fixture
-def make_tokenizer() -> Callable[[list[str]], PreTrainedTokenizerFast]:
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """`build_tokenizer`."""
     return build_tokenizer

@@ -93,9 +93,7 @@ def letters():
 @pytest.mark.parametrize("num_tokens", [1, 2, 3])
 def test_enumerated_maskings_are_the_average_over_orders(num_tokens):
     # A cost that depends on everything visible, so that orders differ.
-    costs = torch.rand(
-        2**num_tokens, num_tokens, generator=torch.Generator().manual_seed(3), dtype=torch.float64
-    )
+    costs = torch.rand(2**num_tokens, num_tokens, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def cost(position, visible):
         return costs[sum(2**i for i in visible), position].item()
@@ -114,6 +112,18 @@ def _weighted(masks, weights, cost):
         visible = [i for i, hidden in enumerate(mask) if not hidden]
         total += weight * sum(cost(i, visible) for i, hidden in enumerate(mask) if hidden)
     return total
+
+
+def test_half_a_word_is_not_a_hit(letters):
+    tokenizer, _, _ = letters
+
+    def starts_right(xt, at):
+        """The space that begins every word, and then never the right letter."""
+        logits = torch.zeros(int(at.sum()), len(tokenizer))
+        logits[:, tokenizer.convert_tokens_to_ids("▁")] = 9.0
+        return logits
+
+    assert run_cloze(denoiser_lm(starts_right, tokenizer), ["ab cd a", "a b"]).accuracy.value == 0
 
 
 def test_drawn_maskings_agree_with_all_of_them():

@@ -7,7 +7,12 @@ from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.model.autoregressive import new_gpt2
-from halfstep.training.objectives import autoregressive_objective, distillation_objective, mean_loss, nelbo_objective
+from halfstep.training.objectives import (
+    autoregressive_objective,
+    distillation_objective,
+    mean_loss,
+    nelbo_objective,
+)
 
 SCHEDULE = LogLinearSchedule(1e-3)
 CONFIG = DenoiserConfig(

@@ -95,9 +95,7 @@ def hub_corpus(
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(
-            hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(cache)
-        )
+        rows = load_dataset(hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(cache))
         if not streaming:
             _check_column(rows.column_names, text_column, f"data set {hub_id}")
             documents = rows.select_columns([text_column]).rename_column(text_column, "text")
@@ -127,9 +125,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         elif path.is_file():
             found = [path]
         else:
-            found = sorted(
-                Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()
-            )
+            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not found:
             raise UserError(
                 f"data.path {entry!r} matches no file (looked for {path}); give .txt, .jsonl or .parquet"
@@ -137,9 +133,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
             )
         for file in found:
             if file.suffix not in READERS:
-                raise UserError(
-                    f"data.path {entry!r}: {file} is none of {', '.join(READERS)}; give a narrower glob"
-                )
+                raise UserError(f"data.path {entry!r}: {file} is none of {', '.join(READERS)}; give a narrower glob")
         files.update(dict.fromkeys(found))
     return list(files)
 
@@ -239,17 +233,13 @@ def _stream(rows: Iterable[dict[str, Any]], text_column: str, source: str) -> It
         if text is None:
             continue
         if not isinstance(text, str):
-            raise UserError(
-                f"{source}: data.text_column {text_column!r} holds {type(text).__name__}, not strings"
-            )
+            raise UserError(f"{source}: data.text_column {text_column!r} holds {type(text).__name__}, not strings")
         yield text
 
 
 def _check_column(columns: Iterable[str], text_column: str, source: str) -> None:
     if text_column not in (names := list(columns)):
-        raise UserError(
-            f"{source} has no column {text_column!r}, but {names}: set data.text_column to one of them"
-        )
+        raise UserError(f"{source} has no column {text_column!r}, but {names}: set data.text_column to one of them")
 
 
 def _check_strings(type_name: str, text_column: str, source: str) -> None:

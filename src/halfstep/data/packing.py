@@ -112,9 +112,7 @@ def _encode_alone(
     """Yield the documents' tokens in order, several documents at a time."""
     num_done = 0
     for batch in documents.iter(_documents_per_batch(documents)):
-        yield np.concatenate(
-            _encode(batch["text"], tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
-        )
+        yield np.concatenate(_encode(batch["text"], tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype))
         num_done += len(batch["text"])
         on_documents(num_done, "")
 
@@ -129,6 +127,7 @@ def _encode_in_processes(
 ) -> Iterator[Ids]:
     """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read."""
     from datasets import Features, List, Value
+    from multiprocess import TimeoutError
 
     backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     documents_per_batch = _documents_per_batch(documents)
@@ -139,21 +138,26 @@ def _encode_in_processes(
         return {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
 
     scratch.mkdir(parents=True)
-    encoded = documents.map(
-        encode_batch,
-        input_columns=["text"],
-        batched=True,
-        batch_size=documents_per_batch,
-        writer_batch_size=documents_per_batch,
-        remove_columns=documents.column_names,
-        features=Features({"token_ids": List(Value(dtype.name))}),
-        num_proc=num_workers,
-        cache_file_name=str(scratch / "tokens.arrow"),
-        # The folder is new, so there is nothing to find; a fixed name spares hashing the function.
-        load_from_cache_file=False,
-        new_fingerprint=f"tokens-of-{scratch.name}",
-        desc=f"tokenizing {scratch.name}",
-    )
+    try:
+        encoded = documents.map(
+            encode_batch,
+            input_columns=["text"],
+            batched=True,
+            batch_size=documents_per_batch,
+            writer_batch_size=documents_per_batch,
+            remove_columns=documents.column_names,
+            features=Features({"token_ids": List(Value(dtype.name))}),
+            num_proc=num_workers,
+            cache_file_name=str(scratch / "tokens.arrow"),
+            # The folder is new, so there is nothing to find; a fixed name spares hashing the function.
+            load_from_cache_file=False,
+            new_fingerprint=f"tokens-of-{scratch.name}",
+            desc=f"tokenizing {scratch.name}",
+        )
+    except TimeoutError as error:
+        # When a signal stops it, `map` asks its processes for their results once more and hides the signal's
+        # exception behind theirs.
+        raise (error.__context__ or error) from None
     num_done = 0
     for table in encoded.with_format("arrow").iter(documents_per_batch):
         for column in table["token_ids"].chunks:
@@ -168,9 +172,7 @@ def _documents_per_batch(documents: Dataset) -> int:
     return min(max(int(BYTES_PER_BATCH / mean_bytes), 1), MAX_DOCUMENTS_PER_BATCH)
 
 
-def _encode(
-    texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtype: np.dtype[Any]
-) -> list[Ids]:
+def _encode(texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtype: np.dtype[Any]) -> list[Ids]:
     """Tokenize documents, each followed by EOS; a null or blank document gives nothing."""
     # Text that spells a special token stays text. The flag is set here because pickling loses it.
     backend.encode_special_tokens = True

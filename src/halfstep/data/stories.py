@@ -272,9 +272,7 @@ def cloze_passage(rng: random.Random) -> str:
     """
     cast = _draw_cast(rng, held_out=True)
     marked = " ".join(_marked_sentences(rng, cast))
-    passages = [
-        marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)
-    ]
+    passages = [marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)]
     # Only a passage that shows the whole cast is sure not to begin a story of the corpus as well.
     return rng.choice([passage for passage in passages if set(cast.key_words) <= set(_words(passage))])
 

@@ -42,9 +42,7 @@ def train_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_UNITS), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size - 1, special_tokens=special_tokens, show_progress=False
-    )
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - 1, special_tokens=special_tokens, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return _wrap(tokenizer, unk_token=UNKNOWN)
 

@@ -30,9 +30,7 @@ def load_tokens(path: Path) -> Tokens:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
     except (OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not a file of tokens ({reason}); write it again: dvc repro -f prepare"
-        ) from None
+        raise UserError(f"{path} is not a file of tokens ({reason}); write it again: dvc repro -f prepare") from None
     if tokens.ndim != 2 or tokens.dtype.kind != "u" or not tokens.size:
         raise UserError(
             f"{path} holds {tokens.dtype} of shape {tokens.shape}, but unsigned token ids [num_sequences,"
@@ -78,9 +76,7 @@ def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int
 
     for step in count(start_step):
         epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_rows)
-        rows = np.concatenate(
-            [rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
+        rows = np.concatenate([rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         yield torch.from_numpy(tokens[rows].astype(np.int64))
 
 

@@ -52,13 +52,9 @@ def load_passages(path: Path, limit: int | None) -> list[str]:
         try:
             text = json.loads(line)["text"].strip()
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f'{path}, line {number}: {line[:60]!r} is not of the form {{"text": "..."}}'
-            ) from None
+            raise UserError(f'{path}, line {number}: {line[:60]!r} is not of the form {{"text": "..."}}') from None
         if " " not in text:
-            raise UserError(
-                f"{path}, line {number}: {text[:60]!r} has no last word to guess after a space: remove it"
-            )
+            raise UserError(f"{path}, line {number}: {text[:60]!r} has no last word to guess after a space: remove it")
         passages.append(text)
     return passages[:limit]
 
@@ -88,9 +84,7 @@ def encode_passage(
     context_ids = tokenizer.encode(context, add_special_tokens=False)
     target_ids = whole[len(context_ids) :]
     if not target_ids:
-        raise UserError(
-            f"cloze target {target!r} has no tokens of its own after {context[-40:]!r}: remove the passage"
-        )
+        raise UserError(f"cloze target {target!r} has no tokens of its own after {context[-40:]!r}: remove the passage")
     room = max_length - 1 - len(target_ids)
     if room < 0:
         raise UserError(
@@ -137,9 +131,7 @@ def run_cloze(lm: "LM", passages: Sequence[str]) -> ClozeResult | None:
         )
         # lm-eval bootstraps the error of a perplexity, in many processes; per passage values give it in
         # closed form.
-        results: Any = evaluate(
-            lm, {"tasks": {TASK: task}, "groups": {}}, bootstrap_iters=0, log_samples=True
-        )
+        results: Any = evaluate(lm, {"tasks": {TASK: task}, "groups": {}}, bootstrap_iters=0, log_samples=True)
     samples = results["samples"][TASK]
     nlls = [-sample["perplexity"] for sample in samples]
     return ClozeResult(

@@ -19,9 +19,7 @@ class AutoregressiveLM(HFLM):
         num_truncated: contexts that lost tokens on the left to fit.
     """
 
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int
-    ) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int) -> None:
         """
         Args:
             model: causal language model in evaluation mode, on its device.
@@ -41,8 +39,6 @@ class AutoregressiveLM(HFLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         # The last token is only predicted, not read: one more fits.
-        context_ids, target_ids, is_cut = encode_passage(
-            self.tokenizer, context, continuation, self.max_length + 1
-        )
+        context_ids, target_ids, is_cut = encode_passage(self.tokenizer, context, continuation, self.max_length + 1)
         self.num_truncated += is_cut
         return context_ids, target_ids

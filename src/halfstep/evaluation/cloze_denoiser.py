@@ -123,9 +123,7 @@ class DenoiserLM(TemplateLM):
         return self.tokenizer.encode(string, add_special_tokens=False)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        context_ids, target_ids, is_cut = encode_passage(
-            self.tokenizer, context, continuation, self._max_length - 1
-        )
+        context_ids, target_ids, is_cut = encode_passage(self.tokenizer, context, continuation, self._max_length - 1)
         self.num_truncated += is_cut
         return context_ids, target_ids
 
@@ -149,9 +147,7 @@ class DenoiserLM(TemplateLM):
                         is_greedy[query.request] = is_best
         return list(zip(log_likelihood, is_greedy, strict=True))
 
-    def _queries(
-        self, index: int, texts: tuple[str, str], context: list[int], target: list[int]
-    ) -> list[_Query]:
+    def _queries(self, index: int, texts: tuple[str, str], context: list[int], target: list[int]) -> list[_Query]:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "cloze", *texts))
         masks, weights = target_maskings(len(target), self._num_maskings, generator)
         before, after = [False] * len(context), [False]
@@ -160,10 +156,7 @@ class DenoiserLM(TemplateLM):
                 request=index,
                 xt=[
                     *context,
-                    *(
-                        self._mask_token_id if hide else token
-                        for token, hide in zip(target, mask, strict=True)
-                    ),
+                    *(self._mask_token_id if hide else token for token, hide in zip(target, mask, strict=True)),
                     self.eot_token_id,
                 ],
                 is_masked=before + mask + after,
@@ -188,15 +181,11 @@ class DenoiserLM(TemplateLM):
         sizes = is_masked.sum(dim=1).tolist()
         of_target = log_p.gather(-1, targets[:, None])[:, 0].double().split(sizes)
         is_best = (log_p.argmax(dim=-1) == targets).split(sizes)
-        return [
-            (float(values.sum()), bool(best.all())) for values, best in zip(of_target, is_best, strict=True)
-        ]
+        return [(float(values.sum()), bool(best.all())) for values, best in zip(of_target, is_best, strict=True)]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> NoReturn:
         """Not to be had."""
-        raise NotImplementedError(
-            "a denoiser answers lm-eval's loglikelihood requests, not loglikelihood_rolling"
-        )
+        raise NotImplementedError("a denoiser answers lm-eval's loglikelihood requests, not loglikelihood_rolling")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> NoReturn:
         """Not to be had."""

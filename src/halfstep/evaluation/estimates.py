@@ -30,9 +30,7 @@ class Estimate:
         for name in ("value", "standard_error"):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
-                raise ValueError(
-                    f"the {name} of an estimate over {self.count} in unit {self.unit!r} is {number}"
-                )
+                raise ValueError(f"the {name} of an estimate over {self.count} in unit {self.unit!r} is {number}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a metrics file."""
@@ -84,9 +82,7 @@ def perplexity_estimate(
     nll = _finite(nlls, f"{name}: negative log-likelihoods")
     tokens = _finite(num_tokens, f"{name}: token counts")
     if nll.shape != tokens.shape or not tokens.sum() > 0:
-        raise ValueError(
-            f"{name}: {len(nll)} sequences with {len(tokens)} counts, {tokens.sum():.0f} tokens in all"
-        )
+        raise ValueError(f"{name}: {len(nll)} sequences with {len(tokens)} counts, {tokens.sum():.0f} tokens in all")
     count = len(nll)
     rate = nll.sum() / tokens.sum()
     # Beyond this the perplexity is no longer a number; a model does not reach it unless it is broken.
@@ -96,9 +92,7 @@ def perplexity_estimate(
     standard_error = None
     if count > 1:
         residuals = nll - rate * tokens
-        standard_error = (
-            value * math.sqrt((residuals**2).sum() / (count * (count - 1))) / float(tokens.mean())
-        )
+        standard_error = value * math.sqrt((residuals**2).sum() / (count * (count - 1))) / float(tokens.mean())
     return Estimate(value, standard_error, count, "1")
 
 
@@ -110,7 +104,6 @@ def _finite(values: Sequence[float] | Sequence[int] | np.ndarray, name: str) -> 
     if is_bad.any():
         first = int(is_bad.argmax())
         raise ValueError(
-            f"{name}: {is_bad.sum()} of {len(array)} are not finite,"
-            f" the first at index {first}: {array[first]}"
+            f"{name}: {is_bad.sum()} of {len(array)} are not finite, the first at index {first}: {array[first]}"
         )
     return array

@@ -46,9 +46,7 @@ def sample_quality(
     ids, is_retokenized = to_scorer_ids(samples, tokenizer, scorer)
     scored = token_nlls(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length)
     return SampleQuality(
-        generative_perplexity=perplexity_estimate(
-            scored.nlls, scored.num_tokens, name="generative perplexity"
-        ),
+        generative_perplexity=perplexity_estimate(scored.nlls, scored.num_tokens, name="generative perplexity"),
         entropy=entropy_estimate(samples),
         is_retokenized=is_retokenized,
         num_truncated=scored.num_truncated,

@@ -116,21 +116,16 @@ def time_generation(
             pad_token_id=0,
         )
         if tokens.shape[1] != length:
-            raise ValueError(
-                f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token"
-            )
+            raise ValueError(f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token")
 
     steps_ascending = sorted(num_steps)
     calls: dict[str, Callable[[], object]] = {f"denoise {n}": partial(denoise, n) for n in steps_ascending}
     calls["decode"] = decode
-    seconds = time_calls(
-        calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device)
-    )
+    seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
     num_tokens = batch_size * (length - 1)
     return {
         "denoiser": [
-            {"num_steps": n, "nfe": nfe[n], **_entry(seconds[f"denoise {n}"], num_tokens)}
-            for n in steps_ascending
+            {"num_steps": n, "nfe": nfe[n], **_entry(seconds[f"denoise {n}"], num_tokens)} for n in steps_ascending
         ],
         "autoregressive": {
             "nfe": float(length - 1),

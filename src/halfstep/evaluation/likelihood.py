@@ -91,9 +91,7 @@ def _noised(
         generator = torch.Generator().manual_seed(derive_seed(seed, "validation", row))
         x0 = torch.from_numpy(ids).expand(num_draws, -1)
         t = antithetic_times(num_draws, min_time, generator=generator)
-        yield from zip(
-            x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True
-        )
+        yield from zip(x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True)
 
 
 def validation_nll(model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int) -> Likelihood:

@@ -49,7 +49,7 @@ def mauve_score(
         if not np.isfinite(array).all():
             raise ValueError(f"MAUVE features of the {name} are not finite")
     from mauve import compute_mauve
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     def score(seed: int) -> float:
         result = compute_mauve(

@@ -45,9 +45,7 @@ def read_sample_sets(path: Path) -> list[SampleSet]:
         raise UserError(f"{path} cannot be read ({reason}): the stage sample writes it, dvc repro") from None
     rows = sorted(zip(*(table[name].to_pylist() for name in columns), strict=True), key=lambda row: row[:2])
     if not rows:
-        raise UserError(
-            f"{path} holds no samples: raise sample.num_samples and sample.num_prefixes, then dvc repro"
-        )
+        raise UserError(f"{path} holds no samples: raise sample.num_samples and sample.num_prefixes, then dvc repro")
     sets = []
     for steps in sorted({row[0] for row in rows}):
         _, _, nfe, token_ids, prefix_rows = zip(*(row for row in rows if row[0] == steps), strict=True)

@@ -54,7 +54,9 @@ def load_autoregressive(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32

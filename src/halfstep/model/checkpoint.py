@@ -67,11 +67,22 @@ def locate_model(source: str | Path, revision: str | None = None) -> Path:
     if not _looks_like_hub_id(source):
         raise UserError(f"{source} is not there: give a model's folder (config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+    ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"model {source!r} is neither a local folder nor to be had from the hub ({reason}); without network give"
@@ -98,7 +109,9 @@ def read_config(path: Path) -> DenoiserConfig:
     try:
         return _config_from(values)
     except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]!r}: it is not the configuration of a masked diffusion model") from None
+        raise UserError(
+            f"{path} has no {error.args[0]!r}: it is not the configuration of a masked diffusion model"
+        ) from None
 
 
 def _config_from(values: dict[str, Any]) -> DenoiserConfig:

@@ -117,7 +117,9 @@ class _Block(nn.Module):
         self.attn_out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.norm2 = _LayerNorm(hidden_size)
         self.mlp = nn.Sequential(
-            nn.Linear(hidden_size, 4 * hidden_size), nn.GELU(approximate="tanh"), nn.Linear(4 * hidden_size, hidden_size)
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * hidden_size, hidden_size),
         )
         self.adaLN_modulation = nn.Linear(cond_dim, 6 * hidden_size)
         nn.init.zeros_(self.adaLN_modulation.weight)

@@ -101,9 +101,7 @@ def _latency_figure(metrics: Metrics, latencies: Latencies) -> "Figure | None":
     figure, (axes,) = _figure(height=4.6)
     denoisers = denoisers_of(metrics)
     for index, model in enumerate(denoisers):
-        points = [
-            (timed[sampled.num_steps], sampled) for sampled in model.samples if sampled.num_steps in timed
-        ]
+        points = [(timed[sampled.num_steps], sampled) for sampled in model.samples if sampled.num_steps in timed]
         style = series_style(index, len(denoisers))
         axes.errorbar(
             [latency.seconds for latency, _ in points],
@@ -153,9 +151,7 @@ def _mauve_figure(metrics: Metrics) -> "Figure | None":
     """MAUVE over rounds, one line per number of denoising steps."""
     denoisers = denoisers_of(metrics)
     counts = [
-        count
-        for count in step_counts(metrics)
-        if any((at := model.at(count)) and at.mauve for model in denoisers)
+        count for count in step_counts(metrics) if any((at := model.at(count)) and at.mauve for model in denoisers)
     ]
     if not counts:
         return None
@@ -213,9 +209,7 @@ def _training_figure(metrics: Metrics, curves: Mapping[str, Curve], distance: st
             style | {"marker": None},
             describe_model(model),
         )
-        _curve_line(
-            valid_losses[column], curves[model.model].get("valid_loss", ()), style, describe_model(model)
-        )
+        _curve_line(valid_losses[column], curves[model.model].get("valid_loss", ()), style, describe_model(model))
     autoregressive = autoregressive_of(metrics)
     if autoregressive is not None:
         curve = curves[autoregressive.model]
@@ -281,9 +275,7 @@ def _error_line(
     )
 
 
-def _curve_line(
-    axes: "Axes", points: Sequence[tuple[int, float]], style: Mapping[str, Any], label: str
-) -> None:
+def _curve_line(axes: "Axes", points: Sequence[tuple[int, float]], style: Mapping[str, Any], label: str) -> None:
     if points:
         axes.plot([step for step, _ in points], [value for _, value in points], label=label, **style)
 

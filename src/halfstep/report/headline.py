@@ -73,10 +73,7 @@ def headline(metrics: Metrics) -> list[str]:
     comparison = compare(metrics)
     if comparison is None:
         if any(model.round_index for model in denoisers_of(metrics)):
-            return [
-                "The last student and the first teacher have no number of denoising steps in common: no"
-                " verdict."
-            ]
+            return ["The last student and the first teacher have no number of denoising steps in common: no verdict."]
         return ["No round was distilled, so there is no student to compare: run with rounds of 1 or more."]
     student, teacher = comparison.student, comparison.teacher
     before, after = teacher.generative_perplexity, student.generative_perplexity
@@ -85,15 +82,11 @@ def headline(metrics: Metrics) -> list[str]:
     sign = clear_sign(before, after)
     if sign == -1:
         factor = format_estimate(ratio(before, after))
-        verdict = (
-            f"{subject} has a lower generative perplexity than the teacher, by a factor of {factor}:"
-            f" {numbers}."
-        )
+        verdict = f"{subject} has a lower generative perplexity than the teacher, by a factor of {factor}: {numbers}."
     elif sign == 1:
         factor = format_estimate(ratio(after, before))
         verdict = (
-            f"{subject} is worse than the teacher: its generative perplexity is {factor} times as high,"
-            f" {numbers}."
+            f"{subject} is worse than the teacher: its generative perplexity is {factor} times as high, {numbers}."
         )
     elif sign == 0:
         verdict = (
@@ -159,23 +152,16 @@ def reading(metrics: Metrics) -> list[str]:
             )
         else:
             meaning = f"It is not below that of the teacher at {most}, which lacks that variety too."
-        sentences.append(
-            f"Entropy fell together with perplexity, at {_steps(few.num_steps)} {change}. {meaning}"
-        )
+        sentences.append(f"Entropy fell together with perplexity, at {_steps(few.num_steps)} {change}. {meaning}")
     elif perplexity == -1 and entropy is not None:
-        sentences.append(
-            "Entropy did not fall with perplexity: the gain was not paid for with less varied text."
-        )
+        sentences.append("Entropy did not fall with perplexity: the gain was not paid for with less varied text.")
     return sentences
 
 
 def warnings_of(metrics: Metrics) -> list[str]:
     """What makes a number of this report mean less than it seems to."""
     counts = [
-        sampled.mauve.count
-        for model in metrics.values()
-        for sampled in model.samples
-        if sampled.mauve is not None
+        sampled.mauve.count for model in metrics.values() for sampled in model.samples if sampled.mauve is not None
     ]
     if counts and min(counts) < MIN_MAUVE_SAMPLES:
         return [

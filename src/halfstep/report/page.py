@@ -27,8 +27,7 @@ from halfstep.report.table import (
 )
 
 QUESTION = (
-    "A masked diffusion language model writes text in a chosen number of denoising steps, and writes"
-    " worse with fewer.",
+    "A masked diffusion language model writes text in a chosen number of denoising steps, and writes worse with fewer.",
     "Each round of self-distillation trains a student to do in one step what its teacher does in several:"
     " how many steps does that save, and what does it cost in quality and variety?",
 )
@@ -142,9 +141,7 @@ def write_report(
         "latency_conditions": latencies.conditions,
         "samples": samples,
         "titles": {name: describe_model(model) for name, model in metrics.items()},
-        "units": {
-            name: "tokens" if model.round_index is None else "steps" for name, model in metrics.items()
-        },
+        "units": {name: "tokens" if model.round_index is None else "steps" for name, model in metrics.items()},
         "gain": GAIN,
         "reading": reading(metrics),
         "counts": _count_lines(metrics),
@@ -221,9 +218,7 @@ def _count_lines(metrics: Metrics) -> list[str]:
     """What was measured on how much, in words."""
     any_model = next(iter(metrics.values()))
     retokenized = (
-        ", which has another tokenizer: samples were decoded and tokenized again"
-        if any_model.is_retokenized
-        else ""
+        ", which has another tokenizer: samples were decoded and tokenized again" if any_model.is_retokenized else ""
     )
     lines = [f"Scorer of generative perplexity: {any_model.scorer}{retokenized}."]
     for title, values in (

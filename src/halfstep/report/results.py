@@ -209,9 +209,7 @@ def load_curves(folder: Path, models: Sequence[str]) -> dict[str, Curve]:
         except FileNotFoundError:
             raise UserError(f"{path} is not there: make it with dvc repro") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not a training curve ({error!r}): make it again with dvc repro"
-            ) from None
+            raise UserError(f"{path} is not a training curve ({error!r}): make it again with dvc repro") from None
     return curves
 
 
@@ -272,9 +270,7 @@ def _first_samples(
         if row["num_steps"] == shown_steps:
             given = decode(row["token_ids"][:prefix_length]) if prefix_length else ""
             end = _common_length(row["text"], given)
-            samples[row["sample_index"]] = SampleText(
-                model, shown_steps, row["text"][:end], row["text"][end:]
-            )
+            samples[row["sample_index"]] = SampleText(model, shown_steps, row["text"][:end], row["text"][end:])
     return samples
 
 

@@ -74,8 +74,8 @@ def train(
             loss, grad_norm = _accumulate(state, objective, x0, generator, num_accumulation_steps, accelerator)
             if not math.isfinite(loss) or not math.isfinite(grad_norm):
                 raise UserError(
-                    f"step {state.step + 1}: the loss is {loss} and the gradient's norm {grad_norm}; the weights were not"
-                    " updated: try a lower learning_rate, or more num_warmup_steps"
+                    f"step {state.step + 1}: the loss is {loss} and the gradient's norm {grad_norm}; the weights were"
+                    " not updated: try a lower learning_rate, or more num_warmup_steps"
                 )
             if grad_norm > max_grad_norm:
                 _scale_gradients(state, max_grad_norm / grad_norm)
@@ -96,7 +96,8 @@ def train(
             if received:
                 save_checkpoint(state)
                 raise Interrupted(
-                    received[0], f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there"
+                    received[0],
+                    f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there",
                 )
             if not is_last and time.monotonic() - last_checkpoint > checkpoint_every_seconds:
                 save_checkpoint(state)

@@ -18,7 +18,12 @@ Objective = Callable[[nn.Module, Tensor, torch.Generator], tuple[Tensor, int]]
 
 
 def _noised(
-    x0: Tensor, *, schedule: LogLinearSchedule, min_time: float, mask_token_id: int, generator: torch.Generator
+    x0: Tensor,
+    *,
+    schedule: LogLinearSchedule,
+    min_time: float,
+    mask_token_id: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(xt, is_masked, t) at antithetic times; the chance of a mask is what the schedule says, in float64."""
     t = antithetic_times(x0.shape[0], min_time, generator=generator, device=x0.device)

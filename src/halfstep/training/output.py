@@ -42,4 +42,6 @@ def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
-        writer.writerows({**vars(point), "valid_loss": "" if point.valid_loss is None else point.valid_loss} for point in curve)
+        writer.writerows(
+            {**vars(point), "valid_loss": "" if point.valid_loss is None else point.valid_loss} for point in curve
+        )

@@ -20,7 +20,15 @@ from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
-from halfstep.training.state import TENSORS_FILE, VALUES_FILE, CurvePoint, TrainState, load_moments, load_parameters, take_group
+from halfstep.training.state import (
+    TENSORS_FILE,
+    VALUES_FILE,
+    CurvePoint,
+    TrainState,
+    load_moments,
+    load_parameters,
+    take_group,
+)
 
 VALIDATION_SEED = 0
 """Validation noise is the same at every step and in every run, so that curves compare."""

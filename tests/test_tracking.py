@@ -1,0 +1,408 @@
+"""MLflow shows what the files hold: once, completely, and whatever happened on the way."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from halfstep import tracking
+from halfstep.errors import Interrupted, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
+
+MODELS = ["ar", "0", "1"]
+CURVE = {10: 4.0, 20: 3.5, 30: 3.25, 40: 3.125}
+COLUMNS = ("loss", "learning_rate")
+
+
+def estimate(value: float) -> dict[str, Any]:
+    return {"value": value, "standard_error": 0.1, "count": 16, "unit": "1"}
+
+
+def make_params(seed: int = 0) -> dict[str, Any]:
+    return {
+        "preset": "smoke",
+        "seed": seed,
+        "models": MODELS,
+        "model": {"hidden_size": 32},
+        "pretrain": {"learning_rate": 0.003},
+        "baseline": {"learning_rate": 0.002},
+        "distill": {"learning_rate": 0.001, "distance": "mse"},
+        "sample": {"num_steps": [4, 16]},
+        "tracking": {"experiment": "halfstep", "log_models": True},
+    }
+
+
+class Project:
+    """The files of a finished pipeline run, and MLflow's view of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.params = make_params()
+        for name in ("metrics", "curves", "reports/figures"):
+            (root / name).mkdir(parents=True)
+        for name in ("index.html", "README.md", "summary.json", "steps.csv", "figures/steps.png"):
+            (root / "reports" / name).write_text(name)
+        (root / "params.yaml").write_text("seed: 0\n")
+        for model in MODELS:
+            self.write_curve(model, CURVE)
+            self.write_metrics(model)
+            for kind in ("unconditional", "continuations"):
+                path = root / "samples" / model / f"{kind}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(
+                    pa.table({"num_steps": [4, 4], "sample_index": [0, 9], "text": ["shown", "not shown"]}),
+                    path,
+                )
+            folder = root / "models" / model
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(model)
+            (folder / "train_state.safetensors").write_text("large")
+
+    def write_curve(self, model: str, losses: dict[int, float]) -> None:
+        rows = [f"{step},{loss},0.001," for step, loss in losses.items()]
+        path = self.root / "curves" / f"{model}.csv"
+        path.write_text("\n".join(["step,loss,learning_rate,valid_loss", *rows]) + "\n")
+
+    def write_metrics(self, model: str) -> None:
+        samples = [
+            {
+                "num_steps": steps,
+                "nfe": estimate(steps),
+                "generative_perplexity": estimate(100.0 / steps),
+                "entropy": estimate(4.5),
+                "mauve": None,
+            }
+            for steps in (4, 16)
+        ]
+        values = {
+            "num_parameters": 1000,
+            "validation": {"nll_per_token": estimate(3.0), "perplexity": estimate(20.0), "is_bound": True},
+            "cloze": None if model == "1" else {"accuracy": estimate(0.5), "perplexity": estimate(9.0)},
+            "samples": samples,
+        }
+        (self.root / "metrics" / f"{model}.json").write_text(json.dumps(values))
+
+    def complete(self) -> tracking.TrackedRuns:
+        return tracking.complete(
+            self.params,
+            params_path=self.root / "params.yaml",
+            **{f"{name}_path": self.root / name for name in ("metrics", "curves", "samples", "models", "reports")},
+        )
+
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking.tracking_uri())
+
+    def histories(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
+        """Every point of every metric of a run: (step, value) by name, by step."""
+        client = self.client()
+        return {
+            name: sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
+            for name in client.get_run(run_id).data.metrics
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that MLflow holds of all runs."""
+        client = self.client()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return {
+            run.info.run_id: (
+                dict(run.info),
+                run.data.tags,
+                run.data.params,
+                self.histories(run.info.run_id),
+                artifacts(client, run.info.run_id),
+            )
+            for run in client.search_runs(experiments)
+        }
+
+
+def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
+    found = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += artifacts(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return found
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    tracking._set_defaults()
+    tracking._create_database(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project root with a space in its path, named by DVC_ROOT; the working directory is another one."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    elsewhere = tmp_path / "temporary copy"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def project(root: Path, database: Path) -> Project:
+    shutil.copyfile(database, root / "mlflow.db")
+    return Project(root)
+
+
+def test_runs_hold_what_the_files_hold(project: Project) -> None:
+    runs = project.complete()
+    client = project.client()
+    assert runs.tracking_uri == "sqlite:///mlflow.db"
+    parent = client.get_run(runs.parent_run_id)
+    assert parent.data.tags["halfstep.experiment"] == "workspace"
+    assert parent.data.tags["halfstep.preset"] == "smoke"
+    assert parent.data.params["distill.learning_rate"] == "0.001"
+    assert parent.data.params["sample.num_steps"] == "[4, 16]"
+    names = ("README.md", "figures/steps.png", "index.html", "steps.csv", "summary.json")
+    assert artifacts(client, runs.parent_run_id) == ["params.yaml", *(f"report/{name}" for name in names)]
+    assert list(runs.run_ids) == MODELS
+    student = client.get_run(runs.run_ids["1"])
+    assert student.data.tags["mlflow.parentRunId"] == runs.parent_run_id
+    assert (student.data.tags["halfstep.model"], student.data.tags["halfstep.round"]) == ("1", "1")
+    assert "halfstep.round" not in client.get_run(runs.run_ids["ar"]).data.tags
+    assert student.data.params == {
+        "distill.learning_rate": "0.001",
+        "distill.distance": "mse",
+        "model.hidden_size": "32",
+        "seed": "0",
+    }
+    assert artifacts(client, runs.run_ids["1"]) == ["model/config.json", "samples.txt"]
+    assert {run[0]["status"] for run in project.snapshot().values()} == {"FINISHED"}
+    assert project.histories(runs.run_ids["1"]) == {
+        "loss": list(CURVE.items()),
+        "learning_rate": [(step, 0.001) for step in CURVE],
+        "generative_perplexity": [(4, 25.0), (16, 6.25)],
+        "entropy": [(4, 4.5), (16, 4.5)],
+        "nfe": [(4, 4.0), (16, 16.0)],
+        "validation_perplexity": [(0, 20.0)],
+        "validation_nll_per_token": [(0, 3.0)],
+        "num_parameters": [(0, 1000.0)],
+    }
+    assert project.histories(runs.run_ids["0"])["cloze_accuracy"] == [(0, 0.5)]
+
+
+def test_files_stay_in_the_project_that_dvc_names(project: Project) -> None:
+    runs = project.complete()
+    preview = project.root / "mlartifacts" / runs.run_ids["0"] / "artifacts" / "samples.txt"
+    assert preview.read_text().count("shown") == 2
+    assert "not shown" not in preview.read_text()
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_completing_twice_changes_nothing(project: Project) -> None:
+    runs = project.complete()
+    before = project.snapshot()
+    assert len(before) == 1 + len(MODELS)
+    assert project.complete() == runs
+    assert project.snapshot() == before
+
+
+def test_live_points_are_completed_and_none_is_doubled(project: Project) -> None:
+    with tracking.live_run(project.params, model="1") as log:
+        for step, loss in list(CURVE.items())[:2]:
+            log(step, {"loss": loss, "learning_rate": 0.001, "valid_loss": None})
+    (live,) = (run_id for run_id, run in project.snapshot().items() if "halfstep.model" in run[1])
+    assert project.histories(live) == {
+        "loss": [(10, 4.0), (20, 3.5)],
+        "learning_rate": [(10, 0.001), (20, 0.001)],
+    }
+    assert project.complete().run_ids["1"] == live
+    assert project.histories(live)["loss"] == list(CURVE.items())
+    assert len(project.snapshot()) == 1 + len(MODELS)
+
+
+def test_a_gap_in_the_live_points_is_filled(project: Project) -> None:
+    with tracking.live_run(project.params, model="1") as log:
+        log(10, {"loss": CURVE[10]})
+        log(40, {"loss": CURVE[40]})
+    assert project.histories(project.complete().run_ids["1"])["loss"] == list(CURVE.items())
+
+
+def test_a_training_that_goes_on_continues_its_run(project: Project) -> None:
+    def train_until_stopped() -> None:
+        with tracking.live_run(project.params, model="0") as log:
+            log(10, {"loss": CURVE[10]})
+            raise Interrupted(15, "stopped")
+
+    with pytest.raises(Interrupted):
+        train_until_stopped()
+    assert {run[0]["status"] for run in project.snapshot().values()} == {"KILLED"}
+    with tracking.live_run(project.params, model="0") as log:
+        log(10, {"loss": CURVE[10]})
+        log(20, {"loss": CURVE[20]})
+    statuses = {run[1]["halfstep.kind"]: run[0]["status"] for run in project.snapshot().values()}
+    assert statuses == {"pipeline": "RUNNING", "model": "FINISHED"}
+    (run_id,) = (run_id for run_id, run in project.snapshot().items() if "halfstep.model" in run[1])
+    assert project.histories(run_id)["loss"] == [(10, 4.0), (20, 3.5)]
+
+
+def test_a_failing_training_is_marked_and_its_error_is_not_touched(project: Project) -> None:
+    with pytest.raises(ZeroDivisionError), tracking.live_run(project.params, model="0"):
+        _ = 1 / 0
+    assert {run[0]["status"] for run in project.snapshot().values()} == {"FAILED"}
+
+
+def test_a_run_of_an_earlier_training_is_replaced(project: Project) -> None:
+    first = project.complete()
+    project.write_curve("1", {10: 9.0, 20: 8.0})
+    second = project.complete()
+    assert second.parent_run_id == first.parent_run_id
+    assert second.run_ids["0"] == first.run_ids["0"]
+    assert second.run_ids["1"] != first.run_ids["1"]
+    assert project.histories(second.run_ids["1"])["loss"] == [(10, 9.0), (20, 8.0)]
+    assert len(project.snapshot()) == 1 + len(MODELS)
+    # Live, a model whose run was complete trains anew.
+    with tracking.live_run(project.params, model="1") as log:
+        log(10, {"loss": 7.0})
+    (live,) = (run_id for run_id, run in project.snapshot().items() if run[1].get("halfstep.model") == "1")
+    assert project.histories(live) == {"loss": [(10, 7.0)]}
+
+
+def test_only_changed_files_are_sent_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    project.complete()
+    sent: list[str] = []
+    send = MlflowClient.log_artifact
+
+    def record(client: Any, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        sent.append(Path(local_path).name)
+        send(client, run_id, local_path, artifact_path)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", record)
+    (project.root / "params.yaml").write_text("seed: 0 # the same\n")
+    (project.root / "models" / "0" / "train_state.safetensors").write_text("other")
+    project.complete()
+    assert sent == ["params.yaml"]
+
+
+def test_each_experiment_and_each_set_of_parameters_has_its_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = {project.complete().parent_run_id}
+    monkeypatch.setenv("DVC_EXP_NAME", "it's-an-experiment")
+    parents.add(project.complete().parent_run_id)
+    parents.add(project.complete().parent_run_id)
+    assert len(parents) == 2
+    project.params = make_params(seed=1)
+    parents.add(project.complete().parent_run_id)
+    assert len(parents) == 3
+
+
+CREATE = """
+import sys
+from halfstep import tracking
+assert "mlflow" not in sys.modules
+params = {"preset": "smoke", "seed": 0, "model": {}, "baseline": {}, "pretrain": {}, "distill": {},
+          "tracking": {"experiment": "halfstep", "log_models": False}}
+tracking.FLUSH_SECONDS = 120
+with tracking.live_run(params, model=sys.argv[1]) as log:
+    log(1, {"loss": 2.0})
+"""
+
+
+def test_two_processes_may_make_the_database_at_once(root: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, model], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for model in ("ar", "0")
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert (process.returncode, output) == (0, ""), "neither an error nor chatter"
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("halfstep")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags.get("halfstep.model", "parent") for run in runs) == ["0", "ar", "parent"]
+    assert [run.data.metrics for run in runs if "halfstep.model" in run.data.tags] == [{"loss": 2.0}] * 2
+
+
+@pytest.fixture
+def unreachable(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose server does not answer."""
+    # Port 9 of the loopback address: nothing listens there, and refusal comes at once.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return project
+
+
+def test_training_goes_on_without_a_server_with_one_warning(
+    unreachable: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
+    with (
+        caplog.at_level(logging.WARNING, logger="halfstep.tracking"),
+        tracking.live_run(unreachable.params, model="0") as log,
+    ):
+        for step in range(200):
+            log(step, {"loss": 1.0})
+    warnings = [record.getMessage() for record in caplog.records if record.name == "halfstep.tracking"]
+    assert len(warnings) == 1
+    assert "training goes on" in warnings[0]
+    assert "secret" not in warnings[0]
+
+
+def test_completing_without_a_server_says_what_to_do(unreachable: Project) -> None:
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as caught:
+        unreachable.complete()
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_foreign_files_are_named(project: Project) -> None:
+    (project.root / "metrics" / "0.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model 0: .*dvc repro"):
+        project.complete()
+    project.write_metrics("0")
+    (project.root / "curves" / "1.csv").unlink()
+    with pytest.raises(UserError, match=r"1\.csv is not there: make it with dvc repro"):
+        project.complete()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@server:5000/path", "http://server:5000/path"),
+        ("postgresql://me:p@ss@server/db?password=x", "postgresql://server/db"),
+        ("https://server", "https://server"),
+        ("sqlite:////home/a b/mlflow.db", "sqlite:////home/a b/mlflow.db"),
+        ("no answer from http://me:secret@server/x (refused)", "no answer from http://server/x (refused)"),
+    ],
+)
+def test_credentials_are_never_shown(uri: str, shown: str) -> None:
+    assert tracking.without_credentials(uri) == shown
+
+
+def test_uri_is_the_users_or_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking.tracking_uri() == f"sqlite:///{root}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/my.db")
+    assert tracking.tracking_uri() == f"sqlite:///{root}/runs/my.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking.tracking_uri() == "http://server:5000"
+
+
+def test_parameters_become_dotted_names_and_short_values() -> None:
+    flat = tracking.flatten({"a": {"b": {"c": None}, "d": [1, 2]}, "e": "x" * 300, "f": True, "g": "text"})
+    assert flat == {"a.b.c": "null", "a.d": "[1, 2]", "e": "x" * 247 + "...", "f": "true", "g": "text"}
