@@ -19,9 +19,9 @@ def main(
 ) -> None:
     """Distill one round: its student learns to do in one denoising step what its teacher does in several.
 
-    Reads the parameters, the tokens, the tokenizer and the model before; writes the student (averaged weights, the tokenizer, and the
-    training state from which the next round goes on) and its training curve. Killed, it goes on from its last
-    checkpoint.
+    Reads the parameters, the tokens, the tokenizer and the model before; writes the student (averaged weights, the
+    tokenizer, and the training state from which the next round goes on) and its training curve. Killed, it goes on
+    from its last checkpoint.
     """
     import copy
 

@@ -96,10 +96,12 @@ def stop_on_signals() -> None:
     main_process = os.getpid()
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
-        if os.getpid() != main_process:
-            # A tokenizing process leaves by unwinding, or it would take the pool's locks with it.
+        if os.getpid() == main_process:
+            raise Interrupted(signal_number, "prepare: stopped; nothing was written")
+        # Ctrl-C reaches the tokenizing processes too. They wait for the main process to end them, and leave by
+        # unwinding: killed, they would take the pool's locks with them.
+        if signal_number == signal.SIGTERM:
             raise SystemExit(128 + signal_number)
-        raise Interrupted(signal_number, "prepare: stopped; nothing was written")
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
