@@ -68,7 +68,7 @@ def imported_modules(file: Path) -> set[str]:
 
 
 def files_behind(file: Path) -> set[str]:
-    """The files of ours that a script imports, directly or through others, and their packages; from the root."""
+    """The files of ours that a script imports, directly or through others, with their packages and the templates."""
     seen: set[Path] = set()
     pending = [file]
     while pending:
@@ -79,6 +79,8 @@ def files_behind(file: Path) -> set[str]:
                 if found and found not in seen:
                     seen.add(found)
                     pending.append(found)
+    if SOURCE / "halfstep" / "report" / "page.py" in seen:
+        seen.update((SOURCE / "halfstep" / "templates").glob("*.j2"))
     return {path.relative_to(ROOT).as_posix() for path in seen}
 
 

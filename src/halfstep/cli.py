@@ -54,7 +54,7 @@ def generate(
     denoiser.to(target)
     mask_token_id = denoiser.config.mask_token_id
     length = length or denoiser.config.length
-    given = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    given = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
     if len(given) >= length:
         raise UserError(
             f"--prompt has {len(given)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
