@@ -23,6 +23,7 @@ def new_gpt2(
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    _hide_progress_bars()
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=length,
@@ -54,9 +55,8 @@ def load_autoregressive(
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    _hide_progress_bars()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32
@@ -73,6 +73,13 @@ def load_autoregressive(
             " set data.tokenizer.source to the one it was trained with"
         )
     return model.eval()
+
+
+def _hide_progress_bars() -> None:
+    """Reading and writing weights takes an instant here; transformers shows a bar for each."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def next_logits(model: "PreTrainedModel", tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
