@@ -370,7 +370,7 @@ def test_terminal_table_shows_the_values(project: Project) -> None:
     with console.capture() as captured:
         console.print(rounds_table(project.metrics()))
     shown = captured.get()
-    for text in ("round 2", "32.00 ± 0.60", "entropy 4.420", "25.0 ± 3.0 %", "≤ 20.10 ± 0.20"):
+    for text in ("round 2", "32.00±0.60", "H 4.420", "25.0±3.0 %", "≤20.10±0.20", "perplexity 18.00 ± 0.20"):
         assert text in shown
 
 

@@ -133,27 +133,43 @@ def _single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]
 
 
 def rounds_table(metrics: Metrics) -> "Table":
-    """The table of rounds for the terminal.
+    """The table of rounds for the terminal, narrow enough for 80 columns at five numbers of steps.
+
+    The autoregressive model and the validation text, which have no denoising steps, stand beneath it.
 
     Args:
         metrics: of `load_metrics`.
     """
+    from rich import box
     from rich.table import Table
 
     table = make_table(metrics)
-    shown = Table(
-        title="generative perplexity ± standard error, entropy, MAUVE by number of denoising steps",
-        caption="≤ marks an upper bound",
-        show_lines=True,
-    )
+    num_counts = len(step_counts(metrics))
+    shown = Table(box=box.SIMPLE_HEAD, show_lines=False, caption_justify="left", padding=(0, 1, 1, 0))
     shown.add_column("model", no_wrap=True)
-    for title in table.header:
-        shown.add_column(title, justify="right")
+    for title in (*table.header[:num_counts], "cloze", "validation"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    notes = []
     for row in table.rows:
-        # The errors of what stands beneath the perplexity are left to the page: a terminal is narrow.
-        cells = ([cell[0], *(line.split(" ±")[0] for line in cell[1:])] for cell in row.cells)
-        shown.add_row(row.name, *("\n".join(cell) for cell in cells))
+        without_denoising = row.cells[num_counts]
+        if without_denoising == (MISSING,):
+            cells = [*row.cells[:num_counts], *row.cells[num_counts + 1 :]]
+            shown.add_row(row.name, *("\n".join(map(_narrow, cell)) for cell in cells))
+        else:
+            cloze, validation = (cell[0] for cell in row.cells[num_counts + 1 :])
+            singles = [] if cloze == MISSING else [f"cloze {cloze}", f"validation {validation}"]
+            notes.append(f"{row.name}: perplexity {', '.join([*without_denoising, *singles])}")
+    legend = "generative perplexity ± standard error, H entropy in nats, M MAUVE; validation: perplexity, ≤ a bound"
+    shown.caption = "\n".join([legend, *notes])
     return shown
+
+
+def _narrow(line: str) -> str:
+    """A line of a cell for the terminal: short names, and errors only of perplexities and accuracies."""
+    for name, letter in (("entropy ", "H "), ("MAUVE ", "M ")):
+        if line.startswith(name):
+            return letter + line.removeprefix(name).split(" ±")[0]
+    return line.replace(" ± ", "±").replace("≤ ", "≤")
 
 
 STEPS_COLUMNS = ("model", "num_steps", "nfe", "generative_perplexity", "entropy", "mauve")

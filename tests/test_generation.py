@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from halfstep.generation import METADATA_KEY, autoregressive_sampler, denoiser_sampler, draw_batches, write_samples
+from halfstep.model import Denoiser
+from halfstep.model.autoregressive import new_gpt2
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def sampler(published: Path):
+    return denoiser_sampler(Denoiser.from_pretrained(published), seed=3, device=CPU)
+
+
+def _tokens(sampler, prefixes: torch.Tensor, batch_size: int) -> list[list[int]]:
+    rows = [-1] * len(prefixes)
+    batches = draw_batches(sampler, prefixes, rows, length=16, num_steps=[2, 5], batch_size=batch_size)
+    return [row for batch in batches for row in batch.samples.tokens.tolist()]
+
+
+def test_the_batch_size_does_not_change_the_samples(sampler) -> None:
+    prefixes = torch.zeros(7, 0, dtype=torch.int64)
+    assert _tokens(sampler, prefixes, 7) == _tokens(sampler, prefixes, 2) == _tokens(sampler, prefixes, 1)
+
+
+def test_prefixes_stay_and_no_mask_is_left(sampler) -> None:
+    prefixes = torch.arange(12).view(4, 3)
+    tokens = torch.tensor(_tokens(sampler, prefixes, 3))
+    assert torch.equal(tokens[:4, :3], prefixes)
+    assert torch.equal(tokens[4:, :3], prefixes)
+    assert (tokens != 96).all()
+
+
+def test_the_autoregressive_sampler_starts_at_bos_and_its_cache_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = new_gpt2(vocab_size=9, length=16, hidden_size=8, num_blocks=2, num_heads=2, dropout=0.0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    draw = autoregressive_sampler(model, mask_token_id=8, bos_token_id=1, seed=0, device=CPU)
+    samples = draw(torch.zeros(3, 0, dtype=torch.int64), 10, range(3), 0)
+    assert (samples.tokens[:, 0] == 1).all()
+    assert (samples.tokens != 8).all()
+    # What was drawn so far, given again as a prefix without a cache, is continued in the same way.
+    again = draw(samples.tokens[:, :6], 10, range(3), 0)
+    assert torch.equal(again.tokens, samples.tokens)
+
+
+def test_samples_are_written_with_their_settings(sampler, tmp_path: Path) -> None:
+    prefixes = torch.arange(6).view(2, 3)
+    batches = draw_batches(sampler, prefixes, [4, 9], length=8, num_steps=[2, 3], batch_size=2)
+    path = tmp_path / "samples.parquet"
+    write_samples(path, batches, decode=lambda ids: " ".join(map(str, ids)), metadata={"seed": 3})
+    table = pq.read_table(path)
+    assert json.loads(table.schema.metadata[METADATA_KEY]) == {"seed": 3}
+    rows = table.to_pylist()
+    assert [(r["sample_index"], r["prefix_row"], r["num_steps"]) for r in rows] == [
+        (0, 4, 2), (1, 9, 2), (0, 4, 3), (1, 9, 3),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["text"] == " ".join(map(str, row["token_ids"]))
+        assert [step == 0 for step in row["unmask_step"]] == [True] * 3 + [False] * 5
+        assert row["nfe"] == len(set(row["unmask_step"]) - {0})
