@@ -10,9 +10,10 @@ from halfstep.errors import Interrupted, UserError
 def _exit_code_of(command) -> int | str | None:
     app = typer.Typer()
     app.command()(command)
-    with pytest.raises(SystemExit) as raised, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["command"])
-        console.run_app(app)
+        with pytest.raises(SystemExit) as raised:
+            console.run_app(app)
     return raised.value.code
 
 
