@@ -170,3 +170,36 @@ def test_the_key_changes_with_parameters_and_with_the_content_of_inputs(tmp_path
     assert key != run_key({"seed": 2}, [file])
     file.write_text("b")
     assert key != run_key({"seed": 1}, [file])
+
+
+def test_the_gradient_is_that_of_the_mean_loss() -> None:
+    """One step of plain SGD at rate 1 moves the weights by minus the gradient of sum / count."""
+    state = _new_state()
+    state.model[1].p = 0.0
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.0)
+    x0 = next(_batch_at(0)).float()
+    before = [p.detach().clone() for p in state.model.parameters()]
+    expected = torch.autograd.grad((state.model(x0) - 1).square().mean(), list(state.model.parameters()))
+
+    def objective(model, x0, generator):
+        return (model(x0.float()) - 1).square().sum(), len(x0)
+
+    _train(state, 1, objective=objective, max_grad_norm=1e9, learning_rate=lambda step: 1.0)
+    for old, new, gradient in zip(before, state.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(old - new, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_every_step_has_noise_of_its_own_and_the_same_in_every_run() -> None:
+    def noise_of_a_run() -> list[float]:
+        seen: list[float] = []
+
+        def objective(model, x0, generator):
+            seen.append(torch.rand((), generator=generator).item())
+            return _objective(model, x0, generator)
+
+        _train(_new_state(), 4, objective=objective)
+        return seen
+
+    first = noise_of_a_run()
+    assert len(set(first)) == 4
+    assert first == noise_of_a_run()
