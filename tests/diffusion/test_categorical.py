@@ -15,12 +15,11 @@ def test_impossible_indices_are_never_drawn_at_either_end() -> None:
     assert draw_categorical(log_p, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 1]
 
 
-def test_a_tail_that_float32_noise_cannot_reach_is_drawn_as_often_as_it_should_be() -> None:
+def test_a_long_tail_is_drawn_as_often_as_it_should_be() -> None:
     """Half the mass of this distribution lies in 2^18 tokens of 2^-19 each.
 
-    float32 uniforms have 2^24 values, so Gumbel noise -log(-log(u)) has a longest upper tail of 17.3, and of two
-    float32 runs one sees rare tokens too seldom. The exact draw gets half its draws from the tail; with 4000 draws a
-    deviation above 4.5 standard deviations is a false alarm in 7e-6 of seeds.
+    The exact draw takes half its draws from the tail; with 4000 draws a deviation above 4.5 standard deviations is a
+    false alarm in 7e-6 of seeds.
     """
     num_tail = 2**18
     log_p = torch.cat([torch.tensor([0.5]), torch.full((num_tail,), 0.5 / num_tail)]).log()
@@ -28,6 +27,13 @@ def test_a_tail_that_float32_noise_cannot_reach_is_drawn_as_often_as_it_should_b
     drawn = torch.cat([draw_categorical(log_p.expand(100, -1), part) for part in u.split(100)])
     in_tail = (drawn > 0).double().mean().item()
     assert abs(in_tail - 0.5) < 4.5 * 0.5 / 4000**0.5
+
+
+def test_a_token_of_probability_1e_minus_9_is_drawn_exactly_where_it_should_be() -> None:
+    """float32 cannot tell 1 from 1 - 1e-9: it would never draw this token, or always at the edge."""
+    log_p = torch.tensor([1 - 1e-9, 1e-9], dtype=torch.float64).log().expand(2, 2)
+    u = torch.tensor([1 - 1.5e-9, 1 - 0.5e-9], dtype=torch.float64)
+    assert draw_categorical(log_p, u).tolist() == [0, 1]
 
 
 def test_float32_uniforms_are_refused() -> None:
