@@ -72,15 +72,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     output = project.dvc("exp", "run", "-S", "preset=smoke")
     assert set(stages_run(output)) == {
         "prepare", "pretrain", "baseline", "latency", "report", "track",
-        *(f"distill@{k}" for k in (1, 2)),
-        *(f"{stage}@{model}" for stage in ("sample", "evaluate") for model in ("ar", 0, 1, 2)),
+        "distill@1", *(f"{stage}@{model}" for stage in ("sample", "evaluate") for model in ("ar", 0, 1)),
     }  # fmt: skip
     return project
 
 
 @pytest.mark.pipeline
 def test_every_model_is_measured_and_reported(project: Project) -> None:
-    for model in ("ar", "0", "1", "2"):
+    for model in ("ar", "0", "1"):
         metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
         assert metrics["model"] == model
         assert metrics["cloze"]["accuracy"]["count"] == 10
@@ -120,7 +119,7 @@ def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> 
     runs = client.search_runs([experiment.experiment_id])
     children = {run.data.tags["halfstep.model"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert children.keys() == {"ar", "0", "1", "2"}
+    assert children.keys() == {"ar", "0", "1"}
     assert parent.data.tags["halfstep.preset"] == "smoke"
     for model, run in children.items():
         assert run.info.status == "FINISHED"
@@ -132,8 +131,8 @@ def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> 
 
 @pytest.mark.pipeline
 def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: Project) -> None:
-    output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=3")
-    assert stages_run(output) == ["distill@3", "sample@3", "evaluate@3", "report", "track"]
+    output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=2")
+    assert stages_run(output) == ["distill@2", "sample@2", "evaluate@2", "report", "track"]
     output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=1")
     assert stages_run(output) in (["track"], ["report", "track"])
 
