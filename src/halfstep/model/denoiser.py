@@ -6,7 +6,6 @@ thing here and there. Attention is torch's `scaled_dot_product_attention`: no ot
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -228,8 +227,4 @@ class Denoiser(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.describe().items())
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration as plain values."""
-        return dict(vars(self.config))
+        return ", ".join(f"{key}={value}" for key, value in vars(self.config).items())
