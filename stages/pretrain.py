@@ -25,6 +25,7 @@ def main(
     from halfstep.errors import UserError
     from halfstep.files import local_or_hub
     from halfstep.model import Denoiser, DenoiserConfig
+    from halfstep.model.checkpoint import locate_weights
     from halfstep.settings import load_params
     from halfstep.tracking import live_run
     from halfstep.training.objectives import nelbo_objective
@@ -38,8 +39,11 @@ def main(
     train_tokens = load_tokens(tokens_path / "train.npy")
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
+    key_inputs = [tokens_path]
     if settings.init_from is not None:
-        model = Denoiser.from_pretrained(local_or_hub(settings.init_from), settings.init_revision)
+        source = local_or_hub(settings.init_from)
+        model = Denoiser.from_pretrained(source, settings.init_revision)
+        key_inputs.append(locate_weights(source, settings.init_revision))
         if model.config.vocab_size != vocab_size:
             raise UserError(
                 f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, but the tokenizer in"
@@ -74,7 +78,7 @@ def main(
             accelerator=accelerator,
             log=log,
             key_values=params.model_dump(include={"seed", "runtime", "model", "noise", "pretrain"}),
-            key_inputs=[tokens_path],
+            key_inputs=key_inputs,
         )
     write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
     write_curve(state.curve, curve_path)

@@ -127,6 +127,26 @@ def _draw_shown(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A denoiser: folder, file of weights, or hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create.")],
+    layout: Annotated[str, typer.Option(help="mdlm or sdtt, as those are published, or plain, as ours.")] = "mdlm",
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: branch, tag or commit.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Of a training checkpoint: the raw, not the averaged weights.")] = (
+        False
+    ),
+) -> None:
+    """Write a model in the layout of the published checkpoints; `pretrain.init_from` and this read them all."""
+    from halfstep.model.checkpoint import export_denoiser
+    from halfstep.model.layouts import LAYOUTS
+
+    if layout not in LAYOUTS:
+        raise UserError(f"--layout is {layout!r}: {', '.join(LAYOUTS)} are known")
+    export_denoiser(source, target, layout, revision=revision, use_ema=not raw)
+    print(f"{target}: {layout} layout")
+
+
+@app.command()
 def summary(
     metrics: Annotated[Path, typer.Option(help="Folder of metrics files.")] = Path("metrics"),
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters.")] = Path("params.yaml"),

@@ -1,10 +1,11 @@
-"""Denoisers on disk and on the hub: config.json and model.safetensors, strictly matched.
+"""Denoisers on disk and on the hub, strictly matched: every tensor used once, none missing, none left.
 
-Three layouts of config.json are read: our own, that of `kuleshov-group/mdlm-owt`, and that of `jdeschena/sdtt`, which
-holds a whole training configuration. Nothing that a user can hand in is unpickled.
+A model is a folder with config.json and one file of weights, a file of weights alone, or a hub id. Nothing that a user
+can hand in is executed: weights are safetensors, or a training checkpoint that is read as data.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +14,86 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfstep.errors import UserError
+from halfstep.files import atomic_path
 from halfstep.model.denoiser import Denoiser, DenoiserConfig
+from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
+from halfstep.model.training_checkpoint import read_training_checkpoint
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREFIXES = ("backbone.", "_orig_mod.")
-REFERENCE_NOISE_EPSILON = 1e-3
-"""The schedule of the published models, whose config.json does not always state it."""
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def save_denoiser(denoiser: Denoiser, folder: Path) -> None:
+def save_denoiser(denoiser: Denoiser, folder: Path, layout: Layout = "plain") -> None:
     """Write config.json and model.safetensors into an existing folder; float32, byte for byte repeatable."""
-    config = denoiser.config
-    values = {
-        "model_type": "mdlm",
-        "vocab_size": config.vocab_size,
-        "mask_index": config.mask_token_id,
-        "length": config.length,
-        "hidden_size": config.hidden_size,
-        "n_blocks": config.num_blocks,
-        "n_heads": config.num_heads,
-        "cond_dim": config.cond_dim,
-        "dropout": config.dropout,
-        "time_conditioning": False,
-        "noise": {"type": "loglinear", "eps": config.noise_epsilon},
-    }
+    values = config_values(denoiser.config, layout)
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+    prefix = WEIGHT_PREFIX[layout]
+    tensors = {
+        prefix + name: tensor.detach().float().cpu().contiguous() for name, tensor in denoiser.state_dict().items()
+    }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_denoiser(source: str | Path, revision: str | None = None) -> Denoiser:
-    """Load a denoiser from a folder or the hub; see `Denoiser.from_pretrained`."""
-    folder = locate_model(source, revision)
-    config = read_config(folder / CONFIG_FILE)
+def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: bool = True) -> Denoiser:
+    """Load a denoiser from a folder, a file or the hub; see `Denoiser.from_pretrained`."""
+    weights_path = locate_weights(source, revision)
+    config_path = weights_path.with_name(CONFIG_FILE)
+    if weights_path.suffix == SAFETENSORS_SUFFIX:
+        config = read_config(config_path)
+        tensors = _read_safetensors(weights_path)
+    else:
+        checkpoint = read_training_checkpoint(weights_path, use_ema=use_ema)
+        tensors = checkpoint.tensors
+        if config_path.is_file() or checkpoint.config is None:
+            config = read_config(config_path)
+        else:
+            config = _checked_config(checkpoint.config, weights_path)
     denoiser = Denoiser(config)
-    load_weights(denoiser, _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    load_weights(denoiser, tensors, weights_path)
     return denoiser.eval()
 
 
-def locate_model(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model: `source` itself, or a download of the hub id it names.
+def export_denoiser(
+    source: str | Path, target: Path, layout: Layout, *, revision: str | None = None, use_ema: bool = True
+) -> None:
+    """Write a denoiser again in another layout, with the tokenizer's files that lie beside it.
+
+    Args:
+        source, revision, use_ema: as `Denoiser.from_pretrained`.
+        target: folder to create; it must not exist.
+        layout: see `halfstep.model.layouts`.
+    Raises:
+        UserError: `source` is no denoiser, or `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target} is there already: give a new folder, or remove it first")
+    weights_path = locate_weights(source, revision)
+    denoiser = load_denoiser(weights_path, use_ema=use_ema)
+    with atomic_path(target) as folder:
+        folder.mkdir()
+        save_denoiser(denoiser, folder, layout)
+        for pattern in TOKENIZER_FILES:
+            for file in weights_path.parent.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+
+
+def locate_weights(source: str | Path, revision: str | None = None) -> Path:
+    """The file of weights of a model: in a folder, the file itself, or a download of the hub id.
 
     Raises:
-        UserError: neither a model's folder nor a hub id that can be reached.
+        UserError: neither a model's folder or file nor a hub id that can be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} is not a model's folder: it has no {name}")
-        return folder
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _weights_in(path)
+    if path.is_file():
+        if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
+            raise UserError(f"{path} is not a file of weights: {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)} are")
+        return path
     if not _looks_like_hub_id(source):
         raise UserError(f"{source} is not there: give a model's folder (config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
@@ -75,7 +105,7 @@ def locate_model(source: str | Path, revision: str | None = None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        folder = snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
     except (
         HfHubHTTPError,
         HFValidationError,
@@ -84,10 +114,23 @@ def locate_model(source: str | Path, revision: str | None = None) -> Path:
         OSError,
     ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        at_revision = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"model {source!r} is neither a local folder nor to be had from the hub ({reason}); without network give"
-            " a local folder, such as pretrain.init_from=FOLDER"
+            f"model {source!r}{at_revision} is neither a local folder nor to be had from the hub ({reason}); without"
+            " network give a local folder, such as pretrain.init_from=FOLDER"
         ) from None
+    return _weights_in(Path(folder))
+
+
+def _weights_in(folder: Path) -> Path:
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    found = sorted(path for path in folder.iterdir() if path.suffix in (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES))
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: give the one that is meant")
+    if not found:
+        raise UserError(f"{folder} is not a model's folder: it has no {WEIGHTS_FILE}")
+    return found[0]
 
 
 def _looks_like_hub_id(source: str | Path) -> bool:
@@ -95,7 +138,7 @@ def _looks_like_hub_id(source: str | Path) -> bool:
 
 
 def read_config(path: Path) -> DenoiserConfig:
-    """Read any of the known layouts of config.json.
+    """Read any of the layouts of config.json.
 
     Raises:
         UserError: the file is missing, broken, or lacks a size.
@@ -106,45 +149,23 @@ def read_config(path: Path) -> DenoiserConfig:
         raise UserError(f"{path} is not there: {path.parent} is not a denoiser's folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    return _checked_config(values, path)
+
+
+def _checked_config(values: Any, path: Path) -> DenoiserConfig:
     try:
-        return _config_from(values)
-    except KeyError as error:
-        raise UserError(
-            f"{path} has no {error.args[0]!r}: it is not the configuration of a masked diffusion model"
-        ) from None
+        config = config_from(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is not the configuration of a masked diffusion model: {problem}") from None
+    if config.hidden_size % (2 * config.num_heads):
+        raise UserError(f"{path}: {config.num_heads} heads do not share a width of {config.hidden_size} evenly")
+    if not 0 <= config.mask_token_id < config.vocab_size:
+        raise UserError(f"{path}: mask_index {config.mask_token_id} is not one of {config.vocab_size} tokens")
+    return config
 
 
-def _config_from(values: dict[str, Any]) -> DenoiserConfig:
-    if isinstance(values.get("model"), dict):
-        model = values["model"]
-        vocab_size = values.get("vocab_size", model.get("vocab_size", 50258))
-        sizes = {**model, "vocab_size": vocab_size}
-        noise = values.get("noise", {})
-    else:
-        sizes = values
-        noise = values.get("noise", {})
-
-    def first(*names: str) -> Any:
-        for name in names:
-            if name in sizes:
-                return sizes[name]
-        raise KeyError(names[0])
-
-    vocab_size = first("vocab_size")
-    return DenoiserConfig(
-        vocab_size=vocab_size,
-        mask_token_id=sizes.get("mask_index", vocab_size - 1),
-        length=first("length", "model_length"),
-        hidden_size=first("hidden_size", "hidden_dim"),
-        num_blocks=first("n_blocks"),
-        num_heads=first("n_heads"),
-        cond_dim=first("cond_dim"),
-        dropout=float(sizes.get("dropout", 0.0)),
-        noise_epsilon=float(noise.get("eps", REFERENCE_NOISE_EPSILON)),
-    )
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -171,7 +192,8 @@ def load_weights(denoiser: Denoiser, tensors: dict[str, Tensor], path: Path) -> 
             raise UserError(f"{path} lacks the tensor {name} {tuple(tensor.shape)}")
         if named[name].shape != tensor.shape:
             raise UserError(
-                f"{path}: {name} has shape {tuple(named[name].shape)}, but {CONFIG_FILE} asks for {tuple(tensor.shape)}"
+                f"{path}: {name} has shape {tuple(named[name].shape)}, but its configuration asks for"
+                f" {tuple(tensor.shape)}"
             )
     for name in named:
         if name not in expected:

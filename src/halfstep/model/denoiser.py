@@ -201,23 +201,27 @@ class Denoiser(nn.Module):
         return self(xt, at=at)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Denoiser":
-        """Load a folder written by `save_pretrained`, a published checkpoint's folder, or a hub id.
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, *, use_ema: bool = True) -> "Denoiser":
+        """Load one of our models, or a published MDLM or SDTT checkpoint.
 
         Args:
-            source: local folder, or hub id such as kuleshov-group/mdlm-owt.
+            source: folder with config.json and model.safetensors (or one other file of weights), a `.safetensors`
+                file or a training checkpoint (`.ckpt`), or a hub id such as kuleshov-group/mdlm-owt. A training
+                checkpoint without config.json beside it must carry its own configuration.
             revision: branch, tag or commit of a hub id.
+            use_ema: of a training checkpoint, take the averaged weights if it carries them, else the raw ones.
         Returns:
             the denoiser in evaluation mode, on the CPU, float32.
         Raises:
-            UserError: there is no such model, or a tensor is missing, left over, or of another shape.
+            UserError: there is no such model, it would run code when read, or a tensor is missing, left over, or
+                of another shape.
         """
         from halfstep.model.checkpoint import load_denoiser
 
-        return load_denoiser(source, revision)
+        return load_denoiser(source, revision, use_ema=use_ema)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors into an existing folder."""
+        """Write config.json and model.safetensors into an existing folder; other layouts: `halfstep export`."""
         from halfstep.model.checkpoint import save_denoiser
 
         save_denoiser(self, folder)

@@ -1,0 +1,93 @@
+"""The ways in which a denoiser's sizes are written down, read and written.
+
+`config.json` comes in three layouts: `plain`, our own, flat and complete; `mdlm`, that of `kuleshov-group/mdlm-owt`,
+under the names of its remote code; and `sdtt`, that of `jdeschena/sdtt`, which holds a whole training configuration.
+"""
+
+from typing import Any, Literal, get_args
+
+from halfstep.model.denoiser import DenoiserConfig
+
+Layout = Literal["plain", "mdlm", "sdtt"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+WEIGHT_PREFIX: dict[Layout, str] = {"plain": "", "mdlm": "backbone.", "sdtt": "backbone."}
+"""What stands before the names of the tensors: the published weights are those of a wrapper around the network."""
+
+REFERENCE_NOISE_EPSILON = 1e-3
+"""The schedule of the published models, whose configuration does not always state it."""
+
+GPT2_VOCAB_SIZE = 50258
+"""GPT-2's tokens and one mask token: what an `sdtt` configuration means, which does not state it."""
+
+
+def config_from(values: dict[str, Any]) -> DenoiserConfig:
+    """Sizes from any of the layouts.
+
+    Args:
+        values: of a `config.json`, or of the configuration in a training checkpoint.
+    Raises:
+        KeyError: names a size that is not there.
+        TypeError, ValueError: a size is not a number.
+    """
+    sizes = values.get("model", values)
+    # An `sdtt` configuration may give the vocabulary at its top; in the flat layouts this is the same place.
+    vocab_size = values.get("vocab_size", sizes.get("vocab_size"))
+    if vocab_size is None:
+        if (values.get("tokenizer") or {}).get("name") != "gpt2":
+            raise KeyError("vocab_size")
+        vocab_size = GPT2_VOCAB_SIZE
+
+    def first(*names: str) -> int:
+        for name in names:
+            if name in sizes:
+                return int(sizes[name])
+        raise KeyError(names[0])
+
+    mask_token_id = values.get("mask_index", sizes.get("mask_index"))
+    return DenoiserConfig(
+        vocab_size=int(vocab_size),
+        mask_token_id=int(vocab_size) - 1 if mask_token_id is None else int(mask_token_id),
+        length=first("length", "model_length"),
+        hidden_size=first("hidden_size", "hidden_dim"),
+        num_blocks=first("n_blocks"),
+        num_heads=first("n_heads"),
+        cond_dim=first("cond_dim"),
+        dropout=float(sizes.get("dropout", 0.0)),
+        noise_epsilon=float((values.get("noise") or {}).get("eps", REFERENCE_NOISE_EPSILON)),
+    )
+
+
+def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
+    """The values of a `config.json`, from which `config_from` gives back the same sizes."""
+    noise = {"type": "loglinear", "eps": config.noise_epsilon}
+    if layout == "sdtt":
+        return {
+            "model": {
+                "type": "ddit",
+                "hidden_size": config.hidden_size,
+                "cond_dim": config.cond_dim,
+                "length": config.length,
+                "n_blocks": config.num_blocks,
+                "n_heads": config.num_heads,
+                "dropout": config.dropout,
+            },
+            "vocab_size": config.vocab_size,
+            "mask_index": config.mask_token_id,
+            "time_conditioning": False,
+            "noise": noise,
+        }
+    length, hidden_size = ("length", "hidden_size") if layout == "plain" else ("model_length", "hidden_dim")
+    return {
+        "model_type": "mdlm",
+        "vocab_size": config.vocab_size,
+        "mask_index": config.mask_token_id,
+        length: config.length,
+        hidden_size: config.hidden_size,
+        "n_blocks": config.num_blocks,
+        "n_heads": config.num_heads,
+        "cond_dim": config.cond_dim,
+        "dropout": config.dropout,
+        "time_conditioning": False,
+        "noise": noise,
+    }
