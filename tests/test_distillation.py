@@ -1,9 +1,7 @@
 """SDTT targets and loss against enumeration and closed forms."""
 
 import itertools
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -176,17 +174,3 @@ def test_forward_kl_is_minimised_by_the_mean_and_reverse_kl_by_the_geometric_mea
         total, _ = sdtt_loss(logits.log_softmax(0).expand(2, 3), targets.log(), divergence)
         (gradient,) = torch.autograd.grad(total, logits)
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("published_name", "name"), [("kl_fwd", "kl_teacher_student"), ("kl_bwd", "kl_student_teacher")]
-)
-def test_the_loss_on_given_targets_is_that_of_the_authors_code(published: Path, published_name: str, name: str) -> None:
-    arrays = np.load(published / "io.npz")
-
-    def rows(key: str) -> torch.Tensor:
-        log_p = torch.from_numpy(arrays[key]).double()
-        return log_p.masked_fill(log_p < -9e5, -torch.inf)
-
-    total, count = sdtt_loss(rows("sdtt_student_logprobs_masked"), rows("teach_target_masked"), DIVERGENCES[name])
-    assert float(total) / count == pytest.approx(float(arrays[f"sdtt_loss_{published_name}"]), rel=1e-4)

@@ -21,7 +21,7 @@ def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: 
         dt in (0, 1 / num_teacher_steps]: num_teacher_steps^(round_index - 1) / base_num_steps.
     Raises:
         ValueError: the student of this round would take less than one step.
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Section 3 and Algorithm 2.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 3.1 (iterated SDTT, Eq. 7) and Algorithm 2.
     """
     if round_index < 1 or num_teacher_steps**round_index > base_num_steps:
         raise ValueError(
@@ -46,11 +46,16 @@ def teacher_unmask_steps(
         schedule: the noise schedule.
     Returns:
         steps in 1..k, and k + 1 where a position is still masked at t - k dt, int64 [batch, length].
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 1.
-    Departs: the authors' code simulates the steps at other times: for k = 2 at t + (1 - t)(t - 2 dt) and
-        (1 - t)(t - 2 dt), where t and t - dt are meant (its issue 2, confirmed there). It also gives the mask a
-        negative probability where t < dt.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
+    Departs: the paper stops the clock at 1e-5 and takes the last prediction for what is still masked; here it stops
+        at 0, where nothing is masked.
     """
+    # Step i starts at t - (i - 1) dt, as Algorithm 1 has it: for two teacher steps at t and t - dt. The code behind the
+    # published students starts them elsewhere (jdeschena/sdtt, issue 2, confirmed by its author): it means to
+    # interpolate between t and the end e = t - k dt by a t + (1 - a) e, but has (1 - t) in place of (1 - a), which
+    # for two steps gives t + (1 - t) e and (1 - t) e. It then unmasks dt / time of the masked tokens, so that in the
+    # first half step it commits too few (tests/test_parity.py has its times, docs/method.md the consequence); and
+    # where such a time is below dt the mask's probability comes out negative and everything unmasks.
     masked_at_t = 1 - schedule.alpha(t)
     step = torch.ones_like(u_time, dtype=torch.int64)
     for i in range(1, num_teacher_steps + 1):
@@ -90,7 +95,7 @@ def sdtt_targets(
         u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
     Returns:
         target log-probabilities at the masked positions of xt, row-major, float [num_masked, vocab].
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 1.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
     """
     is_masked = xt == mask_token_id
     step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
@@ -123,7 +128,7 @@ def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergenc
         divergence: of `halfstep.diffusion.divergences`.
     Returns:
         (sum over positions, num_masked); the loss is their quotient, and 0 where nothing is masked.
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 2; mean over the masked tokens of the batch,
-        without the weight 1 / t, as in the authors' code.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Eq. 6 and Algorithm 2; mean over the masked tokens
+        of the batch, without the weight 1 / t, as in the authors' code.
     """
     return divergence(student_log_p, target_log_p).sum(), student_log_p.shape[0]

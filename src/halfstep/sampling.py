@@ -70,7 +70,7 @@ def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
         steps in 1..n, each equally likely, int64 [...].
     Raises:
         ValueError: num_steps is less than 1.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.2 (the posterior, which this samples for all steps).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.3, Eq. 7, here for all steps at once.
     Departs: the last step ends at time 0, so n steps unmask everything; the authors' code stops at 1e-5 and takes
         the argmax at what is left.
     """
@@ -105,7 +105,8 @@ def sample(
     Raises:
         ValueError: shapes do not agree, or num_steps is less than 1.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Section 4.1 (ancestral sampling; unchanged sequences need no
-        evaluation). Draws are exact, see `draw_categorical`.
+        evaluation); Zheng et al. 2024, arXiv:2409.02908, Appendix E (what unmasks does not depend on the network).
+        Draws are exact, see `draw_categorical`.
     """
     if not x_init.shape == u_time.shape == u_token.shape:
         raise ValueError(

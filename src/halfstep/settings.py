@@ -194,7 +194,7 @@ class DistillSettings(TrainingSettings):
     min_time: Annotated[float, Field(ge=0, lt=1)]
     base_num_steps: PositiveInt
     num_teacher_steps: Annotated[int, Field(ge=2)]
-    distance: Literal["kl_student_teacher", "kl_teacher_student", "mse", "total_variation"]
+    distance: Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
     next_teacher: Literal["student", "ema"]
     reset_optimizer: bool
     reset_ema: bool

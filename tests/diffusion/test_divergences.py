@@ -1,6 +1,3 @@
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
@@ -61,16 +58,3 @@ def test_gradients_are_the_finite_differences_and_finite_at_impossible_tokens(
         return DIVERGENCES[name](padded.log_softmax(-1), teacher).sum()
 
     assert torch.autograd.gradcheck(loss, (logits,))
-
-
-@pytest.mark.parametrize(
-    ("published_name", "divergence"), [("kl_fwd", kl_teacher_student), ("kl_bwd", kl_student_teacher)]
-)
-@pytest.mark.parametrize("rows", ["div", "divsubs"])
-def test_kls_are_those_of_the_authors_code(published: Path, rows: str, published_name: str, divergence) -> None:
-    arrays = np.load(published / "io.npz")
-    student, teacher = (torch.from_numpy(arrays[f"{rows}_{side}"]).double() for side in ("preds", "targets"))
-    if rows == "divsubs":
-        student, teacher = (log_p.masked_fill(log_p < -9e5, -torch.inf) for log_p in (student, teacher))
-    expected = torch.from_numpy(arrays[f"{rows}_{published_name}_f64"])
-    torch.testing.assert_close(divergence(student, teacher).mean(), expected, rtol=1e-9, atol=0)

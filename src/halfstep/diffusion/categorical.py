@@ -17,7 +17,7 @@ def draw_categorical(log_p: Tensor, u: Tensor) -> Tensor:
         indices, int64 [...]; never one whose probability is zero.
     Raises:
         ValueError: u is not float64 or its shape does not fit.
-    Source: Zheng et al. 2024, arXiv:2409.02908 (the truncation of float32 draws).
+    Source: Zheng et al. 2024, arXiv:2409.02908, Sections 5.2 and 5.3 (float32 Gumbel noise is truncated).
     """
     if u.shape != log_p.shape[:-1] or u.dtype.itemsize < 8:
         raise ValueError(

@@ -13,7 +13,7 @@ def nelbo_weight(t: Tensor, schedule: LogLinearSchedule) -> Tensor:
         schedule: the noise schedule.
     Returns:
         float [batch], in the dtype of t.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.4 (continuous-time bound).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.4, Eq. 10.
     """
     return -schedule.dalpha(t) / (1 - schedule.alpha(t))
 
@@ -37,7 +37,7 @@ def nelbo_per_token(
         nats, in the dtype of log_p_masked, float [batch, length].
     Raises:
         ValueError: log_p_masked does not have one row per masked position.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Sections 3.4 and 3.5 (the bound for sequences).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5, Eq. 11.
     """
     targets = x0[is_masked]
     if log_p_masked.shape[:-1] != targets.shape:

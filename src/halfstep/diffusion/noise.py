@@ -29,8 +29,8 @@ def antithetic_times(
 ) -> Tensor:
     """Draw one time per row, spread evenly: row i is uniform on the i-th of batch_size equal parts.
 
-    Each time is uniform on [min_time, 1) on its own; together they cover the interval, which lowers the variance
-    of the loss.
+    A row picked at random has a time uniform on [min_time, 1); together the rows cover the interval, which lowers the
+    variance of the loss.
 
     Args:
         batch_size: number of times.
@@ -41,8 +41,8 @@ def antithetic_times(
         t, float64 [batch_size], ascending.
     Raises:
         ValueError: min_time is outside [0, 1).
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5 (low-discrepancy sampler, after Kingma et al. 2021).
-    Departs: one uniform per row, as the authors' code has it, rather than one shared by all rows.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5.1 and Appendix D.3: one uniform number per row. (Kingma
+        et al. 2021, arXiv:2107.00630, and the code of SDTT share one among the rows.)
     """
     if not 0 <= min_time < 1:
         raise ValueError(f"min_time is {min_time}, expected a value in [0, 1)")

@@ -16,7 +16,7 @@ def unmask_probability(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
         probability in [0, 1], float [...].
     Raises:
         ValueError: alpha_t is 1 (nothing is masked at t), or alpha_s lies outside [alpha_t, 1].
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.2 (posterior of the absorbing process).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.1, Eq. 6.
     """
     if not bool((alpha_t < 1).all()):
         raise ValueError("alpha_t is 1: no token is masked at t")
@@ -40,7 +40,7 @@ def posterior_probs(p_x0: Tensor, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor, 
         probabilities of xs, float [batch, length, vocab]; rows sum to one.
     Raises:
         ValueError: as `unmask_probability`.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.2 (reverse unmasking process).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.3, Eq. 7.
     Departs: normalised, where the authors' sampler works with rows that sum to 1 - alpha_t.
     """
     p_unmask = unmask_probability(alpha_t, alpha_s)[:, None, None]

@@ -11,8 +11,8 @@ class LogLinearSchedule:
 
     Args:
         epsilon: what is left visible at t = 1, in (0, 1); it keeps the total noise finite there.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Appendix on noise schedules, "log-linear"; epsilon as in the
-        authors' configuration.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Appendix E.1, Eq. 90, which has no epsilon; epsilon as in the authors'
+        code (`LogLinearNoise`, 1e-3).
     """
 
     epsilon: float

@@ -16,7 +16,7 @@ def unigram_entropy(token_ids: Sequence[int]) -> float:
         nats, from 0 (one token repeated) to log(len(token_ids)) (all different).
     Raises:
         ValueError: the sample is empty.
-    Source: Zheng et al. 2024, arXiv:2409.02908 (sentence entropy, reported beside generative perplexity).
+    Source: Zheng et al. 2024, arXiv:2409.02908, Section 5.1 and Appendix H.1.
     """
     if not len(token_ids):
         raise ValueError("the entropy of an empty sample is undefined")

@@ -77,7 +77,7 @@ def perplexity_estimate(
     Raises:
         ValueError: lengths differ, nothing was scored, an nll is NaN or infinite, or the perplexity
             overflows.
-    Source: Cochran 1977, Sampling Techniques, Section 2.11 (ratio estimator).
+    Source: Cochran 1977, Sampling Techniques (ratio estimator).
     """
     nll = _finite(nlls, f"{name}: negative log-likelihoods")
     tokens = _finite(num_tokens, f"{name}: token counts")

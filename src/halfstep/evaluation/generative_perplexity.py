@@ -39,9 +39,9 @@ def sample_quality(
         tokenizer: the samples' own.
         scorer: who judges.
         batch_size: samples per forward pass.
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Section 4 (generative perplexity under GPT-2 large).
-    Departs: the authors' code does not score EOS tokens after a sample's first; here every token after the
-        first counts, since where documents end is part of the text.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 4 (under GPT-2 large; Llama 3 8B in 4.3).
+    Every token after the first counts, EOS included, as in the code of SDTT; that of MDLM leaves out EOS tokens and
+    what stands between a sample's first and second.
     """
     ids, is_retokenized = to_scorer_ids(samples, tokenizer, scorer)
     scored = token_nlls(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length)

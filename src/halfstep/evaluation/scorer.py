@@ -133,7 +133,7 @@ def features(
         float32 [num_sequences, hidden_size], on the CPU.
     Raises:
         ValueError: a sequence is empty.
-    Source: Pillutla et al. 2021, arXiv:2102.01454, Section 4 (embedding of the terminal token).
+    Source: Pillutla et al. 2021, arXiv:2102.01454, Section 2 (embeddings); the last token as in `mauve-text`.
     """
     rows = []
     for batch in _batches(sequences, batch_size):

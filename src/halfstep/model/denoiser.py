@@ -160,8 +160,8 @@ class _OutputLayer(nn.Module):
 class Denoiser(nn.Module):
     """Predicts the clean token at every position of a partly masked sequence.
 
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 5 and Appendix (DiT after Peebles & Xie 2023, with rotary
-        positions; the time-unconditional models hold the conditioning at zero noise).
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5.1 (DiT with rotary positions), Section 5.1 and Appendix D.4
+        (sizes); Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Appendix C (time-unconditional models are fed zeros).
     """
 
     def __init__(self, config: DenoiserConfig) -> None:

@@ -15,7 +15,8 @@ class EMA:
     Args:
         model: whose parameters are averaged; the average starts at their values.
         decay: in [0, 1).
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Appendix (EMA 0.9999), with the warm-up of the authors' code.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 4.1 (decay 0.9999); the warm-up is that of the
+        code of MDLM and SDTT (`models/ema.py`).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -34,7 +34,7 @@ def _noised(
 def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_id: int) -> Objective:
     """The continuous-time negative ELBO of a denoiser, in nats per token (masked or not).
 
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5, Eq. 11.
     """
 
     def objective(model: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
@@ -71,7 +71,7 @@ def distillation_objective(
 ) -> Objective:
     """The SDTT loss of a student against its teacher, in the divergence's unit per masked token.
 
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035, Algorithm 2.
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 2.
     """
 
     def objective(student: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
