@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
+# No test depends on time, and a run repeats the one before it.
+settings.register_profile("halfstep", deadline=None, derandomize=True)
+settings.load_profile("halfstep")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher, kl_teacher_student
+from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.distillation import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
@@ -66,54 +66,137 @@ def test_a_step_beyond_time_zero_unmasks_everything() -> None:
     assert teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[1, 1, 1]]
 
 
-@pytest.mark.parametrize("num_teacher_steps", [2, 3])
-def test_mean_target_is_that_of_the_enumerated_teacher_trajectories(table, num_teacher_steps: int) -> None:
-    """Expected target of each position over everything the teacher can do from two masks.
+def _enumerated(table, t: float, dt: float, num_teacher_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Everything the teacher can do from two masks: probabilities [m], and our targets for each, [m, LENGTH, VOCAB].
+
+    A position is decided by the step in which it unmasks and by its token, which only matters if another position
+    is still masked then. Uniform numbers that stand for each case go through our own function.
+    """
+    ends = [max(t - i * dt, 0.0) / t for i in range(num_teacher_steps + 1)]
+    # Step i has the numbers between ends[i] and ends[i - 1]; below the last end nothing unmasks.
+    cases = [(i, (ends[i] + ends[i - 1]) / 2, ends[i - 1] - ends[i]) for i in range(1, num_teacher_steps + 1)]
+    if ends[-1] > 0:
+        cases.append((num_teacher_steps + 1, ends[-1] / 2, ends[-1]))
+    probabilities, u_times, u_tokens = [], [], []
+    for (i, u_i, p_i), (j, u_j, p_j) in itertools.product(cases, repeat=2):
+        for tokens in itertools.product(range(MASK), repeat=LENGTH):
+            first, second = (0, 1) if i <= j else (1, 0)
+            p_rows = [masked_log_probs(table[MASK, MASK], MASK).exp()] * LENGTH
+            xt = [MASK, MASK]
+            if i != j:
+                xt[first] = tokens[first]
+                p_rows[second] = masked_log_probs(table[tuple(xt)], MASK).exp()
+            probability, u_token = p_i * p_j, [0.0, 0.0]
+            for position, token in enumerate(tokens):
+                row = p_rows[position][position]
+                probability *= float(row[token])
+                u_token[position] = float(row[:token].sum() + row[token] / 2)
+            probabilities.append(probability)
+            u_times.append([u_i, u_j])
+            u_tokens.append(u_token)
+    num = len(probabilities)
+    targets = _targets(
+        _logits_at(table),
+        torch.full((num, LENGTH), MASK),
+        torch.full((num,), t, dtype=torch.float64),
+        torch.tensor(u_times, dtype=torch.float64),
+        torch.tensor(u_tokens, dtype=torch.float64),
+        dt,
+        num_teacher_steps,
+    )
+    return torch.tensor(probabilities, dtype=torch.float64), targets.view(num, LENGTH, VOCAB)
+
+
+def _expected_target(
+    table, xt: tuple[int, ...], times: list[float], fixed: dict[int, torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """Expected target by position, from the definition: one teacher step after the other, all outcomes of each."""
+    log_p = masked_log_probs(table[xt], MASK)
+    masked = [position for position in range(LENGTH) if xt[position] == MASK]
+    if len(times) == 2 or not masked:
+        return {**fixed, **{position: log_p[position] for position in masked}}
+    stays = times[1] / times[0]
+    total = {position: torch.zeros(VOCAB, dtype=torch.float64) for position in range(LENGTH)}
+    for outcome in itertools.product(range(VOCAB), repeat=len(masked)):
+        probability, xs, now = 1.0, list(xt), dict(fixed)
+        for position, token in zip(masked, outcome, strict=True):
+            if token == MASK:
+                probability *= stays
+            else:
+                probability *= (1 - stays) * float(log_p[position, token].exp())
+                xs[position] = token
+                now[position] = log_p[position]
+        if probability:
+            for position, target in _expected_target(table, tuple(xs), times[1:], now).items():
+                total[position] = total[position] + probability * target.nan_to_num(neginf=0.0)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("t", "dt", "num_teacher_steps"), [(0.9, 0.25, 2), (0.9, 0.25, 3), (0.3, 0.25, 2), (1.0, 0.5, 2)]
+)
+def test_the_expected_target_is_that_of_the_enumerated_teacher_trajectories(
+    table, t: float, dt: float, num_teacher_steps: int
+) -> None:
+    """Exactly, also where the second step would go beyond time 0 and where everything unmasks."""
+    probabilities, targets = _enumerated(table, t, dt, num_teacher_steps)
+    assert float(probabilities.sum()) == pytest.approx(1, rel=1e-12)
+    mean = (probabilities[:, None, None] * targets[..., :MASK]).sum(0)
+    times = [max(t - i * dt, 0.0) for i in range(num_teacher_steps + 1)]
+    exact = _expected_target(table, (MASK, MASK), times, {})
+    for position in range(LENGTH):
+        torch.testing.assert_close(mean[position], exact[position][:MASK], rtol=1e-10, atol=1e-12)
+
+
+def test_random_trajectories_average_to_the_enumerated_target(table) -> None:
+    """The same with real uniform numbers.
 
     20,000 trajectories; entries lie within a range below 5, so their mean has a standard deviation below
     0.5 * 5 / sqrt(20,000) = 0.018; four of them at each of four entries: a false alarm in below 3e-4 of seeds.
     """
-    t, dt, num = 0.9, 0.25, 20_000
-    step_times = [max(t - i * dt, 0.0) for i in range(num_teacher_steps + 1)]
-
-    def expect(xt: tuple[int, ...], i: int, fixed: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Expected targets from teacher step i on."""
-        log_p = masked_log_probs(table[xt], MASK)
-        masked = [position for position in range(LENGTH) if xt[position] == MASK]
-        if i == num_teacher_steps - 1 or not masked:
-            return {**fixed, **{position: log_p[position] for position in masked}}
-        stays = step_times[i + 1] / step_times[i]
-        total = {position: torch.zeros(VOCAB, dtype=torch.float64) for position in range(LENGTH)}
-        for outcome in itertools.product(range(VOCAB), repeat=len(masked)):
-            probability, xs, now = 1.0, list(xt), dict(fixed)
-            for position, token in zip(masked, outcome, strict=True):
-                if token == MASK:
-                    probability *= stays
-                else:
-                    probability *= (1 - stays) * float(log_p[position, token].exp())
-                    xs[position] = token
-                    now[position] = log_p[position]
-            if probability:
-                for position, target in expect(tuple(xs), i + 1, now).items():
-                    total[position] = total[position] + probability * target.nan_to_num(neginf=0.0)
-        return total
-
-    exact = expect((MASK, MASK), 0, {})
-    g = torch.Generator().manual_seed(2)
-    u_time, u_token = torch.rand(2, num, LENGTH, dtype=torch.float64, generator=g)
+    num = 20_000
+    exact = _expected_target(table, (MASK, MASK), [0.9, 0.65, 0.4], {})
+    u_time, u_token = torch.rand(2, num, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     xt = torch.full((num, LENGTH), MASK)
-    targets = _targets(
-        _logits_at(table),
-        xt,
-        torch.full((num,), t, dtype=torch.float64),
-        u_time,
-        u_token,
-        dt,
-        num_teacher_steps,
-    )
-    mean = targets.view(num, LENGTH, VOCAB)[..., :MASK].mean(0)
+    t = torch.full((num,), 0.9, dtype=torch.float64)
+    mean = _targets(_logits_at(table), xt, t, u_time, u_token).view(num, LENGTH, VOCAB)[..., :MASK].mean(0)
     for position in range(LENGTH):
         torch.testing.assert_close(mean[position], exact[position][:MASK], atol=4 * 0.018, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["kl_teacher_student", "kl_student_teacher"])
+def test_the_best_student_is_the_teachers_mean_arithmetic_or_geometric(table, name: str) -> None:
+    """Minimise the expected loss over everything the teacher can do, by L-BFGS from a uniform student.
+
+    The forward KL wants the arithmetic mean of the teacher's predictions, the reverse KL their normalised geometric
+    mean, at each position; both losses are convex in the one probability that a position has.
+    """
+    probabilities, targets = _enumerated(table, 0.9, 0.25, 2)
+    weight = probabilities[:, None, None]
+    if name == "kl_teacher_student":
+        best = (weight * targets[..., :MASK].exp()).sum(0)
+    else:
+        best = (weight * targets[..., :MASK]).sum(0).softmax(-1)
+    logits = torch.zeros(LENGTH, VOCAB, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        student = masked_log_probs(logits, MASK)
+        return sum(
+            p * sdtt_loss(student, target, DIVERGENCES[name])[0]
+            for p, target in zip(probabilities, targets, strict=True)
+        )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    torch.testing.assert_close(logits.detach()[:, :MASK].softmax(-1), best, atol=1e-6, rtol=0)
 
 
 def test_targets_come_in_the_order_of_the_masked_positions(table) -> None:
@@ -163,14 +246,3 @@ def test_a_student_equal_to_a_teacher_that_ignores_context_has_no_loss(name: str
     total, count = sdtt_loss(student, targets, DIVERGENCES[name])
     assert count == 16
     assert float(total) == pytest.approx(0, abs=1e-12)
-
-
-def test_forward_kl_is_minimised_by_the_mean_and_reverse_kl_by_the_geometric_mean() -> None:
-    targets = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], dtype=torch.float64)
-    mean = targets.mean(0)
-    geometric = targets.log().mean(0).softmax(0)
-    for divergence, best in ((kl_teacher_student, mean), (kl_student_teacher, geometric)):
-        logits = best.log().clone().requires_grad_()
-        total, _ = sdtt_loss(logits.log_softmax(0).expand(2, 3), targets.log(), divergence)
-        (gradient,) = torch.autograd.grad(total, logits)
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)

@@ -36,7 +36,7 @@ def generate(
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included [the model's length].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     show: Annotated[bool, typer.Option("--show", help="Show the tokens appear, step by step.")] = False,
     pause_seconds: Annotated[float, typer.Option(min=0.0, help="With --show: time between steps.")] = 0.4,
 ) -> None:

@@ -8,16 +8,19 @@ from halfstep.errors import UserError
 
 
 def select_device(name: str) -> torch.device:
-    """The device named in the parameters; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """The device named in the parameters; `auto` takes CUDA if there is one, else the CPU.
+
+    Apple's MPS is not among them: exact categorical draws take float64, which it does not have.
 
     Raises:
-        UserError: the device was named and this machine does not have it.
+        UserError: there is no such device, or this machine does not have it.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, is_available in available.items() if is_available)
-    if not available[name]:
-        raise UserError(f"runtime.device is {name!r}, which torch does not find on this machine: use auto or cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}: use auto, cpu or cuda (draws are in float64, which others lack)")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda', which torch does not find on this machine: use auto or cpu")
     return torch.device(name)
 
 

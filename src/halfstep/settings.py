@@ -39,7 +39,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class RuntimeSettings(Settings):
     """Where a stage computes: device, thread count (null: all cores) and precision of the networks."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Literal["auto", "cpu", "cuda"]
     num_threads: PositiveInt | None
     precision: Literal["auto", "fp32", "bf16"]
 

@@ -52,8 +52,6 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
     """A function that waits for the device; on the CPU there is nothing to wait for."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
-    if device.type == "mps":
-        return torch.mps.synchronize
     return lambda: None
 
 

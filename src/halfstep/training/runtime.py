@@ -9,7 +9,7 @@ def make_accelerator(*, device: str, precision: str, num_threads: int | None) ->
     """The accelerator a training stage computes on.
 
     Args:
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu or cuda.
         precision: auto, fp32 or bf16.
         num_threads: CPU threads of torch; None leaves torch's choice.
     Raises:
