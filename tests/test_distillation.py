@@ -1,6 +1,7 @@
 """SDTT targets and loss against enumeration and closed forms."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.distillation import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
+from halfstep.model import Denoiser
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2
@@ -48,8 +50,13 @@ def _targets(logits_at, xt, t, u_time, u_token, dt=0.25, num_teacher_steps=2):
 
 def test_a_round_doubles_the_step_and_stops_at_one_step() -> None:
     assert [teacher_step_size(k, 1024, 2) for k in (1, 2, 7, 10)] == [1 / 1024, 2 / 1024, 64 / 1024, 0.5]
-    with pytest.raises(ValueError, match="round 11"):
+    assert teacher_step_size(2, 9, 3) == pytest.approx(1 / 3)
+    with pytest.raises(
+        ValueError, match="round 11 with 2 teacher steps needs base_num_steps of at least 2048"
+    ):
         teacher_step_size(11, 1024, 2)
+    with pytest.raises(ValueError, match="round 0 with 2 teacher steps needs base_num_steps of at least 2"):
+        teacher_step_size(0, 1024, 2)
 
 
 def test_teacher_steps_sit_at_t_and_t_minus_dt() -> None:
@@ -58,6 +65,31 @@ def test_teacher_steps_sit_at_t_and_t_minus_dt() -> None:
     u = torch.tensor([[0.0, 0.249, 0.251, 0.499, 0.501, 0.749, 0.751, 0.999]], dtype=torch.float64)
     steps = teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=3, schedule=SCHEDULE)
     assert steps.tolist() == [[4, 4, 3, 3, 2, 2, 1, 1]]
+
+
+def test_what_no_teacher_step_unmasks_is_one_step_later() -> None:
+    t = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    u = torch.zeros(2, 1, dtype=torch.float64)
+    assert teacher_unmask_steps(u, t, dt=0.1, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[3], [3]]
+
+
+def test_targets_carry_no_gradient_to_the_teacher(published: Path) -> None:
+    teacher = Denoiser.from_pretrained(published)
+    xt = torch.full((1, 4), teacher.config.mask_token_id)
+    u = torch.full((1, 4), 0.5, dtype=torch.float64)
+    targets = sdtt_targets(
+        teacher.logits_at,
+        xt,
+        torch.tensor([0.5], dtype=torch.float64),
+        dt=0.25,
+        num_teacher_steps=2,
+        mask_token_id=teacher.config.mask_token_id,
+        schedule=SCHEDULE,
+        u_time=u,
+        u_token=u,
+    )
+    assert not targets.requires_grad
+    assert teacher(xt).requires_grad
 
 
 def test_a_step_beyond_time_zero_unmasks_everything() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -154,6 +155,65 @@ def test_no_steps_and_shapes_that_differ_are_refused() -> None:
             u_time=u,
             u_token=u,
         )
+
+
+def _constant_logits(tokens: torch.Tensor, state: int | None) -> tuple[torch.Tensor, int]:
+    """Token 0 with certainty; the state counts the tokens seen."""
+    return torch.tensor([[50.0, 0.0, 0.0]]).expand(len(tokens), 3), (state or 0) + tokens.shape[1]
+
+
+def test_autoregressive_samples_keep_their_prefix_and_count_from_its_end() -> None:
+    seen = []
+
+    def next_logits(tokens: torch.Tensor, state: int | None) -> tuple[torch.Tensor, int]:
+        logits, state = _constant_logits(tokens, state)
+        seen.append(state)
+        return logits, state
+
+    u = torch.full((2, 5), 0.5, dtype=torch.float64)
+    prefix = torch.tensor([[1, 1], [0, 1]])
+    samples = sample_autoregressive(next_logits, prefix, length=5, mask_token_id=MASK, u_token=u)
+    assert samples.tokens.tolist() == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0]]
+    assert samples.unmask_step.tolist() == [[0, 0, 1, 2, 3]] * 2
+    assert samples.nfe.tolist() == [3, 3]
+    assert seen == [2, 3, 4]
+    # A prefix that is already as long as the text is the text.
+    whole = sample_autoregressive(next_logits, prefix, length=2, mask_token_id=MASK, u_token=u[:, :2])
+    assert torch.equal(whole.tokens, prefix)
+    assert whole.nfe.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("prefix_length", "length", "u_length"), [(0, 3, 3), (4, 3, 3), (1, 3, 2)])
+def test_a_prefix_that_does_not_fit_is_refused(prefix_length: int, length: int, u_length: int) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        sample_autoregressive(
+            _constant_logits,
+            torch.zeros(1, prefix_length).long(),
+            length=length,
+            mask_token_id=MASK,
+            u_token=torch.zeros(1, u_length, dtype=torch.float64),
+        )
+
+
+def test_sampling_records_no_gradient_and_samples_do_not_change() -> None:
+    weight = torch.zeros(VOCAB, requires_grad=True)
+    are_recorded = []
+
+    def logits_at(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        logits = weight.expand(int(at.sum()), VOCAB)
+        are_recorded.append((logits * 2).requires_grad)
+        return logits
+
+    def next_logits(tokens: torch.Tensor, state: None) -> tuple[torch.Tensor, None]:
+        return logits_at(tokens, torch.ones(len(tokens), dtype=torch.bool)), None
+
+    u = torch.full((1, 3), 0.5, dtype=torch.float64)
+    x_init = torch.full((1, 3), MASK)
+    samples = sample(logits_at, x_init, num_steps=1, mask_token_id=MASK, u_time=u, u_token=u)
+    sample_autoregressive(next_logits, torch.zeros(1, 1).long(), length=3, mask_token_id=MASK, u_token=u)
+    assert are_recorded == [False] * 3
+    with pytest.raises(FrozenInstanceError):
+        samples.tokens = x_init  # type: ignore[misc]
 
 
 def test_autoregressive_samples_have_the_exact_distribution() -> None:

@@ -36,7 +36,7 @@ def teacher_unmask_steps(
 ) -> Tensor:
     """The teacher step in which each position masked at time t unmasks.
 
-    Teacher step i goes from t - (i-1) dt to t - i dt; times below 0 are 0, where everything is visible.
+    Teacher step i goes from t - (i-1) dt to t - i dt; one that would go beyond time 0 unmasks all that is left.
 
     Args:
         u_time: uniform numbers in [0, 1), float64 [batch, length].
@@ -59,7 +59,7 @@ def teacher_unmask_steps(
     masked_at_t = 1 - schedule.alpha(t)
     step = torch.ones_like(u_time, dtype=torch.int64)
     for i in range(1, num_teacher_steps + 1):
-        still_masked = (1 - schedule.alpha((t - i * dt).clamp(min=0))) / masked_at_t
+        still_masked = (1 - schedule.alpha(t - i * dt)) / masked_at_t
         step += u_time < still_masked[:, None]
     return step
 
@@ -100,9 +100,9 @@ def sdtt_targets(
     is_masked = xt == mask_token_id
     step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
     step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
-    target_row = is_masked.flatten().cumsum(0).view(is_masked.shape) - 1
+    rank = is_masked.flatten().cumsum(0).view(is_masked.shape)
     xs = xt.clone()
-    pieces, piece_rows = [], []
+    pieces, ranks = [], []
     for i in range(1, num_teacher_steps + 1):
         unmasks = step == i
         rows = unmasks.any(dim=1).nonzero()[:, 0]
@@ -110,13 +110,13 @@ def sdtt_targets(
             continue
         log_p = masked_log_probs(teacher_logits_at(xs[rows], unmasks[rows]), mask_token_id)
         pieces.append(log_p)
-        piece_rows.append(target_row[unmasks])
+        ranks.append(rank[unmasks])
         if i < num_teacher_steps:
             xs[unmasks] = draw_categorical(log_p, u_token[unmasks])
     if not pieces:
         # Nothing is masked: the teacher is asked for no position, which still tells the vocabulary's size.
         return masked_log_probs(teacher_logits_at(xs[:1], is_masked[:1]), mask_token_id)
-    return torch.cat(pieces)[torch.cat(piece_rows).argsort()]
+    return torch.cat(pieces)[torch.cat(ranks).argsort()]
 
 
 def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergence) -> tuple[Tensor, int]:

@@ -76,7 +76,7 @@ def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}, expected 1 or more")
-    return (num_steps * (1 - u_time)).ceil().long().clamp(1, num_steps)
+    return (num_steps * (1 - u_time)).ceil().long()
 
 
 @torch.inference_mode()

@@ -42,6 +42,12 @@ def test_antithetic_times_put_one_time_into_each_equal_part(min_time: float, gen
     assert (t < edges[1:]).all()
 
 
+@pytest.mark.parametrize("min_time", [-0.1, 1.0])
+def test_a_smallest_time_outside_the_interval_is_refused(min_time: float, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=f"min_time is {min_time}"):
+        antithetic_times(4, min_time, generator=generator)
+
+
 def test_antithetic_times_are_uniform_within_their_part(generator: torch.Generator) -> None:
     within = torch.cat([antithetic_times(4, 0.0, generator=generator) * 4 - torch.arange(4) for _ in range(2500)])
     # The mean of 10,000 uniforms has a standard deviation of 0.0029: 5 of them fail in 6e-7 of seeds.

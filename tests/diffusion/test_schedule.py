@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 
@@ -22,6 +24,11 @@ def test_dalpha_is_the_derivative_of_alpha() -> None:
 def test_sigma_is_minus_log_alpha() -> None:
     schedule = LogLinearSchedule(1e-3)
     torch.testing.assert_close(schedule.sigma(T), -schedule.alpha(T).log())
+
+
+def test_a_schedule_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        LogLinearSchedule(1e-3).epsilon = 0.5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1])

@@ -22,6 +22,18 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
     torch.testing.assert_close(masked_log_probs(logits, 3)[:, :3], expected, atol=1e-6, rtol=0)
 
 
-def test_a_mask_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="mask_token_id is 4"):
-        masked_log_probs(torch.zeros(2, 4), 4)
+@pytest.mark.parametrize("mask_token_id", [-1, 4])
+def test_a_mask_outside_the_vocabulary_is_refused(mask_token_id: int) -> None:
+    with pytest.raises(ValueError, match=f"mask_token_id is {mask_token_id}"):
+        masked_log_probs(torch.zeros(2, 4), mask_token_id)
+
+
+def test_the_mask_can_be_any_token_of_the_vocabulary() -> None:
+    for mask_token_id in range(3):
+        p = masked_log_probs(torch.zeros(3), mask_token_id).exp()
+        torch.testing.assert_close(p, torch.where(torch.arange(3) == mask_token_id, 0.0, 0.5))
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="logits has shape"):
+        subs_log_probs(torch.zeros(1, 3, 4), torch.zeros(1, 2).long(), 3)

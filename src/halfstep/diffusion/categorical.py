@@ -1,5 +1,6 @@
 """Exact draws from categorical distributions."""
 
+import torch
 from torch import Tensor
 
 
@@ -19,7 +20,7 @@ def draw_categorical(log_p: Tensor, u: Tensor) -> Tensor:
         ValueError: u is not float64 or its shape does not fit.
     Source: Zheng et al. 2024, arXiv:2409.02908, Sections 5.2 and 5.3 (float32 Gumbel noise is truncated).
     """
-    if u.shape != log_p.shape[:-1] or u.dtype.itemsize < 8:
+    if u.shape != log_p.shape[:-1] or u.dtype != torch.float64:
         raise ValueError(
             f"u is {u.dtype} of shape {tuple(u.shape)}, expected torch.float64 of shape {tuple(log_p.shape[:-1])}"
         )

@@ -83,8 +83,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     is_possible = log_p > -torch.inf
     safe_log_p = torch.where(is_possible, log_p, 0.0)
     safe_log_q = torch.where(is_possible, log_q, 0.0)
-    terms = safe_log_p.exp() * (safe_log_p - safe_log_q)
-    return torch.where(is_possible, terms, 0.0).sum(dim=-1)
+    return (safe_log_p.exp() * (safe_log_p - safe_log_q)).sum(dim=-1)
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
