@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 
 
 def test_mean_and_its_standard_error():
@@ -63,3 +63,43 @@ def test_nothing_to_estimate_from():
         perplexity_estimate([0.0], [0])
     with pytest.raises(ValueError, match="overflows"):
         perplexity_estimate([1e6], [1])
+
+
+def test_bootstrap_intervals_hold_the_truth_at_their_rate():
+    """A ratio of sums whose true perplexity is e, in 300 experiments of 60 sequences of uneven lengths.
+
+    95 % are due; the standard deviation of the share is 1.3 %. Five of them are a false alarm of 6e-7, plus 2 % for
+    what the method itself misses at 60 units.
+    """
+    rng = np.random.default_rng(0)
+    hits = 0
+    for experiment in range(300):
+        tokens = rng.integers(2, 30, size=60)
+        nlls = tokens * (1.0 + 0.5 * rng.standard_gamma(2.0, size=60) - 1.0)
+        estimate = with_interval(
+            perplexity_estimate(nlls, tokens), perplexity_of, [nlls, tokens], num_resamples=400, seed=experiment
+        )
+        low, high = estimate.interval
+        assert low < estimate.value < high
+        hits += low <= math.e <= high
+    assert hits / 300 == pytest.approx(0.95, abs=0.083)
+
+
+def test_interval_of_a_mean_is_about_two_standard_errors_to_both_sides():
+    values = np.random.default_rng(1).standard_normal(400)
+    estimate = with_interval(mean_estimate(values, "1"), np.mean, [values], num_resamples=4000, seed=0)
+    low, high = estimate.interval
+    # 4000 resamples know the ends of the interval to about 3 % of its width.
+    assert low == pytest.approx(estimate.value - 1.96 * estimate.standard_error, abs=0.3 * estimate.standard_error)
+    assert high == pytest.approx(estimate.value + 1.96 * estimate.standard_error, abs=0.3 * estimate.standard_error)
+    again = with_interval(mean_estimate(values, "1"), np.mean, [values], num_resamples=4000, seed=0)
+    assert again == estimate
+
+
+def test_units_that_are_all_the_same_have_a_point_and_one_unit_has_no_interval():
+    same = [2.0, 2.0, 2.0]
+    assert with_interval(mean_estimate(same, "1"), np.mean, [same], num_resamples=50, seed=0).interval == (2.0, 2.0)
+    one = mean_estimate([2.0], "1")
+    assert with_interval(one, np.mean, [[2.0]], num_resamples=50, seed=0) == one
+    two = mean_estimate([1.0, 2.0], "1")
+    assert with_interval(two, np.mean, [[1.0, 2.0]], num_resamples=0, seed=0) == two

@@ -17,24 +17,33 @@ def gaussian(seed: int, shift: float = 0.0, count: int = 60) -> np.ndarray:
 
 
 def test_equal_features_have_mauve_one():
-    estimate = mauve_score(gaussian(0), gaussian(0), **SETTINGS)
-    assert (estimate.value, estimate.standard_error, estimate.count) == (1.0, 0.0, 60)
+    mauve = mauve_score(gaussian(0), gaussian(0), **SETTINGS)
+    assert (mauve.estimate.value, mauve.estimate.standard_error, mauve.estimate.count) == (1.0, 0.0, 60)
+    assert (mauve.standard_deviation, mauve.num_buckets) == (0.0, 6)
+
+
+def test_deviation_is_over_the_seeds_and_small_sets_are_marked():
+    mauve = mauve_score(gaussian(0, count=40), gaussian(1, shift=1.0, count=40), **SETTINGS)
+    assert mauve.standard_deviation == pytest.approx(mauve.estimate.standard_error * 3**0.5)
+    assert mauve.standard_deviation > 0
+    assert mauve.as_dict()["has_few_texts"]
+    assert not mauve_score(gaussian(0, count=1000), gaussian(0, count=1000), **{**SETTINGS, "seeds": [0]}).has_few_texts
 
 
 def test_features_of_one_distribution_have_mauve_near_one():
     # Only sampling noise keeps the score from 1. Seeded, so never a false alarm.
-    assert 0.8 < mauve_score(gaussian(0, count=120), gaussian(1, count=120), **SETTINGS).value < 1
+    assert 0.8 < mauve_score(gaussian(0, count=120), gaussian(1, count=120), **SETTINGS).estimate.value < 1
 
 
 def test_far_features_have_mauve_near_zero():
     # No cluster holds both: the curve is that of disjoint distributions.
-    assert mauve_score(gaussian(0), gaussian(1, shift=100.0), **SETTINGS).value < 0.02
+    assert mauve_score(gaussian(0), gaussian(1, shift=100.0), **SETTINGS).estimate.value < 0.02
 
 
 def test_count_is_the_smaller_side_and_the_seeds_decide():
     once = mauve_score(gaussian(0, count=30), gaussian(1, shift=1.0), **SETTINGS)
-    assert once.count == 30
-    assert 0 < once.value < 1
+    assert once.estimate.count == 30
+    assert 0 < once.estimate.value < 1
     assert once == mauve_score(gaussian(0, count=30), gaussian(1, shift=1.0), **SETTINGS)
 
 
@@ -43,9 +52,9 @@ def test_fewer_than_two_texts_have_no_mauve():
 
 
 def test_two_texts_a_side_and_identical_texts_work():
-    assert 0 < mauve_score(gaussian(0, count=2), gaussian(1, count=2), **SETTINGS).value <= 1
+    assert 0 < mauve_score(gaussian(0, count=2), gaussian(1, count=2), **SETTINGS).estimate.value <= 1
     same = np.ones((4, 8), dtype=np.float32)
-    assert mauve_score(same, same, **SETTINGS).value == 1
+    assert mauve_score(same, same, **SETTINGS).estimate.value == 1
 
 
 def test_more_buckets_than_texts():
@@ -56,5 +65,5 @@ def test_more_buckets_than_texts():
 def test_features_that_are_not_finite():
     bad = gaussian(0)
     bad[3, 3] = np.nan
-    with pytest.raises(ValueError, match="generated texts are not finite"):
+    with pytest.raises(UserError, match="generated texts that are not finite"):
         mauve_score(gaussian(0), bad, **SETTINGS)

@@ -6,9 +6,9 @@ from halfstep.errors import UserError
 from halfstep.evaluation.sample_table import SampleSet, pair_sample_sets, read_sample_sets
 
 ROWS = [
-    {"sample_index": 1, "prefix_row": 5, "num_steps": 16, "nfe": 7, "token_ids": [1, 2]},
-    {"sample_index": 0, "prefix_row": 4, "num_steps": 16, "nfe": 8, "token_ids": [3, 4]},
-    {"sample_index": 0, "prefix_row": 4, "num_steps": 4, "nfe": 4, "token_ids": [5, 6]},
+    {"sample_index": 1, "prefix_row": 5, "num_steps": 16, "nfe": 7, "token_ids": [1, 2], "unmask_step": [0, 3]},
+    {"sample_index": 0, "prefix_row": 4, "num_steps": 16, "nfe": 8, "token_ids": [3, 4], "unmask_step": [0, 1]},
+    {"sample_index": 0, "prefix_row": 4, "num_steps": 4, "nfe": 4, "token_ids": [5, 6], "unmask_step": [2, 1]},
 ]
 
 
@@ -16,8 +16,8 @@ def test_sets_are_sorted_by_steps_and_index(tmp_path):
     path = tmp_path / "samples.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     assert read_sample_sets(path) == [
-        SampleSet(4, [4], [[5, 6]], [4]),
-        SampleSet(16, [8, 7], [[3, 4], [1, 2]], [4, 5]),
+        SampleSet(4, [4], [[5, 6]], [4], 0),
+        SampleSet(16, [8, 7], [[3, 4], [1, 2]], [4, 5], 1),
     ]
 
 
@@ -35,7 +35,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_sets_of_both_kinds_are_paired():
-    four, sixteen = SampleSet(4, [], [], []), SampleSet(16, [], [], [])
+    four, sixteen = SampleSet(4, [], [], [], 0), SampleSet(16, [], [], [], 0)
     assert pair_sample_sets([four, sixteen], [four, sixteen], by_num_steps=True) == [
         (four, four),
         (sixteen, sixteen),

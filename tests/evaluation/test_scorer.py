@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from halfstep.evaluation.scorer import (
     features,
     load_scorer,
     shares_vocabulary,
+    text_features,
     to_scorer_ids,
     token_nlls,
 )
@@ -29,10 +31,26 @@ def uniform(model):
 
 def test_a_uniform_scorer_has_the_vocabulary_size_as_perplexity(gpt2, tokenizer):
     scorer = Scorer(uniform(gpt2), tokenizer)
-    quality = sample_quality(SEQUENCES[:3], tokenizer, scorer, batch_size=2)
+    quality = sample_quality(SEQUENCES[:3], tokenizer, scorer, batch_size=2, num_resamples=20, seed=0)
     assert quality.generative_perplexity.value == pytest.approx(len(tokenizer), rel=1e-6)
     assert quality.generative_perplexity.standard_error == pytest.approx(0, abs=1e-5)
     assert not quality.is_retokenized
+    assert quality.entropy.interval[0] < quality.entropy.value < quality.entropy.interval[1]
+
+
+def test_a_scorer_that_gives_nan_is_told(gpt2):
+    broken = copy.deepcopy(gpt2)
+    torch.nn.init.constant_(broken.transformer.ln_f.bias, math.nan)
+    with pytest.raises(UserError, match=r"text 0 of 2 has a log-likelihood of nan"):
+        token_nlls(broken, SEQUENCES[:2], batch_size=2)
+
+
+def test_a_text_without_tokens_has_the_features_of_eos(gpt2, tokenizer):
+    scorer = Scorer(gpt2, tokenizer)
+    eos = [tokenizer.eos_token_id]
+    found = text_features([[], eos, [5, 6]], tokenizer, scorer, batch_size=2)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
 
 
 def test_nlls_are_those_of_each_sequence_alone(gpt2):
@@ -109,5 +127,5 @@ def test_a_scorer_that_is_not_there(tmp_path):
 def test_a_broken_scorer_is_an_error_not_a_number(gpt2, tokenizer):
     broken = copy.deepcopy(gpt2)
     torch.nn.init.constant_(broken.transformer.ln_f.weight, math.nan)
-    with pytest.raises(ValueError, match="generative perplexity: negative log-likelihoods: 3 of 3"):
-        sample_quality(SEQUENCES[:3], tokenizer, Scorer(broken, tokenizer), batch_size=3)
+    with pytest.raises(UserError, match="text 0 of 3 has a log-likelihood of nan"):
+        sample_quality(SEQUENCES[:3], tokenizer, Scorer(broken, tokenizer), batch_size=3, num_resamples=0, seed=0)

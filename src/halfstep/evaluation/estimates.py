@@ -1,11 +1,16 @@
-"""Numbers with their sample count and standard error."""
+"""Numbers with their sample count, standard error and confidence interval."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+CONFIDENCE_LEVEL = 0.95
+
+INTERVAL_BATCH = 256
+"""Resamples held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -17,29 +22,33 @@ class Estimate:
         standard_error: of the value, in the same unit; None where it cannot be told.
         count: independent units behind it: sequences, passages, repeats.
         unit: such as "nats", or "1" for a number without unit.
+        interval: where the true number lies in 95 % of such measurements; None where it was not determined.
     Raises:
-        ValueError: value or standard_error is NaN or infinite.
+        ValueError: a number is NaN or infinite.
     """
 
     value: float
     standard_error: float | None
     count: int
     unit: str
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("value", "standard_error"):
-            number = getattr(self, name)
+        low, high = self.interval or (None, None)
+        numbers = {"value": self.value, "standard_error": self.standard_error, "interval": low, "interval's end": high}
+        for name, number in numbers.items():
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"the {name} of an estimate over {self.count} in unit {self.unit!r} is {number}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a metrics file."""
-        return {
+        """Plain values for a metrics file; `interval` is there if it was determined."""
+        values = {
             "value": self.value,
             "standard_error": self.standard_error,
             "count": self.count,
             "unit": self.unit,
         }
+        return values if self.interval is None else {**values, "interval": list(self.interval)}
 
 
 def mean_estimate(values: Sequence[float] | np.ndarray, unit: str, *, name: str = "values") -> Estimate:
@@ -94,6 +103,51 @@ def perplexity_estimate(
         residuals = nll - rate * tokens
         standard_error = value * math.sqrt((residuals**2).sum() / (count * (count - 1))) / float(tokens.mean())
     return Estimate(value, standard_error, count, "1")
+
+
+def with_interval(
+    estimate: Estimate,
+    statistic: Callable[..., np.ndarray],
+    data: Sequence[Sequence[float] | np.ndarray],
+    *,
+    num_resamples: int,
+    seed: int,
+) -> Estimate:
+    """The estimate with its bootstrap interval: units are drawn again with replacement, their numbers together.
+
+    Args:
+        estimate: the statistic of the data.
+        statistic: takes the arrays of `data` and `axis`, along which units lie; see `scipy.stats.bootstrap`.
+        data: arrays [num_units], one number per independent unit in each.
+        num_resamples: how often; 0 determines no interval.
+        seed: of the draws.
+    Returns:
+        the estimate with the percentile interval, which stays None for a single unit or no resamples. Percentiles do
+        not depend on whether a perplexity or its logarithm is looked at, and are a point where nothing varies.
+    Source: Efron 1979 (bootstrap), as implemented in `scipy.stats.bootstrap`.
+    """
+    from scipy.stats import bootstrap
+
+    arrays = [np.asarray(values, dtype=np.float64) for values in data]
+    if num_resamples == 0 or len(arrays[0]) < 2:
+        return estimate
+    found = bootstrap(
+        arrays,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=num_resamples,
+        batch=INTERVAL_BATCH,
+        confidence_level=CONFIDENCE_LEVEL,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return replace(estimate, interval=(float(found.low), float(found.high)))
+
+
+def perplexity_of(nlls: np.ndarray, num_tokens: np.ndarray, axis: int = -1) -> np.ndarray:
+    """exp(sum of nlls / sum of tokens) along an axis: the statistic of `perplexity_estimate`."""
+    return np.exp(nlls.sum(axis=axis) / num_tokens.sum(axis=axis))
 
 
 def _finite(values: Sequence[float] | Sequence[int] | np.ndarray, name: str) -> np.ndarray:

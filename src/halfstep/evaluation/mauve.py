@@ -3,12 +3,47 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from halfstep.errors import UserError
 from halfstep.evaluation.estimates import Estimate, mean_estimate
+
+FEWEST_TEXTS = 1000
+"""With fewer a cluster holds a handful, and the score says more about their number than about the model."""
+
+
+@dataclass(frozen=True)
+class Mauve:
+    """MAUVE of one set of texts.
+
+    Attributes:
+        estimate: mean over the seeds in (0, 1], 1 for equal distributions, with the standard error of that mean: it
+            tells how much the clustering matters, not how much other samples would. `count` is the size of the
+            smaller set.
+        standard_deviation: over the seeds; None for a single one.
+        num_buckets: k-means clusters used.
+    """
+
+    estimate: Estimate
+    standard_deviation: float | None
+    num_buckets: int
+
+    @property
+    def has_few_texts(self) -> bool:
+        """Whether a set is too small for the value to mean much by itself."""
+        return self.estimate.count < FEWEST_TEXTS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a metrics file."""
+        return {
+            **self.estimate.as_dict(),
+            "standard_deviation": self.standard_deviation,
+            "num_buckets": self.num_buckets,
+            "has_few_texts": self.has_few_texts,
+        }
 
 
 def mauve_score(
@@ -18,7 +53,7 @@ def mauve_score(
     scaling_factor: float,
     num_buckets: int | Literal["auto"],
     seeds: Sequence[int],
-) -> Estimate | None:
+) -> Mauve | None:
     """MAUVE of two sets of texts, averaged over k-means seeds.
 
     Args:
@@ -28,12 +63,9 @@ def mauve_score(
         num_buckets: k-means clusters; "auto" is a tenth of the smaller set, at least 2.
         seeds: of the clusterings.
     Returns:
-        mean over the seeds in (0, 1], 1 for equal distributions, with the standard error of that mean: it
-        tells how much the clustering matters, not how much other samples would. `count` is the size of the
-        smaller set. None where a set has fewer than 2 texts.
+        the score; None where a set has fewer than 2 texts.
     Raises:
-        UserError: more buckets than texts.
-        ValueError: a feature is NaN or infinite.
+        UserError: more buckets than texts, or a feature is NaN or infinite.
     Source: Pillutla et al. 2021, arXiv:2102.01454, as implemented by its authors in `mauve-text`.
     """
     count = min(len(p_features), len(q_features))
@@ -47,11 +79,11 @@ def mauve_score(
         )
     for name, array in (("references", p_features), ("generated texts", q_features)):
         if not np.isfinite(array).all():
-            raise ValueError(f"MAUVE features of the {name} are not finite")
+            raise UserError(f"evaluate.scorer gives features of the {name} that are not finite: use another scorer")
     from mauve import compute_mauve
     from threadpoolctl import threadpool_limits
 
-    def score(seed: int) -> float:
+    def score(seed: int) -> tuple[float, int]:
         result = compute_mauve(
             p_features=p_features,
             q_features=q_features,
@@ -62,14 +94,19 @@ def mauve_score(
         )
         # Of equal histograms the curve is a single point, and the area that mauve-text finds under it
         # depends on how its sort breaks ties; by definition it is 1.
-        return 1.0 if np.array_equal(result.p_hist, result.q_hist) else float(result.mauve)
+        value = 1.0 if np.array_equal(result.p_hist, result.q_hist) else float(result.mauve)
+        return value, len(result.p_hist)
 
     # The clustering is many tiny steps: threads that wait for each other make it a hundred times slower. One
     # thread also sums in one order, so the result is the same every time.
     with _faiss_silenced(), threadpool_limits(limits=1):
-        scores = [score(seed) for seed in seeds]
+        scores, used_buckets = zip(*map(score, seeds), strict=True)
     over_seeds = mean_estimate(scores, "1", name="MAUVE over seeds")
-    return Estimate(over_seeds.value, over_seeds.standard_error, count, "1")
+    return Mauve(
+        Estimate(over_seeds.value, over_seeds.standard_error, count, "1"),
+        float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        used_buckets[0],
+    )
 
 
 @contextmanager

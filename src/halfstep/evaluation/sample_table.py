@@ -16,12 +16,14 @@ class SampleSet:
         nfe: network evaluations of each sample.
         token_ids: of each sample.
         prefix_rows: validation row each continues, -1 for none.
+        prefix_length: tokens given to each.
     """
 
     num_steps: int
     nfe: list[int]
     token_ids: list[list[int]]
     prefix_rows: list[int]
+    prefix_length: int
 
 
 def read_sample_sets(path: Path) -> list[SampleSet]:
@@ -37,7 +39,7 @@ def read_sample_sets(path: Path) -> list[SampleSet]:
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
-    columns = ["num_steps", "sample_index", "nfe", "token_ids", "prefix_row"]
+    columns = ["num_steps", "sample_index", "nfe", "token_ids", "prefix_row", "unmask_step"]
     try:
         table = pq.read_table(path, columns=columns)
     except (OSError, ArrowException) as error:
@@ -48,8 +50,10 @@ def read_sample_sets(path: Path) -> list[SampleSet]:
         raise UserError(f"{path} holds no samples: raise sample.num_samples and sample.num_prefixes, then dvc repro")
     sets = []
     for steps in sorted({row[0] for row in rows}):
-        _, _, nfe, token_ids, prefix_rows = zip(*(row for row in rows if row[0] == steps), strict=True)
-        sets.append(SampleSet(steps, list(nfe), list(token_ids), list(prefix_rows)))
+        _, _, nfe, token_ids, prefix_rows, unmasked = zip(*(row for row in rows if row[0] == steps), strict=True)
+        # What was given never unmasked: step 0.
+        prefix_length = sum(step == 0 for step in unmasked[0])
+        sets.append(SampleSet(steps, list(nfe), list(token_ids), list(prefix_rows), prefix_length))
     return sets
 
 

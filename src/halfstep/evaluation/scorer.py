@@ -1,10 +1,12 @@
 """The scorer: an autoregressive model that judges samples and gives MAUVE its features."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,6 +96,8 @@ def token_nlls(
         sequences: token ids, of any lengths, empty ones included.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
+    Raises:
+        UserError: the model gives NaN or infinity.
     """
     nlls, num_tokens, num_truncated = [], [], 0
     for batch in _batches(sequences, batch_size):
@@ -111,6 +115,12 @@ def token_nlls(
             end = max(len(ids), 1)
             losses = F.cross_entropy(row_logits[: end - 1].float(), row[1:end], reduction="none")
             nlls.append(losses.double().sum().item())
+    for index, nll in enumerate(nlls):
+        if not math.isfinite(nll):
+            raise UserError(
+                f"text {index} of {len(nlls)} has a log-likelihood of {-nll} under {model.name_or_path or 'the model'}:"
+                " its weights are broken, or a token has no probability; use another evaluate.scorer"
+            )
     return TokenNlls(nlls, num_tokens, num_truncated)
 
 
@@ -145,6 +155,19 @@ def features(
         last = torch.tensor([len(ids) - 1 for ids in cut], device=hidden.device)
         rows.append(hidden[torch.arange(len(cut), device=hidden.device), last].float().cpu())
     return torch.cat(rows)
+
+
+def text_features(
+    samples: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase", scorer: Scorer, *, batch_size: int
+) -> np.ndarray:
+    """`features` of samples as the scorer reads them, float32 [num_samples, hidden_size].
+
+    A text without tokens is read as the scorer's EOS alone.
+    """
+    ids, _ = to_scorer_ids(samples, tokenizer, scorer)
+    nothing = [scorer.tokenizer.eos_token_id or 0]
+    texts = [text or nothing for text in ids]
+    return features(scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length).numpy()
 
 
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:
