@@ -51,9 +51,7 @@ def _targets(logits_at, xt, t, u_time, u_token, dt=0.25, num_teacher_steps=2):
 def test_a_round_doubles_the_step_and_stops_at_one_step() -> None:
     assert [teacher_step_size(k, 1024, 2) for k in (1, 2, 7, 10)] == [1 / 1024, 2 / 1024, 64 / 1024, 0.5]
     assert teacher_step_size(2, 9, 3) == pytest.approx(1 / 3)
-    with pytest.raises(
-        ValueError, match="round 11 with 2 teacher steps needs base_num_steps of at least 2048"
-    ):
+    with pytest.raises(ValueError, match="round 11 with 2 teacher steps needs base_num_steps of at least 2048"):
         teacher_step_size(11, 1024, 2)
     with pytest.raises(ValueError, match="round 0 with 2 teacher steps needs base_num_steps of at least 2"):
         teacher_step_size(0, 1024, 2)
