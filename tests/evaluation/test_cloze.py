@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from halfstep.errors import UserError
-from halfstep.evaluation.cloze import encode_passage, load_passages, run_cloze, split_passage
-from halfstep.evaluation.cloze_autoregressive import AutoregressiveLM
-from halfstep.evaluation.cloze_denoiser import DenoiserLM, target_maskings
+from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.cloze import load_passages, run_cloze, split_passage
+from halfstep.evaluation.denoiser_lm import DenoiserLM, target_maskings
+from halfstep.evaluation.harness import encode_passage
 
 PASSAGES = [
     "the cat saw a cat",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,14 @@ class Likelihood:
     nll_per_token: Estimate
     perplexity: Estimate
     is_bound: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a metrics file."""
+        return {
+            "nll_per_token": self.nll_per_token.as_dict(),
+            "perplexity": self.perplexity.as_dict(),
+            "is_bound": self.is_bound,
+        }
 
 
 @torch.inference_mode()

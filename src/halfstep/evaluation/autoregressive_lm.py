@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lm_eval.models.huggingface import HFLM
 
-from halfstep.evaluation.cloze import encode_passage
+from halfstep.evaluation.harness import encode_passage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from lm_eval.api.model import TemplateLM
 from torch import Tensor
 
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.evaluation.cloze import encode_passage
+from halfstep.evaluation.harness import encode_passage
 from halfstep.sampling import LogitsAt
 from halfstep.seeds import derive_seed
 
