@@ -78,7 +78,7 @@ class DenoiserSubject:
             self.tokenizer,
             max_length=self.denoiser.config.length,
             mask_token_id=self.denoiser.config.mask_token_id,
-            num_maskings=num_draws,
+            num_draws=num_draws,
             batch_size=self.batch_size,
             seed=self.seed,
             device=self.device,
