@@ -33,6 +33,7 @@ def main(
     from halfstep.evaluation.cloze import load_passages, run_cloze
     from halfstep.evaluation.estimates import mean_estimate
     from halfstep.evaluation.generative_perplexity import sample_quality
+    from halfstep.evaluation.likelihood import decoded_bytes
     from halfstep.evaluation.mauve import mauve_score
     from halfstep.evaluation.sample_table import pair_sample_sets, read_sample_sets
     from halfstep.evaluation.scorer import features, load_scorer, to_scorer_ids
@@ -121,7 +122,7 @@ def main(
             "round_index": None if is_baseline else int(model_name),
             "seed": params.seed,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "validation": likelihood.as_dict(),
+            "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
             "cloze": cloze and cloze.as_dict(),
             "samples": entries,
             "scorer": {

@@ -9,7 +9,7 @@ import torch
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.denoiser_lm import DenoiserLM
-from halfstep.evaluation.likelihood import Likelihood, validation_nelbo, validation_nll
+from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
 from halfstep.model import Denoiser
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class DenoiserSubject:
     device: torch.device
 
     def likelihood(self, tokens: np.ndarray) -> Likelihood:
-        """See `validation_nelbo`."""
-        return validation_nelbo(
+        """See `denoiser_likelihood`."""
+        return denoiser_likelihood(
             self.denoiser.logits_at,
             tokens,
             schedule=self.schedule,
@@ -100,8 +100,8 @@ class AutoregressiveSubject:
     batch_size: int
 
     def likelihood(self, tokens: np.ndarray) -> Likelihood:
-        """See `validation_nll`."""
-        return validation_nll(self.model, tokens, batch_size=self.batch_size)
+        """See `autoregressive_likelihood`."""
+        return autoregressive_likelihood(self.model, tokens, batch_size=self.batch_size)
 
     def lm(self, num_draws: int) -> AutoregressiveLM:
         """See `AutoregressiveLM`; there is nothing to draw."""
