@@ -22,15 +22,18 @@ def main(
 ) -> None:
     """Measure a model: likelihood of held-out text, cloze accuracy, quality and diversity of its samples.
 
-    Reads the parameters, the model, its samples, the validation tokens, the cloze passages and the scorer
-    (evaluate.scorer); writes the metrics, each with its count and standard error, and steps.csv, one row per
-    number of denoising steps.
+    Reads the parameters, the model, its samples, the validation tokens, the cloze passages, the scorer
+    (evaluate.scorer), and what evaluate.likelihood_on and evaluate.downstream_tasks name; writes the metrics, each
+    with its count and standard error, and steps.csv, one row per number of denoising steps.
     """
+    from halfstep.data.scratch import scratch_folder
+    from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.evaluation.cloze import load_passages, run_cloze
+    from halfstep.evaluation.downstream import run_downstream
     from halfstep.evaluation.estimates import mean_estimate
     from halfstep.evaluation.generative_perplexity import sample_quality
     from halfstep.evaluation.likelihood import decoded_bytes
@@ -39,7 +42,7 @@ def main(
     from halfstep.evaluation.scorer import features, load_scorer, to_scorer_ids
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
-    from halfstep.files import write_json
+    from halfstep.files import resolve_user_path, write_json
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.settings import BASELINE, load_params
@@ -56,6 +59,16 @@ def main(
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     held_out = valid_tokens[: settings.num_valid_sequences]
+    other_texts = {}
+    with scratch_folder() as scratch:
+        for text in settings.likelihood_on:
+            other_texts[text.name] = pack_texts(
+                **text.model_dump(),
+                tokenizer=tokenizer,
+                context_length=valid_tokens.shape[1],
+                num_sequences=settings.num_likelihood_sequences,
+                scratch=scratch,
+            )
     sample_sets = pair_sample_sets(
         read_sample_sets(samples_path / "unconditional.parquet"),
         read_sample_sets(samples_path / "continuations.parquet"),
@@ -87,6 +100,16 @@ def main(
     with autocast(device, select_precision(params.runtime.precision, device)):
         likelihood = subject.likelihood(held_out)
         cloze = run_cloze(subject.lm(settings.num_cloze_maskings), passages)
+        likelihood_on = {}
+        for name, tokens in other_texts.items():
+            likelihood_on[name] = subject.likelihood(tokens).as_dict(decoded_bytes(tokenizer, tokens))
+        task_folder = settings.downstream_include_path
+        downstream = run_downstream(
+            subject.lm(settings.num_downstream_draws),
+            settings.downstream_tasks,
+            include_path=resolve_user_path(task_folder) if task_folder else None,
+            limit=settings.downstream_limit,
+        )
         data = sample_quality(held_out.tolist(), tokenizer, scorer, batch_size=settings.batch_size)
 
         _, first = sample_sets[0]
@@ -123,7 +146,9 @@ def main(
             "seed": params.seed,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
+            "likelihood_on": likelihood_on,
             "cloze": cloze and cloze.as_dict(),
+            "downstream": {name: result.as_dict() for name, result in downstream.items()},
             "samples": entries,
             "scorer": {
                 "name": settings.scorer,

@@ -44,6 +44,10 @@ class AutoregressiveLM(HFLM):
             logger.setLevel(level)
         self.num_truncated = 0
 
+    def forget(self) -> None:
+        """Begin `num_truncated` anew."""
+        self.num_truncated = 0
+
     def monte_carlo(self) -> None:
         """Nothing is drawn."""
 

@@ -103,6 +103,10 @@ class DenoiserLM(LM):
         """What lm-eval writes beside its results, after the requests: how the log-likelihoods were drawn."""
         return {"monte_carlo": self.monte_carlo(), "num_truncated": self.num_truncated}
 
+    def forget(self) -> None:
+        """Begin `standard_errors` and `num_truncated` anew."""
+        self.standard_errors, self.num_truncated = [], 0
+
     def monte_carlo(self) -> dict[str, Any]:
         """How far the log-likelihoods answered so far depend on the draws.
 
