@@ -69,20 +69,30 @@ def run_downstream(
         return {}
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"evaluate.downstream_include_path {include_path} is not a folder: give one of task YAMLs")
-    from lm_eval.tasks import TaskManager
-
-    with silenced():
-        manager = TaskManager(include_path=str(include_path) if include_path else None)
-    known = {*manager.all_subtasks, *manager.all_groups, *manager.all_tags}
-    if unknown := [name for name in tasks if name not in known]:
-        raise UserError(
-            f"evaluate.downstream_tasks names {unknown[0]!r}, which neither lm-eval nor"
-            f" evaluate.downstream_include_path {include_path} defines: halfstep lm-eval ls tasks lists what there is"
-        )
+    manager = _find(tasks, include_path)
     results: dict[str, TaskResult] = {}
     for name in tasks:
         results |= _run(lm, name, manager, limit)
     return results
+
+
+def _find(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
+    """The definitions of the folder where they are enough, and else lm-eval's own too, whose list takes long."""
+    from lm_eval.tasks import TaskManager
+
+    for include_defaults in (False, True) if include_path is not None else (True,):
+        with silenced():
+            manager = TaskManager(
+                include_path=None if include_path is None else str(include_path), include_defaults=include_defaults
+            )
+        known = {*manager.all_subtasks, *manager.all_groups, *manager.all_tags}
+        unknown = [name for name in tasks if name not in known]
+        if not unknown:
+            return manager
+    raise UserError(
+        f"evaluate.downstream_tasks names {unknown[0]!r}, which neither lm-eval nor"
+        f" evaluate.downstream_include_path {include_path} defines: halfstep lm-eval ls tasks lists what there is"
+    )
 
 
 def _run(
