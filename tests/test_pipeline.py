@@ -84,6 +84,8 @@ def test_every_model_is_measured_and_reported(project: Project) -> None:
         metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
         assert metrics["model"] == model
         assert metrics["cloze"]["accuracy"]["count"] == 10
+        assert 0 < metrics["validation"]["bits_per_byte"]["value"] < 8
+        assert metrics["likelihood_on"] == metrics["downstream"] == {}
         for entry in metrics["samples"]:
             assert entry["generative_perplexity"]["value"] > 1
             assert entry["generative_perplexity"]["count"] > 0
