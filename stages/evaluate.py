@@ -1,16 +1,11 @@
 """Stage `evaluate@m`: what one model is worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from halfstep import console
-
-if TYPE_CHECKING:
-    from halfstep.settings import Params
-
-STEPS_COLUMNS = ("generative_perplexity", "entropy", "mauve")
 
 
 def main(
@@ -27,19 +22,27 @@ def main(
 ) -> None:
     """Measure a model: likelihood of held-out text, cloze accuracy, quality and diversity of its samples.
 
-    Reads the parameters, the model, its samples, the validation tokens, the cloze passages and the scorer
-    (evaluate.scorer); writes the metrics, each with its count and standard error, and steps.csv, one row per
-    number of denoising steps.
+    Reads the parameters, the model, its samples, the validation tokens, the cloze passages, the scorer
+    (evaluate.scorer), and what evaluate.likelihood_on and evaluate.downstream_tasks name; writes the metrics, each
+    with its count and standard error, and steps.csv, one row per number of denoising steps.
     """
+    from halfstep.data.scratch import scratch_folder
+    from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.diffusion.schedule import LogLinearSchedule
+    from halfstep.evaluation.cloze import load_passages, run_cloze
+    from halfstep.evaluation.downstream import run_downstream
     from halfstep.evaluation.estimates import mean_estimate
     from halfstep.evaluation.generative_perplexity import sample_quality
+    from halfstep.evaluation.likelihood import decoded_bytes
     from halfstep.evaluation.mauve import mauve_score
     from halfstep.evaluation.sample_table import pair_sample_sets, read_sample_sets
     from halfstep.evaluation.scorer import features, load_scorer, to_scorer_ids
-    from halfstep.files import write_json
+    from halfstep.evaluation.steps_table import describe_entry, write_steps
+    from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
+    from halfstep.files import resolve_user_path, write_json
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.settings import BASELINE, load_params
@@ -56,13 +59,38 @@ def main(
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     held_out = valid_tokens[: settings.num_valid_sequences]
+    other_texts = {}
+    with scratch_folder() as scratch:
+        for text in settings.likelihood_on:
+            other_texts[text.name] = pack_texts(
+                **text.model_dump(),
+                tokenizer=tokenizer,
+                context_length=valid_tokens.shape[1],
+                num_sequences=settings.num_likelihood_sequences,
+                scratch=scratch,
+            )
     sample_sets = pair_sample_sets(
         read_sample_sets(samples_path / "unconditional.parquet"),
         read_sample_sets(samples_path / "continuations.parquet"),
         by_num_steps=not is_baseline,
     )
-    model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
-    model.to(device)
+    passages = load_passages(cloze_path, settings.num_cloze_passages)
+    subject: Subject
+    if is_baseline:
+        model = load_autoregressive(model_path).to(device)
+        subject = AutoregressiveSubject(model, tokenizer, settings.batch_size)
+    else:
+        model = Denoiser.from_pretrained(model_path).to(device)
+        subject = DenoiserSubject(
+            model,
+            tokenizer,
+            schedule=LogLinearSchedule(params.noise.epsilon),
+            min_time=params.pretrain.min_time,
+            num_nelbo_draws=settings.num_nelbo_draws,
+            batch_size=settings.batch_size,
+            seed=params.seed,
+            device=device,
+        )
     scorer = load_scorer(_scorer_source(settings.scorer), settings.scorer_revision, device)
 
     def features_of(sequences: list[list[int]]) -> Any:
@@ -70,8 +98,18 @@ def main(
         return features(scorer.model, ids, batch_size=settings.batch_size, max_length=scorer.max_length).numpy()
 
     with autocast(device, select_precision(params.runtime.precision, device)):
-        likelihood = _likelihood(model, held_out, is_baseline, params, device)
-        cloze = _cloze(model, tokenizer, cloze_path, is_baseline, params, device)
+        likelihood = subject.likelihood(held_out)
+        cloze = run_cloze(subject.lm(settings.num_cloze_maskings), passages)
+        likelihood_on = {}
+        for name, tokens in other_texts.items():
+            likelihood_on[name] = subject.likelihood(tokens).as_dict(decoded_bytes(tokenizer, tokens))
+        task_folder = settings.downstream_include_path
+        downstream = run_downstream(
+            subject.lm(settings.num_downstream_draws),
+            settings.downstream_tasks,
+            include_path=resolve_user_path(task_folder) if task_folder else None,
+            limit=settings.downstream_limit,
+        )
         data = sample_quality(held_out.tolist(), tokenizer, scorer, batch_size=settings.batch_size)
 
         _, first = sample_sets[0]
@@ -97,7 +135,7 @@ def main(
                 "num_truncated": quality.num_truncated,
             }
             entries.append(entry)
-            console.console.print(_line(model_name, entry), markup=False, soft_wrap=True)
+            console.console.print(describe_entry(model_name, entry), markup=False, soft_wrap=True)
 
     write_json(
         metrics_path,
@@ -107,12 +145,10 @@ def main(
             "round_index": None if is_baseline else int(model_name),
             "seed": params.seed,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "validation": {
-                "nll_per_token": likelihood.nll_per_token.as_dict(),
-                "perplexity": likelihood.perplexity.as_dict(),
-                "is_bound": likelihood.is_bound,
-            },
-            "cloze": cloze,
+            "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
+            "likelihood_on": likelihood_on,
+            "cloze": cloze and cloze.as_dict(),
+            "downstream": {name: result.as_dict() for name, result in downstream.items()},
             "samples": entries,
             "scorer": {
                 "name": settings.scorer,
@@ -133,7 +169,7 @@ def main(
             },
         },
     )
-    _write_steps(csv_path / "steps.csv", entries)
+    write_steps(csv_path / "steps.csv", entries)
 
 
 def _scorer_source(scorer: str) -> str:
@@ -145,88 +181,6 @@ def _scorer_source(scorer: str) -> str:
     from halfstep.files import local_or_hub
 
     return scorer if Path(scorer).is_dir() else local_or_hub(scorer)
-
-
-def _likelihood(model: Any, held_out: Any, is_baseline: bool, params: "Params", device: Any) -> Any:
-    from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.evaluation.likelihood import validation_nelbo, validation_nll
-
-    settings = params.evaluate
-    if is_baseline:
-        return validation_nll(model, held_out, batch_size=settings.batch_size)
-    return validation_nelbo(
-        model.logits_at,
-        held_out,
-        schedule=LogLinearSchedule(params.noise.epsilon),
-        min_time=params.pretrain.min_time,
-        mask_token_id=model.config.mask_token_id,
-        num_draws=settings.num_nelbo_draws,
-        batch_size=settings.batch_size,
-        seed=params.seed,
-        device=device,
-    )
-
-
-def _cloze(
-    model: Any, tokenizer: Any, cloze_path: Path, is_baseline: bool, params: "Params", device: Any
-) -> dict[str, Any] | None:
-    from halfstep.evaluation.cloze import load_passages, run_cloze
-
-    settings = params.evaluate
-    passages = load_passages(cloze_path, settings.num_cloze_passages)
-    if not passages:
-        return None
-    if is_baseline:
-        from halfstep.evaluation.cloze_autoregressive import AutoregressiveLM
-
-        lm = AutoregressiveLM(model, tokenizer, batch_size=settings.batch_size)
-    else:
-        from halfstep.evaluation.cloze_denoiser import DenoiserLM
-
-        lm = DenoiserLM(
-            model.logits_at,
-            tokenizer,
-            max_length=model.config.length,
-            mask_token_id=model.config.mask_token_id,
-            num_maskings=settings.num_cloze_maskings,
-            batch_size=settings.batch_size,
-            seed=params.seed,
-            device=device,
-        )
-    result = run_cloze(lm, passages)
-    assert result is not None
-    return {
-        "accuracy": result.accuracy.as_dict(),
-        "perplexity": result.perplexity.as_dict(),
-        "num_truncated": lm.num_truncated,
-    }
-
-
-def _line(model_name: str, entry: dict[str, Any]) -> str:
-    def show(key: str) -> str:
-        if entry[key] is None:
-            return f"{key} -"
-        error = entry[key]["standard_error"]
-        return f"{key} {entry[key]['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
-
-    return f"model {model_name}, {entry['num_steps']} steps: " + ", ".join(map(show, ("nfe", *STEPS_COLUMNS)))
-
-
-def _write_steps(path: Path, entries: list[dict[str, Any]]) -> None:
-    import csv
-
-    from halfstep.files import atomic_path
-
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        errors = [[name, f"{name}_standard_error"] for name in STEPS_COLUMNS]
-        writer.writerow(["num_steps", "nfe", *(column for pair in errors for column in pair)])
-        for entry in entries:
-            row = [entry["num_steps"], entry["nfe"]["value"]]
-            for name in STEPS_COLUMNS:
-                estimate = entry[name] or {}
-                row += [estimate.get("value"), estimate.get("standard_error")]
-            writer.writerow(row)
 
 
 if __name__ == "__main__":

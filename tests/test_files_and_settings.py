@@ -56,6 +56,17 @@ def test_user_paths_belong_to_the_real_project_in_a_queued_run(tmp_path: Path, m
     assert resolve_user_path("/texts/a.txt") == Path("/texts/a.txt")
 
 
+BOOKS = {"name": "books", "source": "books/*.txt"}
+
+
+def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
+    path = _params(tmp_path, lambda v: v["evaluate"].update(likelihood_on=[BOOKS], downstream_tasks=["piqa"]))
+    settings = load_params(path).evaluate
+    assert settings.downstream_tasks == ("piqa",)
+    (text,) = settings.likelihood_on
+    assert text.model_dump() == {**BOOKS, "hub_config": None, "split": "test", "text_column": "text"}
+
+
 def test_the_committed_parameters_are_sound() -> None:
     params = load_params(ROOT / "params.yaml")
     assert params.schedule == schedule_of(params.rounds)
@@ -80,6 +91,10 @@ def test_the_committed_parameters_are_sound() -> None:
         (lambda v: v["model"].update(num_heads=7), "hidden_size"),
         (lambda v: v["distill"].update(base_num_steps=4), r"distill\.base_num_steps is 4"),
         (lambda v: v.update(data="stories"), "data"),
+        (lambda v: v["evaluate"].update(downstream_tasks=["piqa", "piqa"]), "downstream_tasks names 'piqa' twice"),
+        (lambda v: v["evaluate"].update(likelihood_on=[BOOKS, BOOKS]), "likelihood_on names 'books' twice"),
+        (lambda v: v["evaluate"].update(likelihood_on=[{**BOOKS, "name": "a/b"}]), r"likelihood_on\.0\.name is 'a/b'"),
+        (lambda v: v["evaluate"].update(likelihood_on=["books"]), r"likelihood_on\.0 is 'books'"),
     ],
 )
 def test_bad_parameters_are_named_in_one_line_with_the_way_out(tmp_path: Path, change, message: str) -> None:

@@ -34,6 +34,7 @@ ROOMS = {
         "halfstep.generation",
         "halfstep.model",
     },
+    "halfstep.lm_eval_command": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
     "halfstep.tracking": set(),
     "halfstep.report": set(),
 }

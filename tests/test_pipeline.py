@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {
@@ -83,6 +84,8 @@ def test_every_model_is_measured_and_reported(project: Project) -> None:
         metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
         assert metrics["model"] == model
         assert metrics["cloze"]["accuracy"]["count"] == 10
+        assert 0 < metrics["validation"]["bits_per_byte"]["value"] < 8
+        assert metrics["likelihood_on"] == metrics["downstream"] == {}
         for entry in metrics["samples"]:
             assert entry["generative_perplexity"]["value"] > 1
             assert entry["generative_perplexity"]["count"] > 0
@@ -127,6 +130,28 @@ def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> 
         metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
         expected = {entry["num_steps"]: entry["generative_perplexity"]["value"] for entry in metrics["samples"]}
         assert {point.step: point.value for point in curve} == pytest.approx(expected)
+
+
+def locked_outputs(project: Project) -> dict[str, str]:
+    """Hashes of what every stage wrote, by stage and path, but for the stages that keep times."""
+    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
+    return {
+        f"{stage} {out['path']}": out["md5"]
+        for stage, lock in stages.items()
+        if stage not in ("latency", "report", "track")
+        for out in lock.get("outs", [])
+    }
+
+
+@pytest.mark.pipeline
+def test_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
+    """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
+    again = Project(tmp_path / "again")
+    again.dvc("exp", "run", "-S", "preset=smoke", *(f"evaluate@{model}" for model in ("ar", 0, 1)))
+    first = locked_outputs(project)
+    assert {"prepare data/tokens", "pretrain models/0", "baseline models/ar", "distill@1 models/1"} <= first.keys()
+    assert {f"sample@{model} samples/{model}" for model in ("ar", 0, 1)} <= first.keys()
+    assert locked_outputs(again) == first
 
 
 @pytest.mark.pipeline

@@ -163,6 +163,18 @@ def summary(
     print("MLflow: make ui (or halfstep ui)")
 
 
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    short_help="lm-eval's own command, where --model halfstep is a denoiser.",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Hand all arguments to lm-eval, which knows our denoisers as --model halfstep."""
+    from halfstep.lm_eval_command import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open the MLflow UI on 127.0.0.1, on the runs of this project (or of MLFLOW_TRACKING_URI)."""

@@ -221,8 +221,26 @@ class SampleSettings(Settings):
         return self
 
 
+class TextSourceSettings(Settings):
+    """Other text to judge by likelihood: local files (as data.path of the text corpus) or a data set of the hub.
+
+    `hub_config` and `split` are for the hub; `text_column` is for it and for `.jsonl` and `.parquet` files.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    source: Annotated[str, Field(min_length=1)]
+    hub_config: str | None = None
+    split: Annotated[str, Field(min_length=1)] = "test"
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+
+
 class EvaluateSettings(Settings):
-    """How models are judged. `scorer` is a causal language model: a local folder or a hub id."""
+    """How models are judged. `scorer` is a causal language model: a local folder or a hub id.
+
+    `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
+    `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`;
+    `downstream_limit` is in documents (null: all), `num_downstream_draws` are a denoiser's draws of a log-likelihood.
+    """
 
     scorer: Annotated[str, Field(min_length=1)]
     scorer_revision: str | None
@@ -234,6 +252,22 @@ class EvaluateSettings(Settings):
     mauve_num_seeds: PositiveInt
     num_cloze_passages: PositiveInt | None
     num_cloze_maskings: PositiveInt
+    likelihood_on: Annotated[tuple[TextSourceSettings, ...], Field(strict=False)]
+    num_likelihood_sequences: PositiveInt | None
+    downstream_tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+    downstream_include_path: str | None
+    downstream_limit: PositiveInt | None
+    num_downstream_draws: PositiveInt
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> "EvaluateSettings":
+        for key, names in (
+            ("likelihood_on", [text.name for text in self.likelihood_on]),
+            ("downstream_tasks", list(self.downstream_tasks)),
+        ):
+            if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                raise ValueError(f"{key} names {repeated[0]!r} twice")
+        return self
 
 
 class LatencySettings(Settings):

@@ -1,15 +1,15 @@
 import json
 import logging
 import math
-from itertools import permutations
 
 import pytest
 import torch
 
 from halfstep.errors import UserError
-from halfstep.evaluation.cloze import encode_passage, load_passages, run_cloze, split_passage
-from halfstep.evaluation.cloze_autoregressive import AutoregressiveLM
-from halfstep.evaluation.cloze_denoiser import DenoiserLM, target_maskings
+from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.cloze import load_passages, run_cloze, split_passage
+from halfstep.evaluation.denoiser_lm import DenoiserLM
+from halfstep.evaluation.harness import encode_pair
 
 PASSAGES = [
     "the cat saw a cat",
@@ -20,7 +20,7 @@ PASSAGES = [
 
 
 def denoiser_lm(logits_at, tokenizer, **changes):
-    settings = {"max_length": 16, "mask_token_id": tokenizer.mask_token_id, "num_maskings": 8}
+    settings = {"max_length": 16, "mask_token_id": tokenizer.mask_token_id, "num_draws": 8}
     settings |= {"batch_size": 2, "seed": 0, "device": torch.device("cpu")}
     return DenoiserLM(logits_at, tokenizer, **{**settings, **changes})
 
@@ -70,7 +70,7 @@ def test_a_uniform_denoiser_has_the_clean_vocabulary_to_the_number_of_tokens(let
         return torch.zeros(int(at.sum()), len(tokenizer))
 
     # A masking costs k tokens with weight n / k: n log V whatever the draw, but for rounding.
-    result = run_cloze(denoiser_lm(uniform, tokenizer, num_maskings=2), passages)
+    result = run_cloze(denoiser_lm(uniform, tokenizer, num_draws=2), passages)
     assert num_tokens > len(passages)
     expected = (len(tokenizer) - 1) ** (num_tokens / len(passages))
     assert result.perplexity.value == pytest.approx(expected, rel=1e-5)
@@ -90,30 +90,6 @@ def letters():
     return tokenizer, ["ab cd a", "a abcd", "dd cab"], 2 + 5 + 4
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 3])
-def test_enumerated_maskings_are_the_average_over_orders(num_tokens):
-    # A cost that depends on everything visible, so that orders differ.
-    costs = torch.rand(2**num_tokens, num_tokens, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-    def cost(position, visible):
-        return costs[sum(2**i for i in visible), position].item()
-
-    orders = list(permutations(range(num_tokens)))
-    expected = sum(cost(order[i], order[:i]) for order in orders for i in range(num_tokens)) / len(orders)
-    masks, weights = target_maskings(num_tokens, 2**num_tokens - 1, torch.Generator())
-    assert len(masks) == 2**num_tokens - 1
-    assert masks[0].all()
-    assert _weighted(masks, weights, cost) == pytest.approx(expected, rel=1e-12)
-
-
-def _weighted(masks, weights, cost):
-    total = 0.0
-    for mask, weight in zip(masks.tolist(), weights.tolist(), strict=True):
-        visible = [i for i, hidden in enumerate(mask) if not hidden]
-        total += weight * sum(cost(i, visible) for i, hidden in enumerate(mask) if hidden)
-    return total
-
-
 def test_half_a_word_is_not_a_hit(letters):
     tokenizer, _, _ = letters
 
@@ -124,26 +100,6 @@ def test_half_a_word_is_not_a_hit(letters):
         return logits
 
     assert run_cloze(denoiser_lm(starts_right, tokenizer), ["ab cd a", "a b"]).accuracy.value == 0
-
-
-def test_drawn_maskings_agree_with_all_of_them():
-    costs = torch.rand(8, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-    def cost(position, visible):
-        return costs[sum(2**i for i in visible), position].item()
-
-    exact = _weighted(*target_maskings(3, 7, torch.Generator()), cost)
-    # Six draws are fewer than the seven subsets, so they are drawn; 2000 repetitions, five standard errors.
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([_weighted(*target_maskings(3, 6, generator), cost) for _ in range(2000)])
-    assert drawn.std() > 0
-    assert abs(drawn.mean().item() - exact) < 5 * drawn.std().item() / math.sqrt(2000)
-
-
-def test_one_token_needs_one_look():
-    masks, weights = target_maskings(1, 32, torch.Generator())
-    assert masks.tolist() == [[True]]
-    assert weights.tolist() == [1.0]
 
 
 def test_likelihood_of_a_two_token_word(letters):
@@ -158,7 +114,7 @@ def test_likelihood_of_a_two_token_word(letters):
     b, space, a, mask = (tokenizer.convert_tokens_to_ids(t) for t in ("b", "▁", "a", "<mask>"))
     space_cost = -log_p[b, space].item()
     letter_cost = (-log_p[space, a].item() - log_p[mask, a].item()) / 2
-    lm = denoiser_lm(by_left_neighbour, tokenizer, num_maskings=3)
+    lm = denoiser_lm(by_left_neighbour, tokenizer, num_draws=3)
     result = run_cloze(lm, ["ab a"])
     assert math.log(result.perplexity.value) == pytest.approx(space_cost + letter_cost, rel=1e-5)
 
@@ -171,7 +127,7 @@ def test_results_depend_on_neither_batches_nor_order(letters):
         return table[xt.roll(1, dims=1)[at]]
 
     results = [
-        run_cloze(denoiser_lm(by_left_neighbour, tokenizer, batch_size=size, num_maskings=3), texts)
+        run_cloze(denoiser_lm(by_left_neighbour, tokenizer, batch_size=size, num_draws=3), texts)
         for size, texts in ((1, passages), (64, passages), (2, passages[::-1]))
     ]
     for result in results[1:]:
@@ -196,11 +152,11 @@ def test_autoregressive_model_is_scored_as_by_hand(gpt2, tokenizer):
 
 def test_long_contexts_keep_bos_and_their_end(tokenizer):
     words = " ".join(["dog"] * 20 + ["bird"])
-    context, target, is_cut = encode_passage(tokenizer, words, " cat", max_length=4)
+    context, target, is_cut = encode_pair(tokenizer, words, " cat", max_length=4)
     assert is_cut
     assert context == [tokenizer.bos_token_id, *tokenizer.encode("dog bird")]
     assert target == tokenizer.encode("cat")
-    assert not encode_passage(tokenizer, words, " cat", max_length=23)[2]
+    assert not encode_pair(tokenizer, words, " cat", max_length=23)[2]
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "autoregressive"])
@@ -223,8 +179,8 @@ def test_cut_contexts_are_counted(kind, tokenizer, gpt2):
 
 
 def test_a_target_longer_than_the_model(tokenizer):
-    with pytest.raises(UserError, match=r"has 1 tokens, more than the model's length 1"):
-        encode_passage(tokenizer, "the", " cat", max_length=1)
+    with pytest.raises(UserError, match=r"has 1 tokens, more than the model's length 1 "):
+        encode_pair(tokenizer, "the", " cat", max_length=1)
 
 
 def test_passages_are_split_at_the_last_space():
@@ -257,14 +213,6 @@ def test_broken_passages_name_their_line(tmp_path, line, message):
         load_passages(path, None)
     with pytest.raises(UserError, match="cannot be read"):
         load_passages(tmp_path / "none.jsonl", None)
-
-
-def test_only_log_likelihoods_are_answered(tokenizer):
-    lm = denoiser_lm(always(tokenizer, "cat"), tokenizer)
-    with pytest.raises(NotImplementedError, match="not generate_until"):
-        lm.generate_until([])
-    with pytest.raises(NotImplementedError, match="not loglikelihood_rolling"):
-        lm.loglikelihood_rolling([])
 
 
 def test_nothing_is_printed_and_loggers_are_left_as_they_were(tokenizer, gpt2, capfd):

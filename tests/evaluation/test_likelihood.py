@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.evaluation.likelihood import validation_nelbo, validation_nll
+from halfstep.errors import UserError
+from halfstep.evaluation.likelihood import (
+    Likelihood,
+    autoregressive_likelihood,
+    decoded_bytes,
+    denoiser_likelihood,
+)
 
 VOCAB, MASK = 11, 10
 SCHEDULE = LogLinearSchedule(1e-3)
@@ -21,7 +27,7 @@ def nelbo(logits_at, tokens, **changes):
         "seed": 0,
         "device": torch.device("cpu"),
     }
-    return validation_nelbo(logits_at, tokens, **{**settings, **changes})
+    return denoiser_likelihood(logits_at, tokens, **{**settings, **changes})
 
 
 def uniform(xt, at):
@@ -73,7 +79,7 @@ def test_another_seed_gives_other_noise():
 
 def test_exact_nll_of_an_autoregressive_model(gpt2):
     tokens = np.random.default_rng(0).integers(0, 13, size=(5, 9)).astype(np.uint16)
-    result = validation_nll(gpt2, tokens, batch_size=2)
+    result = autoregressive_likelihood(gpt2, tokens, batch_size=2)
     ids = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():
         log_p = gpt2(ids).logits.double().log_softmax(-1)[:, :-1]
@@ -81,3 +87,48 @@ def test_exact_nll_of_an_autoregressive_model(gpt2):
     assert result.nll_per_token.value == pytest.approx(expected, rel=1e-5)
     assert result.perplexity.value == pytest.approx(math.exp(expected), rel=1e-5)
     assert (result.nll_per_token.count, result.is_bound) == (5, False)
+
+
+def test_bits_per_byte_are_total_bits_over_total_bytes():
+    likelihood = Likelihood((3 * math.log(2), 5 * math.log(2), 7 * math.log(2)), (4, 4, 4), None)
+    bits = likelihood.bits_per_byte((2, 3, 0))
+    assert (bits.value, bits.count, bits.unit) == (pytest.approx(3.0), 3, "bits")
+    # The ratio's residuals are 3 - 6, 5 - 9 and 7 - 0 bits, and the mean is 5 / 3 bytes.
+    assert bits.standard_error == pytest.approx(math.sqrt((9 + 16 + 49) / (3 * 2)) / (5 / 3))
+    assert likelihood.bits_per_byte((0, 0, 0)) is None
+
+
+def test_a_uniform_denoiser_takes_the_bits_of_its_vocabulary(tokenizer):
+    def uniform(xt, at):
+        return torch.zeros(int(at.sum()), len(tokenizer))
+
+    ids = [tokenizer.bos_token_id, *tokenizer.encode("the cat saw a red dog"), tokenizer.eos_token_id]
+    tokens = np.array([ids] * 40, dtype=np.uint16)
+    result = nelbo(uniform, tokens, mask_token_id=tokenizer.mask_token_id, num_draws=64)
+    written = result.as_dict(decoded_bytes(tokenizer, tokens))
+    assert (written["num_bytes"], written["num_tokens"]) == (40 * len("the cat saw a red dog"), 40 * 8)
+    assert (written["num_draws"], written["is_bound"], written["num_unknown_tokens"]) == (64, True, 0)
+    bits = written["bits_per_byte"]
+    expected = 8 * math.log2(len(tokenizer) - 1) / len("the cat saw a red dog")
+    assert abs(bits["value"] - expected) < 5 * bits["standard_error"] < 0.1 * expected
+
+
+def test_bytes_are_those_of_the_text_without_special_tokens(tokenizer, make_tokenizer):
+    bos, eos, unk = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+    the, cat = tokenizer.encode("the cat")
+    text = decoded_bytes(tokenizer, np.array([[bos, the, cat, eos], [bos, the, eos, cat], [bos, unk, unk, eos]]))
+    assert text.num_bytes[:2] == (7, 7)
+    assert text.num_bytes[2] == 0
+    assert text.num_unknown_tokens == 2
+    accented = make_tokenizer(["caf\u00e9", "\u65e5\u672c"])
+    ids = np.array([accented.encode("caf\u00e9 \u65e5\u672c")])
+    # Two bytes for the accent, three for either character of the second word, and the space.
+    assert decoded_bytes(accented, ids).num_bytes == (5 + 1 + 6,)
+
+
+def test_broken_weights_are_told(gpt2):
+    def broken(xt, at):
+        return torch.full((int(at.sum()), VOCAB), math.nan)
+
+    with pytest.raises(UserError, match="gives nan for 5 of 5 sequences"):
+        nelbo(broken, tokens_of(5))

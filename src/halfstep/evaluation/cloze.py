@@ -1,20 +1,18 @@
 """Cloze passages in the form of LAMBADA: guess the last word. The task itself is run by lm-eval."""
 
-import contextlib
-import io
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfstep.errors import UserError
 from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.evaluation.harness import silenced
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-    from transformers import PreTrainedTokenizerBase
+    from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
+    from halfstep.evaluation.denoiser_lm import DenoiserLM
 
 TASK = "halfstep_cloze"
 
@@ -26,10 +24,20 @@ class ClozeResult:
     Attributes:
         accuracy: share of passages whose whole last word is decoded greedily.
         perplexity: exp of the mean negative log-likelihood of a last word (of the word, not of its tokens).
+        num_truncated: passages whose context lost tokens on the left to fit the model.
     """
 
     accuracy: Estimate
     perplexity: Estimate
+    num_truncated: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a metrics file."""
+        return {
+            "accuracy": self.accuracy.as_dict(),
+            "perplexity": self.perplexity.as_dict(),
+            "num_truncated": self.num_truncated,
+        }
 
 
 def load_passages(path: Path, limit: int | None) -> list[str]:
@@ -65,41 +73,11 @@ def split_passage(text: str) -> tuple[str, str]:
     return context, f" {word}"
 
 
-def encode_passage(
-    tokenizer: "PreTrainedTokenizerBase", context: str, target: str, max_length: int
-) -> tuple[list[int], list[int], bool]:
-    """Token ids of context and target, the context beginning with BOS as in training.
-
-    Args:
-        tokenizer: with a BOS token.
-        context: what is given.
-        target: what is to be guessed.
-        max_length: tokens of both together; a longer context loses tokens after its BOS.
-    Returns:
-        (context with BOS, target, whether the context was cut).
-    Raises:
-        UserError: the target has no token of its own, or does not fit.
-    """
-    whole = tokenizer.encode(context + target, add_special_tokens=False)
-    context_ids = tokenizer.encode(context, add_special_tokens=False)
-    target_ids = whole[len(context_ids) :]
-    if not target_ids:
-        raise UserError(f"cloze target {target!r} has no tokens of its own after {context[-40:]!r}: remove the passage")
-    room = max_length - 1 - len(target_ids)
-    if room < 0:
-        raise UserError(
-            f"cloze target {target[:60]!r} has {len(target_ids)} tokens, more than the model's length"
-            f" {max_length} holds: remove the passage, or raise data.context_length"
-        )
-    kept = context_ids[max(len(context_ids) - room, 0) :]
-    return [tokenizer.bos_token_id, *kept], target_ids, len(kept) < len(context_ids)
-
-
-def run_cloze(lm: "LM", passages: Sequence[str]) -> ClozeResult | None:
+def run_cloze(lm: "AutoregressiveLM | DenoiserLM", passages: Sequence[str]) -> ClozeResult | None:
     """Run the cloze task on a model with lm-eval.
 
     Args:
-        lm: such as `DenoiserLM` or `AutoregressiveLM`.
+        lm: the model.
         passages: texts of two words or more.
     Returns:
         the result; None where there are no passages.
@@ -111,7 +89,7 @@ def run_cloze(lm: "LM", passages: Sequence[str]) -> ClozeResult | None:
     from lm_eval.evaluator import evaluate
 
     documents = [dict(zip(("context", "target"), split_passage(text), strict=True)) for text in passages]
-    with _lm_eval_silenced():
+    with silenced():
         task = ConfigurableTask(
             config={
                 "task": TASK,
@@ -137,18 +115,5 @@ def run_cloze(lm: "LM", passages: Sequence[str]) -> ClozeResult | None:
     return ClozeResult(
         accuracy=mean_estimate([float(sample["acc"]) for sample in samples], "1", name="cloze accuracy"),
         perplexity=perplexity_estimate(nlls, [1] * len(nlls), name="cloze perplexity"),
+        num_truncated=lm.num_truncated,
     )
-
-
-@contextlib.contextmanager
-def _lm_eval_silenced() -> Iterator[None]:
-    """Keep lm-eval's advice and progress bars off the terminal; errors are exceptions, which still show."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        # Its bars cannot be switched off, and elsewhere than on a terminal they fill the log.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

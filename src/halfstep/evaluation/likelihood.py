@@ -1,9 +1,10 @@
 """How likely a model finds held-out text."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,32 +14,120 @@ from halfstep.diffusion.nelbo import nelbo_per_token
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
+from halfstep.errors import UserError
 from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.sampling import LogitsAt
 from halfstep.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Likelihood of held-out sequences; counts are in sequences.
+    """Likelihood of held-out sequences; counts of estimates are in sequences.
 
     Attributes:
-        nll_per_token: nats.
-        perplexity: its exponential.
-        is_bound: whether both are upper bounds (denoisers) or exact (autoregressive models).
+        nlls: negative log-likelihood of each sequence, nats.
+        num_tokens: tokens that each sum covers.
+        num_draws: noise levels behind each sum, where the model is a denoiser and they are upper bounds; None where it
+            is autoregressive and they are exact.
     """
 
-    nll_per_token: Estimate
-    perplexity: Estimate
-    is_bound: bool
+    nlls: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+    num_draws: int | None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether these are upper bounds."""
+        return self.num_draws is not None
+
+    @property
+    def nll_per_token(self) -> Estimate:
+        """Mean over sequences of equal length, nats."""
+        return mean_estimate(np.asarray(self.nlls) / np.asarray(self.num_tokens), "nats", name="nll per token")
+
+    @property
+    def perplexity(self) -> Estimate:
+        """Per token, over all sequences together."""
+        return perplexity_estimate(self.nlls, self.num_tokens)
+
+    def bits_per_byte(self, num_bytes: Sequence[int]) -> Estimate | None:
+        """Bits that the model takes for a byte of text, which does not depend on how text is cut into tokens.
+
+        The cost of every scored token counts, that of special tokens too: of EOS, and with denoisers of BOS.
+
+        Args:
+            num_bytes: of each sequence, see `decoded_bytes`.
+        Returns:
+            total cost over total bytes with the standard error of such a ratio; None where there are no bytes.
+        """
+        if not any(num_bytes):
+            return None
+        per_byte = perplexity_estimate(self.nlls, num_bytes, name="bits per byte")
+        error = per_byte.standard_error
+        # The perplexity per byte is e^r, its error e^r times that of r, and the bits are r / log 2.
+        return Estimate(
+            value=math.log2(per_byte.value),
+            standard_error=None if error is None else error / (per_byte.value * math.log(2)),
+            count=per_byte.count,
+            unit="bits",
+        )
+
+    def as_dict(self, text: "DecodedText") -> dict[str, Any]:
+        """Plain values for a metrics file; `text` is what the sequences decode to."""
+        bits = self.bits_per_byte(text.num_bytes)
+        return {
+            "nll_per_token": self.nll_per_token.as_dict(),
+            "perplexity": self.perplexity.as_dict(),
+            "bits_per_byte": bits and bits.as_dict(),
+            "is_bound": self.is_bound,
+            "num_draws": self.num_draws,
+            "num_tokens": sum(self.num_tokens),
+            "num_bytes": sum(text.num_bytes),
+            "num_unknown_tokens": text.num_unknown_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class DecodedText:
+    """How much text sequences of tokens stand for.
+
+    Attributes:
+        num_bytes: of each sequence, decoded.
+        num_unknown_tokens: tokens that stand for text the tokenizer does not know. Their bytes are lost and their cost
+            is that of one word for many, so bits per byte compare tokenizers only where this is 0.
+    """
+
+    num_bytes: tuple[int, ...]
+    num_unknown_tokens: int
+
+
+def decoded_bytes(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray) -> DecodedText:
+    """Count the bytes in UTF-8 of the text that each sequence decodes to by itself, special tokens left out.
+
+    BOS, EOS (between documents too), mask and unknown tokens add no bytes. White space that the tokenizer does not keep
+    is not there to count, and a character cut in two at a sequence's edge decodes to replacement characters of three
+    bytes.
+
+    Args:
+        tokenizer: the sequences' own.
+        tokens: integers [num_sequences, length].
+    """
+    texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    unknown = tokenizer.unk_token_id
+    # GPT-2's unknown token is its EOS, and nothing is unknown to it.
+    is_own = unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return DecodedText(
+        num_bytes=tuple(len(text.encode("utf-8")) for text in texts),
+        num_unknown_tokens=int((tokens == unknown).sum()) if is_own else 0,
+    )
 
 
 @torch.inference_mode()
-def validation_nelbo(
+def denoiser_likelihood(
     logits_at: LogitsAt,
     tokens: np.ndarray,
     *,
@@ -65,6 +154,8 @@ def validation_nelbo(
         batch_size: noised sequences per forward pass.
         seed: of the noise.
         device: where the denoiser computes.
+    Raises:
+        UserError: the network gives NaN or infinity.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Sections 3.4 and 3.5.
     """
     looks = _noised(tokens, schedule, min_time, mask_token_id, num_draws, seed)
@@ -75,7 +166,7 @@ def validation_nelbo(
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
         nelbos += nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).tolist()
     per_sequence = np.asarray(nelbos).reshape(len(tokens), num_draws).mean(axis=1)
-    return _likelihood(per_sequence, [tokens.shape[1]] * len(tokens), is_bound=True)
+    return _likelihood(per_sequence.tolist(), [tokens.shape[1]] * len(tokens), num_draws)
 
 
 def _noised(
@@ -94,22 +185,25 @@ def _noised(
         yield from zip(x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True)
 
 
-def validation_nll(model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int) -> Likelihood:
+def autoregressive_likelihood(model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int) -> Likelihood:
     """The negative log-likelihood of an autoregressive model, per scored token: all but the first.
 
     Args:
         model: causal language model in evaluation mode.
         tokens: held-out sequences, integers [num_sequences, length].
         batch_size: sequences per forward pass.
+    Raises:
+        UserError: the network gives NaN or infinity.
     """
     scored = token_nlls(model, tokens.tolist(), batch_size=batch_size)
-    return _likelihood(np.asarray(scored.nlls), scored.num_tokens, is_bound=False)
+    return _likelihood(scored.nlls, scored.num_tokens, None)
 
 
-def _likelihood(nlls: np.ndarray, num_tokens: Sequence[int], *, is_bound: bool) -> Likelihood:
-    """From sums over sequences of equal length."""
-    return Likelihood(
-        nll_per_token=mean_estimate(nlls / np.asarray(num_tokens), "nats", name="validation nll"),
-        perplexity=perplexity_estimate(nlls, num_tokens, name="validation perplexity"),
-        is_bound=is_bound,
-    )
+def _likelihood(nlls: Sequence[float], num_tokens: Sequence[int], num_draws: int | None) -> Likelihood:
+    bad = [row for row, nll in enumerate(nlls) if not math.isfinite(nll)]
+    if bad:
+        raise UserError(
+            f"the model gives {nlls[bad[0]]} for {len(bad)} of {len(nlls)} sequences, the first in row {bad[0]}: its"
+            " weights are broken, train it again with a lower learning rate"
+        )
+    return Likelihood(tuple(nlls), tuple(num_tokens), num_draws)

@@ -1,0 +1,87 @@
+"""Other texts than the corpus, packed as it is: to ask a model how likely it finds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halfstep.data.corpora import hub_corpus, text_corpus
+from halfstep.data.packing import pack_documents
+from halfstep.data.scratch import datasets_cache
+from halfstep.data.tokens import Tokens
+from halfstep.errors import UserError
+from halfstep.files import resolve_user_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def pack_texts(
+    name: str,
+    source: str,
+    *,
+    hub_config: str | None,
+    split: str,
+    text_column: str,
+    tokenizer: PreTrainedTokenizerFast,
+    context_length: int,
+    num_sequences: int | None,
+    scratch: Path,
+) -> Tokens:
+    """Rows of tokens, `[BOS] chunk [EOS]`, of texts in their order; see `pack_documents`.
+
+    Args:
+        name: what the texts are called in messages.
+        source: a local file, folder or glob, from the project's root where it is relative, or else a hub id. A local
+            `.txt` file is one document.
+        hub_config, split: of a data set of the hub.
+        text_column: of such a data set, and of `.jsonl` and `.parquet` files.
+        tokenizer: the model's own.
+        context_length: tokens per row.
+        num_sequences: rows at most; None is all.
+        scratch: folder for intermediate files.
+    Returns:
+        token ids [num_sequences, context_length], in memory.
+    Raises:
+        UserError: there is no such text, it cannot be read, or it does not fill one row.
+    """
+    folder = scratch / name
+    folder.mkdir()
+    try:
+        if is_local(source):
+            documents = text_corpus(
+                [source], text_column=text_column, split_on_blank_lines=0, max_documents=None, scratch=folder
+            )
+        else:
+            documents = hub_corpus(
+                source,
+                config=hub_config,
+                revision=None,
+                split=split,
+                text_column=text_column,
+                streaming=False,
+                max_documents=None,
+                cache=datasets_cache(),
+                scratch=folder,
+            )
+        pack_documents(
+            documents,
+            tokenizer,
+            folder / f"{name}.npy",
+            context_length=context_length,
+            num_workers=1,
+            scratch=folder,
+            on_documents=lambda done, note: None,
+        )
+    except UserError as error:
+        raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
+    return np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[:num_sequences])
+
+
+def is_local(source: str) -> bool:
+    """Whether a source of text means files: it is one, is written as a path or a glob, or has a file's ending."""
+    path = resolve_user_path(source)
+    is_written_so = source.startswith((".", "/", "~")) or any(character in source for character in "*?[")
+    return path.exists() or is_written_so or path.suffix in (".txt", ".jsonl", ".parquet")
