@@ -1,7 +1,7 @@
 """Stage `evaluate@m`: what one model is worth."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,22 +24,23 @@ def main(
 
     Reads the parameters, the model, its samples, the validation tokens, the cloze passages, the scorer
     (evaluate.scorer), and what evaluate.likelihood_on and evaluate.downstream_tasks name; writes the metrics, each
-    with its count and standard error, and steps.csv, one row per number of denoising steps.
+    with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
+    unconditional sample.
     """
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.data.tokens import load_tokens
+    from halfstep.data.tokens import load_tokens, token_pieces
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.evaluation.cloze import load_passages, run_cloze
+    from halfstep.evaluation.diversity import copied_share
     from halfstep.evaluation.downstream import run_downstream
-    from halfstep.evaluation.estimates import mean_estimate
-    from halfstep.evaluation.generative_perplexity import sample_quality
     from halfstep.evaluation.likelihood import decoded_bytes
-    from halfstep.evaluation.mauve import mauve_score
+    from halfstep.evaluation.mauve import FEWEST_TEXTS
+    from halfstep.evaluation.sample_metrics import SampleJudge, write_samples_table
     from halfstep.evaluation.sample_table import pair_sample_sets, read_sample_sets
-    from halfstep.evaluation.scorer import features, load_scorer, to_scorer_ids
+    from halfstep.evaluation.scorer import load_scorer, text_features
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
     from halfstep.files import resolve_user_path, write_json
@@ -93,9 +94,14 @@ def main(
         )
     scorer = load_scorer(_scorer_source(settings.scorer), settings.scorer_revision, device)
 
-    def features_of(sequences: list[list[int]]) -> Any:
-        ids, _ = to_scorer_ids(sequences, tokenizer, scorer)
-        return features(scorer.model, ids, batch_size=settings.batch_size, max_length=scorer.max_length).numpy()
+    copied = copied_share(
+        [unconditional.token_ids for unconditional, _ in sample_sets],
+        token_pieces(load_tokens(tokens_path / "train.npy")),
+        settings.longest_copy_tokens,
+    )
+    _, first = sample_sets[0]
+    prefix_rows = sorted(set(first.prefix_rows))
+    mauve_seeds = range(params.seed, params.seed + settings.mauve_num_seeds)
 
     with autocast(device, select_precision(params.runtime.precision, device)):
         likelihood = subject.likelihood(held_out)
@@ -110,32 +116,35 @@ def main(
             include_path=resolve_user_path(task_folder) if task_folder else None,
             limit=settings.downstream_limit,
         )
-        data = sample_quality(held_out.tolist(), tokenizer, scorer, batch_size=settings.batch_size)
-
-        _, first = sample_sets[0]
-        prefix_rows = sorted(set(first.prefix_rows))
-        references = features_of(valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist())
-        mauve_seeds = range(params.seed, params.seed + settings.mauve_num_seeds)
-        entries = []
-        for unconditional, continuations in sample_sets:
-            quality = sample_quality(unconditional.token_ids, tokenizer, scorer, batch_size=settings.batch_size)
-            mauve = mauve_score(
-                references,
-                features_of(continuations.token_ids),
-                scaling_factor=settings.mauve_scaling_factor,
-                num_buckets=settings.mauve_num_buckets,
-                seeds=mauve_seeds,
-            )
-            entry = {
-                "num_steps": unconditional.num_steps,
-                "nfe": mean_estimate(unconditional.nfe, "1", name="nfe").as_dict(),
-                "generative_perplexity": quality.generative_perplexity.as_dict(),
-                "entropy": quality.entropy.as_dict(),
-                "mauve": mauve and mauve.as_dict(),
-                "num_truncated": quality.num_truncated,
-            }
-            entries.append(entry)
-            console.console.print(describe_entry(model_name, entry), markup=False, soft_wrap=True)
+        judge = SampleJudge(
+            tokenizer,
+            scorer,
+            references=text_features(
+                valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist(),
+                tokenizer,
+                scorer,
+                batch_size=settings.batch_size,
+            ),
+            batch_size=settings.batch_size,
+            num_resamples=settings.num_bootstrap_resamples,
+            seed=params.seed,
+            mauve_scaling_factor=settings.mauve_scaling_factor,
+            mauve_num_buckets=settings.mauve_num_buckets,
+            mauve_seeds=mauve_seeds,
+        )
+        data = judge.quality(held_out.tolist())
+        measured = []
+        for (unconditional, continuations), share in zip(sample_sets, copied, strict=True):
+            measured.append(judge.measure(unconditional, continuations, share))
+            console.console.print(describe_entry(model_name, measured[-1].as_dict()), markup=False, soft_wrap=True)
+    if measured[0].mauve is not None and measured[0].mauve.has_few_texts:
+        console.console.print(
+            f"model {model_name}: MAUVE of {measured[0].mauve.estimate.count} texts, fewer than {FEWEST_TEXTS}, says"
+            " little by itself: raise sample.num_prefixes",
+            markup=False,
+            soft_wrap=True,
+        )
+    entries = [metrics.as_dict() for metrics in measured]
 
     write_json(
         metrics_path,
@@ -150,6 +159,7 @@ def main(
             "cloze": cloze and cloze.as_dict(),
             "downstream": {name: result.as_dict() for name, result in downstream.items()},
             "samples": entries,
+            "longest_copy_tokens": settings.longest_copy_tokens,
             "scorer": {
                 "name": settings.scorer,
                 "revision": settings.scorer_revision,
@@ -160,6 +170,7 @@ def main(
                 "scaling_factor": settings.mauve_scaling_factor,
                 "num_buckets": settings.mauve_num_buckets,
                 "seeds": list(mauve_seeds),
+                "fewest_texts": FEWEST_TEXTS,
                 "num_references": len(prefix_rows),
                 "num_continuations": len(first.token_ids),
             },
@@ -170,6 +181,7 @@ def main(
         },
     )
     write_steps(csv_path / "steps.csv", entries)
+    write_samples_table(csv_path / "samples.csv", measured)
 
 
 def _scorer_source(scorer: str) -> str:

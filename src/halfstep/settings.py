@@ -240,6 +240,8 @@ class EvaluateSettings(Settings):
     `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
     `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`;
     `downstream_limit` is in documents (null: all), `num_downstream_draws` are a denoiser's draws of a log-likelihood.
+    `num_bootstrap_resamples` are behind each confidence interval; a sample that shares more than `longest_copy_tokens`
+    tokens in a row with the training text counts as copied.
     """
 
     scorer: Annotated[str, Field(min_length=1)]
@@ -250,6 +252,8 @@ class EvaluateSettings(Settings):
     mauve_scaling_factor: PositiveFloat
     mauve_num_buckets: PositiveInt | Literal["auto"]
     mauve_num_seeds: PositiveInt
+    num_bootstrap_resamples: NonNegativeInt
+    longest_copy_tokens: NonNegativeInt
     num_cloze_passages: PositiveInt | None
     num_cloze_maskings: PositiveInt
     likelihood_on: Annotated[tuple[TextSourceSettings, ...], Field(strict=False)]

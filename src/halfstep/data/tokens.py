@@ -80,6 +80,15 @@ def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int
         yield torch.from_numpy(tokens[rows].astype(np.int64))
 
 
+ROWS_PER_PIECE = 4096
+
+
+def token_pieces(tokens: Tokens) -> Iterator[Tokens]:
+    """Yield all rows in order, a few thousand at a time, so that a large file is never held whole."""
+    for start in range(0, len(tokens), ROWS_PER_PIECE):
+        yield tokens[start : start + ROWS_PER_PIECE]
+
+
 def first_batches(tokens: Tokens, num_sequences: int, batch_size: int) -> Iterator[Tensor]:
     """Yield the first rows in order, all of them where there are fewer than asked for.
 
