@@ -31,7 +31,13 @@ def main(
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.errors import UserError
     from halfstep.files import atomic_path
-    from halfstep.generation import autoregressive_sampler, denoiser_sampler, draw_batches, write_samples
+    from halfstep.generation import (
+        autoregressive_sampler,
+        broken_weights_told,
+        denoiser_sampler,
+        draw_batches,
+        write_samples,
+    )
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.seeds import derive_seed
@@ -72,6 +78,7 @@ def main(
     with (
         atomic_path(samples_path) as folder,
         autocast(device, select_precision(params.runtime.precision, device)),
+        broken_weights_told(model_path),
     ):
         folder.mkdir()
         for kind, (prefixes, prefix_rows, length) in requests.items():

@@ -5,7 +5,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from halfstep.generation import METADATA_KEY, autoregressive_sampler, denoiser_sampler, draw_batches, write_samples
+from halfstep.errors import UserError
+from halfstep.generation import (
+    METADATA_KEY,
+    autoregressive_sampler,
+    broken_weights_told,
+    denoiser_sampler,
+    draw_batches,
+    write_samples,
+)
 from halfstep.model import Denoiser
 from halfstep.model.autoregressive import new_gpt2
 
@@ -66,3 +74,11 @@ def test_samples_are_written_with_their_settings(sampler, tmp_path: Path) -> Non
         assert row["text"] == " ".join(map(str, row["token_ids"]))
         assert [step == 0 for step in row["unmask_step"]] == [True] * 3 + [False] * 5
         assert row["nfe"] == len(set(row["unmask_step"]) - {0})
+
+
+def test_a_model_that_predicts_nan_is_told_instead_of_drawn_from(published: Path) -> None:
+    denoiser = Denoiser.from_pretrained(published)
+    torch.nn.init.constant_(denoiser.output_layer.linear.bias, float("nan"))
+    sampler = denoiser_sampler(denoiser, seed=0, device=CPU)
+    with pytest.raises(UserError, match=r"models/3 predicts NaN"), broken_weights_told("models/3"):
+        _tokens(sampler, torch.zeros(2, 0, dtype=torch.int64), 2)

@@ -45,6 +45,7 @@ def generate(
 
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.device import select_device
+    from halfstep.generation import broken_weights_told
     from halfstep.model import Denoiser
     from halfstep.sampling import sample, sample_uniforms
 
@@ -65,15 +66,16 @@ def generate(
     u_time, u_token = sample_uniforms(seed, range(num_samples), length)
 
     def draw(on_step: Callable[[int, Tensor], None] | None) -> Tensor:
-        samples = sample(
-            denoiser.logits_at,
-            x_init,
-            num_steps=num_steps,
-            mask_token_id=mask_token_id,
-            u_time=u_time,
-            u_token=u_token,
-            on_step=on_step,
-        )
+        with broken_weights_told(model):
+            samples = sample(
+                denoiser.logits_at,
+                x_init,
+                num_steps=num_steps,
+                mask_token_id=mask_token_id,
+                u_time=u_time,
+                u_token=u_token,
+                on_step=on_step,
+            )
         return samples.tokens
 
     def piece(token_id: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfstep.errors import UserError
 from halfstep.files import atomic_path
 from halfstep.model import Denoiser
 from halfstep.model.autoregressive import next_logits
@@ -22,6 +24,15 @@ METADATA_KEY = b"halfstep"
 
 Sampler = Callable[[Tensor, int, Sequence[int], int], Samples]
 """(prefix int64 [batch, prefix_length], length, sample indices, num_steps) -> Samples of that length."""
+
+
+@contextmanager
+def broken_weights_told(source: str | Path) -> Iterator[None]:
+    """Within the block, a model that predicts NaN is the user's to mend: say which."""
+    try:
+        yield
+    except FloatingPointError:
+        raise UserError(f"{source} predicts NaN: its weights are broken; train it again, more slowly") from None
 
 
 def denoiser_sampler(denoiser: Denoiser, *, seed: int, device: torch.device) -> Sampler:

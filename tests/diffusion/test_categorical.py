@@ -62,6 +62,13 @@ def test_weights_that_do_not_sum_to_one_are_drawn_in_proportion() -> None:
     assert draw_categorical(log_p, torch.tensor([0.0, 0.24, 0.26, 0.99], dtype=torch.float64)).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("row", [[0.0, float("nan")], [-float("inf")] * 2])
+def test_a_row_that_is_no_distribution_is_refused(row: list[float]) -> None:
+    """A NaN compares as smaller than nothing, and would always draw the first token."""
+    with pytest.raises(FloatingPointError, match="NaN"):
+        draw_categorical(torch.tensor([[0.0, 0.0], row]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
 def test_float32_uniforms_are_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
         draw_categorical(torch.zeros(2, 3), torch.zeros(2))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
@@ -36,6 +38,23 @@ def test_mse_is_over_the_tokens_that_are_possible() -> None:
     student = torch.tensor([[-1.0, -2.0, -torch.inf]])
     teacher = torch.tensor([[-2.0, -4.0, -torch.inf]])
     torch.testing.assert_close(mse(student, teacher), torch.tensor([2.5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "if_student_excludes", "if_teacher_excludes"),
+    [
+        ("kl_student_teacher", math.log(2), math.inf),
+        ("kl_teacher_student", math.inf, math.log(2)),
+        ("mse", math.inf, math.inf),
+        ("log_l1", math.inf, math.inf),
+        ("total_variation", 0.5, 0.5),
+    ],
+)
+def test_a_token_that_only_one_side_excludes(name: str, if_student_excludes: float, if_teacher_excludes: float) -> None:
+    """Probabilities (1, 0) against (1/2, 1/2): what is impossible is infinitely far, but for 0 log 0 and for TVD."""
+    certain, even = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert float(DIVERGENCES[name](certain, even)) == pytest.approx(if_student_excludes)
+    assert float(DIVERGENCES[name](even, certain)) == pytest.approx(if_teacher_excludes)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

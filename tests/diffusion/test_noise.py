@@ -30,8 +30,9 @@ def test_masking_leaves_its_argument_alone(generator: torch.Generator) -> None:
 
 
 def test_one_alpha_per_row_is_required(generator: torch.Generator) -> None:
-    with pytest.raises(ValueError, match="alpha_t has shape"):
-        mask_tokens(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(3), MASK, generator=generator)
+    for num_alphas in (1, 3):
+        with pytest.raises(ValueError, match=rf"alpha_t has shape \({num_alphas},\), expected \(2,\)"):
+            mask_tokens(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(num_alphas), MASK, generator=generator)
 
 
 @pytest.mark.parametrize("min_time", [0.0, 1e-5, 0.25])
@@ -42,7 +43,7 @@ def test_antithetic_times_put_one_time_into_each_equal_part(min_time: float, gen
     assert (t < edges[1:]).all()
 
 
-@pytest.mark.parametrize("min_time", [-0.1, 1.0])
+@pytest.mark.parametrize("min_time", [-0.1, 1.0, 1.5])
 def test_a_smallest_time_outside_the_interval_is_refused(min_time: float, generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match=f"min_time is {min_time}"):
         antithetic_times(4, min_time, generator=generator)
