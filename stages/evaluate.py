@@ -112,6 +112,7 @@ def main(
                 "perplexity": likelihood.perplexity.as_dict(),
                 "is_bound": likelihood.is_bound,
             },
+            "loss_by_time": likelihood.by_time and [bucket.as_dict() for bucket in likelihood.by_time],
             "cloze": cloze,
             "samples": entries,
             "scorer": {

@@ -1,7 +1,7 @@
 """How likely a model finds held-out text."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.sampling import LogitsAt
 from halfstep.seeds import derive_seed
@@ -30,11 +31,13 @@ class Likelihood:
         nll_per_token: nats.
         perplexity: its exponential.
         is_bound: whether both are upper bounds (denoisers) or exact (autoregressive models).
+        by_time: of a denoiser, the bound's integrand by time.
     """
 
     nll_per_token: Estimate
     perplexity: Estimate
     is_bound: bool
+    by_time: tuple[TimeBucket, ...] | None = None
 
 
 @torch.inference_mode()
@@ -69,13 +72,17 @@ def validation_nelbo(
     """
     looks = _noised(tokens, schedule, min_time, mask_token_id, num_draws, seed)
     nelbos: list[float] = []
+    times: list[float] = []
     while batch := list(islice(looks, batch_size)):
         x0, xt, t = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
         is_masked = xt == mask_token_id
+        times += t.tolist()
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
         nelbos += nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).tolist()
-    per_sequence = np.asarray(nelbos).reshape(len(tokens), num_draws).mean(axis=1)
-    return _likelihood(per_sequence, [tokens.shape[1]] * len(tokens), is_bound=True)
+    per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
+    by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])
+    likelihood = _likelihood(per_look.mean(axis=1), [tokens.shape[1]] * len(tokens), is_bound=True)
+    return replace(likelihood, by_time=tuple(by_time))
 
 
 def _noised(
