@@ -43,6 +43,7 @@ def main(
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.settings import BASELINE, load_params
+    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     settings = params.evaluate
@@ -135,6 +136,7 @@ def main(
         },
     )
     _write_steps(csv_path / "steps.csv", entries)
+    record_stage(f"evaluate@{model_name}", metrics_path, device)
 
 
 def _scorer_source(scorer: str) -> str:
