@@ -49,7 +49,7 @@ def find_stage_time(stage: str, output: Path) -> StageTime | None:
     """The record of the run that made this output; None if there is none, as when DVC fetched it from elsewhere."""
     try:
         return StageTime(**read_json(_path(stage, output)))
-    except (FileNotFoundError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError):
         return None
 
 

@@ -101,8 +101,8 @@ def make_table(metrics: Metrics) -> RoundsTable:
         rows.append(Row(describe_model(model), (*cells, (MISSING,), *_single_cells(model))))
     autoregressive = autoregressive_of(metrics)
     if autoregressive is not None:
-        sampled = autoregressive.samples[0]
-        cell = (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
+        sampled = next(iter(autoregressive.samples), None)
+        cell = _sample_cell(sampled) if sampled is None else (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
         rows.append(
             Row(
                 describe_model(autoregressive),
@@ -123,12 +123,13 @@ def _sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
         format_estimate(sampled.generative_perplexity),
         f"entropy {format_estimate(sampled.entropy)}",
         f"MAUVE {format_estimate(sampled.mauve)}",
+        *(f"{title} {format_estimate(estimate)}" for title, estimate in sampled.extras.items()),
     )
 
 
 def _single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
     cloze = f"{format_estimate(model.cloze_accuracy, scale=100)} %" if model.cloze_accuracy else MISSING
-    bound = "≤ " if model.validation_is_bound else ""
+    bound = "≤ " if model.validation_is_bound and model.validation_perplexity else ""
     return (cloze,), (bound + format_estimate(model.validation_perplexity),)
 
 
@@ -153,8 +154,9 @@ def rounds_table(metrics: Metrics) -> "Table":
     for row in table.rows:
         without_denoising = row.cells[num_counts]
         if without_denoising == (MISSING,):
+            # Entropy and MAUVE, but not the extras: those are on the page.
             cells = [*row.cells[:num_counts], *row.cells[num_counts + 1 :]]
-            shown.add_row(row.name, *("\n".join(map(_narrow, cell)) for cell in cells))
+            shown.add_row(row.name, *("\n".join(map(_narrow, cell[:3])) for cell in cells))
         else:
             cloze, validation = (cell[0] for cell in row.cells[num_counts + 1 :])
             singles = [] if cloze == MISSING else [f"cloze {cloze}", f"validation {validation}"]
@@ -197,7 +199,7 @@ def summarize(metrics: Metrics) -> dict[str, dict[str, float]]:
 
 def _summarize_model(model: ModelMetrics) -> dict[str, float]:
     summary: dict[str, float] = {}
-    for sampled in (model.samples[0], model.samples[-1]):
+    for sampled in (*model.samples[:1], *model.samples[-1:]):
         for key in ("generative_perplexity", "entropy", "mauve"):
             _put(summary, f"{key}_{sampled.num_steps}", getattr(sampled, key))
     _put(summary, "cloze_accuracy", model.cloze_accuracy)
