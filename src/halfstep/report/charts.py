@@ -266,6 +266,11 @@ def mauve_lines(denoisers: Sequence[ModelMetrics]) -> list[Line]:
     ]
 
 
+def mauve_by_round(denoisers: Sequence[ModelMetrics], num_steps: int) -> list[Point]:
+    """MAUVE over the rounds at one number of denoising steps."""
+    return _by_round(denoisers, num_steps, _mauve)
+
+
 def mauve_references(metrics: Metrics) -> list[Reference]:
     """The teacher at its most denoising steps, and the autoregressive model."""
     teacher = next(iter(denoisers_of(metrics)), None)
@@ -355,15 +360,30 @@ def time_loss_chart(members: Sequence[Member], *, takeaway: str) -> Chart:
         )
         for member in members
     ]
+    panels = [Panel("validation loss (nats per token)", lines)]
+    taught = {point.x: point.y.value for line in lines[:1] for point in line.points if line.style == TEACHER}
+    if taught and len(lines) > 1:
+        differences = [
+            Line(
+                line.label,
+                line.style,
+                [_bare_point(point.x, point.y.value - taught[point.x]) for point in line.points if point.x in taught],
+            )
+            for line in lines[1:]
+        ]
+        zero = Reference("teacher", TEACHER, Estimate(0.0, None, 0, "nats"))
+        panels.append(Panel("difference to the teacher", differences, [zero]))
     return Chart(
         name="loss_by_time",
         title="Validation loss by diffusion time",
         takeaway=takeaway,
         caption="The integrand of the bound on the negative log-likelihood, averaged in equal parts of the time: 0 is"
-        f" clean text, 1 all masked. The mean over the parts is the validation loss. {BARS}",
+        f" clean text, 1 all masked. The mean over the parts is the validation loss. {BARS} The"
+        " differences (below) have none: every model sees the same noise, which makes them more certain than the bars"
+        " above.",
         absent="The loss by diffusion time was not measured.",
         x_label="diffusion time t",
-        panels=[Panel("validation loss (nats per token)", lines)],
+        panels=panels,
     )
 
 
@@ -540,5 +560,5 @@ def _data_reference(metrics: Metrics, value_of: Callable[[ModelMetrics], Estimat
     return [] if level is None else [Reference("validation text", DATA, level)]
 
 
-def _bare_point(step: int, value: float) -> Point:
+def _bare_point(step: float, value: float) -> Point:
     return Point(step, Estimate(value, None, 1, "nats"))

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
-WIDTH_INCHES = 7.2
+WIDTH_INCHES = 6.6
+WIDTH_CHARACTERS, HANDLE_CHARACTERS = 80, 9
+"""What surely fits the width of a figure, and what a line's sample takes of it."""
 MARKERS = "s^DvPX<>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
@@ -166,7 +168,10 @@ def _draw_panel(axes: "Axes", chart: Chart, panel: Panel, palette: Palette) -> N
 def _draw_line(axes: "Axes", line: Line, palette: Palette) -> None:
     style = line_style(line.style, palette)
     if not line.has_markers:
-        style["marker"] = None
+        # Dashes of a noisy line are noise themselves.
+        style |= {"marker": None, "linestyle": "-", "linewidth": 1.2}
+    if len(line.points) == 1:
+        style["zorder"] = 3
     x, y = [point.x for point in line.points], [point.y.value for point in line.points]
     bars = [bar(point.y) for point in line.points]
     # An interval need not hold the point estimate, but matplotlib takes no negative length.
@@ -197,7 +202,7 @@ def line_style(style: Style, palette: Palette) -> dict[str, Any]:
     marker, dashes = MARKERS[style.index % len(MARKERS)], DASHES[style.index % len(DASHES)]
     match style.role:
         case "teacher":
-            return {"color": palette.teacher, "marker": "o", "linestyle": "-", "linewidth": 2.2}
+            return {"color": palette.teacher, "marker": "o", "linestyle": dashes, "linewidth": 2.2}
         case "autoregressive":
             return {
                 "color": palette.autoregressive,
@@ -220,7 +225,7 @@ def line_style(style: Style, palette: Palette) -> dict[str, Any]:
 
 
 def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
-    from matplotlib.ticker import MaxNLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
     if not values:
         return
@@ -237,7 +242,9 @@ def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
         axes.set_xscale("log")
         _log_ticks(axes, axes.xaxis)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        if max(ticks) > 1000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _top_axis(axes: "Axes", chart: Chart) -> None:
@@ -292,8 +299,10 @@ def _legend_below(figure: "Figure", chart: Chart, palette: Palette) -> None:
 
 
 def _num_legend_columns(labels: Sequence[str]) -> int:
-    """As many columns as surely fit the width, evenly filled."""
-    longest = max(map(len, labels))
-    fitting = max(1, min(len(labels), 92 // (longest + 9)))
-    num_rows = -(-len(labels) // fitting)
-    return -(-len(labels) // num_rows)
+    """As many columns as surely fit the width, evenly filled; a legend is filled column by column."""
+    for num_columns in range(min(len(labels), 5), 1, -1):
+        num_rows = -(-len(labels) // num_columns)
+        columns = [labels[start : start + num_rows] for start in range(0, len(labels), num_rows)]
+        if sum(max(map(len, column)) + HANDLE_CHARACTERS for column in columns) <= WIDTH_CHARACTERS:
+            return len(columns)
+    return 1

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class SampleMetrics:
     generative_perplexity: Estimate | None
     entropy: Estimate | None
     mauve: Estimate | None
-    extras: Mapping[str, Estimate]
+    extras: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
 
 EXTRA_METRICS = {

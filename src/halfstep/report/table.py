@@ -97,16 +97,16 @@ def make_table(metrics: Metrics) -> RoundsTable:
     )
     rows = []
     for model in denoisers_of(metrics):
-        cells = [_sample_cell(model.at(count)) for count in counts]
-        rows.append(Row(describe_model(model), (*cells, (MISSING,), *_single_cells(model))))
+        cells = [sample_cell(model.at(count)) for count in counts]
+        rows.append(Row(describe_model(model), (*cells, (MISSING,), *single_cells(model))))
     autoregressive = autoregressive_of(metrics)
     if autoregressive is not None:
         sampled = next(iter(autoregressive.samples), None)
-        cell = _sample_cell(sampled) if sampled is None else (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
+        cell = sample_cell(sampled) if sampled is None else (*sample_cell(sampled), f"{sampled.num_steps} tokens")
         rows.append(
             Row(
                 describe_model(autoregressive),
-                (*[(MISSING,)] * len(counts), cell, *_single_cells(autoregressive)),
+                (*[(MISSING,)] * len(counts), cell, *single_cells(autoregressive)),
             )
         )
     if metrics:
@@ -116,7 +116,8 @@ def make_table(metrics: Metrics) -> RoundsTable:
     return RoundsTable(header, tuple(rows))
 
 
-def _sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
+def sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
+    """Lines of the cell for one model at one number of steps: perplexity, and under it what qualifies it."""
     if sampled is None:
         return (MISSING,)
     return (
@@ -127,7 +128,8 @@ def _sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
     )
 
 
-def _single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The cells of what does not depend on the number of steps: cloze accuracy and validation perplexity."""
     cloze = f"{format_estimate(model.cloze_accuracy, scale=100)} %" if model.cloze_accuracy else MISSING
     bound = "≤ " if model.validation_is_bound and model.validation_perplexity else ""
     return (cloze,), (bound + format_estimate(model.validation_perplexity),)
