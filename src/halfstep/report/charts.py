@@ -193,18 +193,19 @@ def steps_chart(members: Sequence[Member], references: Metrics, *, takeaway: str
 def latency_chart(members: Sequence[Member], references: Metrics, *, takeaway: str) -> Chart:
     """Generative perplexity over the time one sample takes."""
     lines, ticks = [], {}
-    for member in members:
+    # Where all share their timings, the range of the first one is that of all.
+    has_one_timing = len({id(member.latencies) for member in members}) == 1
+    for i, member in enumerate(members):
         timed = {latency.num_steps: latency for latency in (member.latencies.denoiser if member.latencies else ())}
         points = []
         for sampled in member.model.samples:
             latency = timed.get(sampled.num_steps)
             if latency is not None and sampled.generative_perplexity is not None:
                 spread = (latency.seconds_min, latency.seconds_max)
-                points.append(Point(latency.seconds, sampled.generative_perplexity, spread))
+                x_range = None if i and has_one_timing else spread
+                points.append(Point(latency.seconds, sampled.generative_perplexity, x_range))
                 ticks[latency.seconds] = str(sampled.num_steps)
         lines.append(Line(member.label, member.style, points))
-    # The numbers of steps stand over the points where the time depends on them alone.
-    has_one_timing = len({id(member.latencies) for member in members}) == 1
     latencies = members[0].latencies if members else None
     autoregressive = autoregressive_of(references)
     if any(line.points for line in lines) and latencies and autoregressive and autoregressive.samples:
@@ -233,6 +234,7 @@ def latency_chart(members: Sequence[Member], references: Metrics, *, takeaway: s
             )
         ],
         x_scale="log",
+        # The numbers of steps stand over the points where the time depends on them alone.
         top_ticks=ticks if has_one_timing else {},
         top_label="denoising steps",
     )
@@ -372,7 +374,7 @@ def time_loss_chart(members: Sequence[Member], *, takeaway: str) -> Chart:
             for line in lines[1:]
         ]
         zero = Reference("teacher", TEACHER, Estimate(0.0, None, 0, "nats"))
-        panels.append(Panel("difference to the teacher", differences, [zero]))
+        panels.append(Panel("difference to the teacher (nats)", differences, [zero]))
     return Chart(
         name="loss_by_time",
         title="Validation loss by diffusion time",

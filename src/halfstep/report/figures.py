@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 150
 WIDTH_INCHES = 6.6
-WIDTH_CHARACTERS, HANDLE_CHARACTERS = 80, 9
+WIDTH_CHARACTERS, HANDLE_CHARACTERS = 74, 9
 """What surely fits the width of a figure, and what a line's sample takes of it."""
 MARKERS = "s^DvPX<>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
