@@ -57,6 +57,7 @@ def main(
         ),
         params_text=params_path.read_text(encoding="utf-8"),
         distance=params.distill.distance,
+        preset=params.preset,
     )
     console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
 

@@ -80,6 +80,7 @@ def write_report(
     stages: Mapping[str, StageTime | None],
     params_text: str,
     distance: str,
+    preset: str,
 ) -> None:
     """Write the report: index.html, README.md, figures/, plots/, steps.csv and summary.json.
 
@@ -93,8 +94,9 @@ def write_report(
         stages: how long each stage took; None where that is not known.
         params_text: the composed parameters as YAML.
         distance: name of the distillation loss.
+        preset: which parameters these are.
     """
-    charts = charts_of(metrics, latencies, curves, together, distance=distance)
+    charts = charts_of(metrics, latencies, curves, together, distance=distance, preset=preset)
     write_points_of(charts, folder / "plots")
     with atomic_path(folder / "figures") as figures_folder:
         figures_folder.mkdir()
