@@ -509,8 +509,9 @@ def write_points(chart: Chart, path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(POINT_COLUMNS)
-        for panel in chart.panels:
-            name = f"{panel.title}: {panel.y_label}" if panel.title else panel.y_label
+        for i, panel in enumerate(chart.panels):
+            column = chart.panels[i % chart.num_columns].title
+            name = f"{column}: {panel.y_label}" if column else panel.y_label
             for line in panel.lines:
                 for point in line.points:
                     writer.writerow([name, line.label, point.x, point.y.value, *bar(point.y)])

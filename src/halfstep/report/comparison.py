@@ -97,7 +97,13 @@ def comparison_charts(experiments: Sequence[Experiment], labels: Sequence[str]) 
         takeaway=verdict("mauve", "MAUVE", lower_is_better=False),
     )
     return [
-        charts.latency_chart(members, references, takeaway=perplexity),
+        charts.latency_chart(
+            members,
+            references,
+            takeaway=verdict(
+                "generative_perplexity", "generative perplexity", lower_is_better=True, at=max(counts, default=0)
+            ),
+        ),
         charts.steps_chart(members, references, takeaway=f"{perplexity} {entropy}".strip()),
         charts.rounds_chart(families, fewest, references, takeaway=f"{perplexity} {entropy}".strip()),
         charts.cloze_chart(
@@ -117,7 +123,7 @@ def comparison_charts(experiments: Sequence[Experiment], labels: Sequence[str]) 
 
 def comparison_table(experiments: Sequence[Experiment], labels: Sequence[str], counts: Sequence[int]) -> RoundsTable:
     """One row per experiment, its last student, and the teachers before them."""
-    header = ("model", *(f"{count} steps" for count in counts), "cloze accuracy", "validation perplexity")
+    header = ("round", *(f"{count} steps" for count in counts), "cloze accuracy", "validation perplexity")
     members = [
         *_teachers(experiments, labels),
         *(Member(label, charts.TEACHER, _last(e.metrics)) for label, e in zip(labels, experiments, strict=True)),

@@ -67,6 +67,8 @@ def checked_out(name: str, root: Path) -> Iterator[Path]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     files.get(path, str(target), recursive=True)
+                except (RevError, SCMError):
+                    raise
                 except (FileNotFoundError, DvcException) as error:
                     if is_needed:
                         raise UserError(

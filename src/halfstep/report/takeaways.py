@@ -129,7 +129,7 @@ def of_training(metrics: Metrics, curves: Mapping[str, Curve]) -> str:
 def of_experiments(
     runs: Sequence[tuple[str, Metrics]], value_of: str, at: int | None, title: str, *, lower_is_better: bool
 ) -> str:
-    """Which experiment's last student is best at one number of steps, and whether clearly.
+    """Which experiment's last student is best, and whether clearly.
 
     Args:
         runs: name and metrics of each experiment.
@@ -138,27 +138,37 @@ def of_experiments(
         title: what is compared, as a noun.
         lower_is_better: whether the best value is the smallest.
     """
-    values = []
-    for name, metrics in runs:
-        students = denoisers_of(metrics)[-1:]
-        source: ModelMetrics | SampleMetrics | None = students[0] if students else None
-        if isinstance(source, ModelMetrics) and at is not None:
-            source = source.at(at)
-        estimate = getattr(source, value_of, None)
-        if estimate is not None:
-            values.append((name, estimate))
+    values = [(name, value) for name, metrics in runs if (value := _value_of_last(metrics, value_of, at)) is not None]
     if len(values) < 2:
         return ""
-    (best, first), (second, runner_up), *_ = sorted(
+    (best, first), (second, next_best), *_ = sorted(
         values, key=lambda value: value[1].value if lower_is_better else -value[1].value
     )
-    is_clear = clear_sign(runner_up, first) == (-1 if lower_is_better else 1)
-    where = "" if at is None else f" with {_steps(at)}"
-    verdict = "clearly" if is_clear else "by less than two combined standard errors, or without any to judge by,"
-    return (
-        f"Of the last students, {best} has the {'lowest' if lower_is_better else 'highest'} {title}{where}"
-        f" ({_value(first)}), {verdict} before {second} ({_value(runner_up)})."
+    extreme = "lowest" if lower_is_better else "highest"
+    what = title if at is None else f"{title} with {_steps(at)}"
+    numbers = f"{best} ({_value(first)}) and {second} ({_value(next_best)})"
+    if value_of == "mauve":
+        # Its deviation is over clustering seeds alone and cannot tell a difference from the luck of the samples.
+        few = f" With {first.count} samples this means little." if first.count < MIN_MAUVE_SAMPLES else ""
+        return f"The highest values of {what} are those of {numbers}.{few}"
+    match clear_sign(next_best, first):
+        case None:
+            return f"The {extreme} values of {what} are those of {numbers}, without standard errors to judge by."
+        case 0:
+            return (
+                f"No last student is clearly {extreme} in {what}: {numbers} are less than two combined standard errors"
+                " apart."
+            )
+    return f"The last student of {best} is clearly {extreme} in {what}: {_value(first)}, before {second} with" + (
+        f" {_value(next_best)}."
     )
+
+
+def _value_of_last(metrics: Metrics, value_of: str, at: int | None) -> Estimate | None:
+    source: ModelMetrics | SampleMetrics | None = denoisers_of(metrics)[-1]
+    if isinstance(source, ModelMetrics) and at is not None:
+        source = source.at(at)
+    return getattr(source, value_of, None)
 
 
 def _change(before: Estimate | None, after: Estimate | None, *, scale: float = 1.0, unit: str = "") -> str:
