@@ -288,6 +288,12 @@ def test_what_is_null_is_stated_and_stops_nothing(
     assert "teacher" in captured.get()
 
 
+def test_a_value_that_is_no_number_is_refused_and_named(project: Any) -> None:
+    project.values["1"]["samples"][0]["entropy"]["value"] = float("nan")
+    with pytest.raises(UserError, match=r"1\.json does not hold .*not finite.*nan"):
+        project.metrics()
+
+
 def test_one_round_and_no_round_have_a_page(project: Any) -> None:
     from halfstep.report import write_report
 

@@ -1,6 +1,7 @@
 """The results a report is made of, read from the files that the stages wrote."""
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,6 +249,9 @@ def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
     if values is None or values["value"] is None:
         return None
     interval = values.get("interval")
+    numbers = (values["value"], values["standard_error"], *(interval or ()))
+    if not all(number is None or math.isfinite(number) for number in numbers):
+        raise ValueError(f"not finite: {numbers}")
     return Estimate(
         value=float(values["value"]),
         standard_error=values["standard_error"],
