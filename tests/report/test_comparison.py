@@ -121,7 +121,7 @@ def test_a_revision_is_read_from_the_cache_and_the_workspace_left_alone(project:
         write_params(root, seed=int(perplexity))
         with Repo.init(str(root), force=True) if tag == "first" else Repo(str(root)) as repo:
             repo.add([str(root / "metrics"), str(root / "samples")])
-        run(root, "git", "add", "--all", ":!metrics", ":!samples")
+        run(root, "git", "add", "--all")
         run(root, "git", "commit", "--quiet", "--message", tag)
         run(root, "git", "tag", tag)
     (root / "metrics" / "2.json").write_text("{}")
@@ -139,6 +139,6 @@ def test_a_revision_is_read_from_the_cache_and_the_workspace_left_alone(project:
         pass
     run(root, "git", "rm", "--quiet", "--cached", "metrics.dvc")
     (root / "metrics.dvc").unlink()
-    run(root, "git", "commit", "--quiet", "--message", "bare", "metrics.dvc")
+    run(root, "git", "commit", "--quiet", "--message", "bare")
     with pytest.raises(UserError, match="HEAD has no metrics at hand"), checked_out("HEAD", root):
         pass

@@ -319,12 +319,33 @@ def test_one_round_and_no_round_have_a_page(project: Any) -> None:
 
 
 def test_further_metrics_of_samples_are_shown_and_unknown_ones_passed_over(project: Any) -> None:
-    project.values["1"]["samples"][0] |= {"diversity": {"self_bleu": estimate(12.5, 0.5)}, "unheard_of": 3}
+    project.values["1"]["samples"][0] |= {
+        "self_bleu": estimate(12.5, 0.5),
+        "distinct_ngrams": {"1": 0.25, "2": None},
+        "copied": None,
+        "unheard_of": 3,
+    }
     folder = project.report()
     page = (folder / "index.html").read_text()
     assert page.count("self-BLEU 12.50 ± 0.50") == 1
-    assert "their self-BLEU." in page
+    assert page.count("distinct 1-grams 0.25<") == 1
+    assert "their self-BLEU, distinct 1-grams." in page
+    assert "Further measurements" not in page
     assert "unheard_of" not in page
+
+
+def test_other_texts_and_tasks_have_a_table_of_their_own(project: Any) -> None:
+    project.values["1"]["validation"]["bits_per_byte"] = estimate(1.25, 0.01)
+    bound = {"perplexity": estimate(30.5, 0.5), "bits_per_byte": None, "is_bound": True}
+    project.values["2"] |= {
+        "likelihood_on": {"wiki": bound},
+        "downstream": {"arc": {"metrics": {"acc": estimate(0.5)}}},
+    }
+    text = (project.report() / "README.md").read_text()
+    assert "|  | autoregressive | teacher | round 1 | round 2 |" in text
+    assert "| validation text: bits per byte | – | – | 1.250 ± 0.010 | – |" in text
+    assert "| wiki: perplexity (bound) | – | – | – | 30.50 ± 0.50 |" in text
+    assert "| arc: acc | – | – | – | 0.5 |" in text
 
 
 def test_the_paper_is_quoted_in_its_own_setting_only(project: Any) -> None:

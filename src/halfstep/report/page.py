@@ -23,6 +23,7 @@ from halfstep.report.table import (
     autoregressive_of,
     denoisers_of,
     describe_model,
+    format_estimate,
     format_number,
     make_table,
     step_counts,
@@ -111,6 +112,8 @@ def write_report(
         "warnings": warnings_of(metrics),
         "table": make_table(metrics),
         "table_notes": table_notes(metrics),
+        "further_header": ("", *(titles[name] for name in metrics)),
+        "further_rows": further_rows(metrics),
         "charts": charts,
         "images": encode_images(drawn),
         "latency_header": ("", "network evaluations", "seconds per sample", "tokens per second", "times as fast"),
@@ -233,6 +236,12 @@ def latency_rows(latencies: Latencies | None) -> list[tuple[str, ...]]:
     ]
     own = (reference.nfe, reference.seconds, reference.tokens_per_second)
     return [*rows, ("autoregressive, KV cache", *(format_number(value) for value in own), "1")]
+
+
+def further_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    """What else was measured, one row per measurement and one column per model; empty if nothing else was."""
+    titles = dict.fromkeys(title for model in metrics.values() for title in model.further)
+    return [(title, *(format_estimate(model.further.get(title)) for model in metrics.values())) for title in titles]
 
 
 def table_notes(metrics: Metrics) -> list[str]:

@@ -55,15 +55,7 @@ class SampleMetrics:
     extras: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
 
-EXTRA_METRICS = {
-    "self_bleu": "self-BLEU",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "distinct_3": "distinct-3",
-    "distinct_4": "distinct-4",
-    "memorized": "memorized",
-    "memorized_share": "memorized",
-}
+EXTRA_METRICS = {"self_bleu": "self-BLEU", "copied": "copied from the training text"}
 """Further keys of a metrics file's samples that are shown, and their titles; other keys are passed over."""
 
 
@@ -100,6 +92,7 @@ class ModelMetrics:
         is_retokenized: whether the scorer has another tokenizer, so that samples went through text.
         data_perplexity: generative perplexity of the validation text itself.
         data_entropy: entropy of the validation text itself.
+        further: by title, what else was measured: likelihood of other texts, downstream tasks.
     """
 
     model: str
@@ -116,6 +109,7 @@ class ModelMetrics:
     is_retokenized: bool
     data_perplexity: Estimate | None
     data_entropy: Estimate | None
+    further: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
     def at(self, num_steps: int) -> SampleMetrics | None:
         """The samples drawn with this number of denoising steps; None if there are none."""
@@ -262,9 +256,21 @@ def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def _extras(entry: Mapping[str, Any]) -> dict[str, Estimate]:
-    values = {**entry, **(entry.get("diversity") or {})}
-    estimates = {title: values[key] for key, title in EXTRA_METRICS.items() if isinstance(values.get(key), Mapping)}
-    return {title: estimate for title, value in estimates.items() if (estimate := _estimate(value)) is not None}
+    found = {title: _estimate(entry.get(key)) for key, title in EXTRA_METRICS.items()}
+    # Shares of a whole set of samples: they are counted, not estimated.
+    for size, share in (entry.get("distinct_ngrams") or {}).items():
+        found[f"distinct {size}-grams"] = _estimate({"value": share, "standard_error": None, "count": 0, "unit": "1"})
+    return {title: estimate for title, estimate in found.items() if estimate is not None}
+
+
+def _further(values: Mapping[str, Any]) -> dict[str, Estimate]:
+    texts = {"validation text": values["validation"], **(values.get("likelihood_on") or {})}
+    found = {f"{name}: bits per byte": text.get("bits_per_byte") for name, text in texts.items()}
+    for name, text in (values.get("likelihood_on") or {}).items():
+        found[f"{name}: perplexity{' (bound)' if text['is_bound'] else ''}"] = text["perplexity"]
+    for task, result in (values.get("downstream") or {}).items():
+        found |= {f"{task}: {metric}": estimate for metric, estimate in result["metrics"].items()}
+    return {title: estimate for title, value in found.items() if (estimate := _estimate(value)) is not None}
 
 
 def _model_metrics(values: Mapping[str, Any]) -> ModelMetrics:
@@ -296,6 +302,7 @@ def _model_metrics(values: Mapping[str, Any]) -> ModelMetrics:
         is_retokenized=values["scorer"]["retokenized"],
         data_perplexity=_estimate(data.get("generative_perplexity")),
         data_entropy=_estimate(data.get("entropy")),
+        further=_further(values),
     )
 
 
