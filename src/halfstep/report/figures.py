@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
-WIDTH_INCHES = 6.6
-WIDTH_CHARACTERS, HANDLE_CHARACTERS = 74, 9
+WIDTH_INCHES = 5.5
+WIDTH_CHARACTERS, HANDLE_CHARACTERS = 60, 8
 """What surely fits the width of a figure, and what a line's sample takes of it."""
 MARKERS = "s^DvPX<>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
@@ -105,7 +105,7 @@ def render(chart: Chart, palette: Palette, file_format: str) -> bytes:
 
 def _rc(palette: Palette) -> Any:
     return {
-        "font.size": 10,
+        "font.size": 9.5,
         "axes.titlesize": 10,
         "axes.titleweight": "bold",
         "axes.grid": True,
@@ -131,7 +131,11 @@ def _draw(chart: Chart, palette: Palette) -> "Figure":
     from matplotlib.figure import Figure
 
     num_rows = -(-len(chart.panels) // chart.num_columns)
-    figure = Figure(figsize=(WIDTH_INCHES, {1: 4.5, 2: 6.4}.get(num_rows, 3.2 * num_rows)), layout="constrained")
+    entries = _legend_entries(chart, palette)
+    num_legend_columns = _num_legend_columns(list(entries))
+    legend_inches = 0.19 * -(-len(entries) // num_legend_columns)
+    height = {1: 3.7}.get(num_rows, 2.8 * num_rows) + legend_inches
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     grid = figure.subplots(num_rows, chart.num_columns, sharex="col", squeeze=False)
     for i, panel in enumerate(chart.panels):
         axes = grid[i // chart.num_columns][i % chart.num_columns]
@@ -145,7 +149,7 @@ def _draw(chart: Chart, palette: Palette) -> "Figure":
         )
     if chart.top_ticks:
         _top_axis(grid[0][0], chart)
-    _legend_below(figure, chart, palette)
+    _legend_below(figure, entries, num_legend_columns)
     return figure
 
 
@@ -244,7 +248,7 @@ def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
     else:
         if max(ticks) > 1000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6 // chart.num_columns + 1, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _top_axis(axes: "Axes", chart: Chart) -> None:
@@ -277,24 +281,27 @@ def _log_ticks(axes: "Axes", axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _legend_below(figure: "Figure", chart: Chart, palette: Palette) -> None:
-    """One legend for all panels: the lines in their order, then what they are compared with."""
-    from matplotlib.lines import Line2D
-
+def _legend_entries(chart: Chart, palette: Palette) -> dict[str, Mapping[str, Any]]:
+    """Label and style of all panels' lines in their order, then of what they are compared with."""
     entries: dict[str, Mapping[str, Any]] = {}
     for panel in chart.panels:
         entries |= {line.label: line_style(line.style, palette) for line in panel.lines if line.points}
     references: Sequence[Reference] = [reference for panel in chart.panels for reference in panel.references]
     for reference in references:
         entries.setdefault(reference.label, {**line_style(reference.style, palette), "marker": None})
-    num_columns = _num_legend_columns(list(entries))
+    return entries
+
+
+def _legend_below(figure: "Figure", entries: Mapping[str, Mapping[str, Any]], num_columns: int) -> None:
+    from matplotlib.lines import Line2D
+
     figure.legend(
         [Line2D([], [], **{"linewidth": 1.6, **style}) for style in entries.values()],
         list(entries),
         loc="outside lower center",
         ncols=num_columns,
         frameon=False,
-        handlelength=3.2,
+        handlelength=2.8,
     )
 
 
