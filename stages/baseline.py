@@ -24,6 +24,7 @@ def main(
     from halfstep.files import local_or_hub
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
     from halfstep.settings import load_params
+    from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
     from halfstep.training.objectives import autoregressive_objective
     from halfstep.training.output import write_curve, write_model
@@ -69,6 +70,7 @@ def main(
     write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
     write_curve(state.curve, curve_path)
     checkpoints.remove()
+    record_stage("baseline", curve_path, accelerator.device)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def main(
     from halfstep.model import Denoiser
     from halfstep.seeds import derive_seed
     from halfstep.settings import load_params
+    from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
     from halfstep.training.objectives import distillation_objective, nelbo_objective
     from halfstep.training.output import write_curve, write_model
@@ -91,6 +92,7 @@ def main(
     write_model(state, student_path, tokenizer_path, save=student.save_pretrained, keep_train_state=True)
     write_curve(state.curve, curve_path)
     checkpoints.remove()
+    record_stage(f"distill@{round_index}", curve_path, accelerator.device)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main(
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.settings import BASELINE, load_params
+    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     settings = params.evaluate
@@ -155,6 +156,7 @@ def main(
             "seed": params.seed,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
+            "loss_by_time": likelihood.by_time and [bucket.as_dict() for bucket in likelihood.by_time],
             "likelihood_on": likelihood_on,
             "cloze": cloze and cloze.as_dict(),
             "downstream": {name: result.as_dict() for name, result in downstream.items()},
@@ -182,6 +184,7 @@ def main(
     )
     write_steps(csv_path / "steps.csv", entries)
     write_samples_table(csv_path / "samples.csv", measured)
+    record_stage(f"evaluate@{model_name}", metrics_path, device)
 
 
 def _scorer_source(scorer: str) -> str:

@@ -28,6 +28,7 @@ def main(
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.autoregressive import new_gpt2
     from halfstep.settings import load_params
+    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     settings = params.latency
@@ -79,6 +80,7 @@ def main(
         },
     )
     _print(times)
+    record_stage("latency", metrics_path, device)
 
 
 def _print(times: dict) -> None:

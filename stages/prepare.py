@@ -42,6 +42,7 @@ def main(
     from halfstep.data.scratch import scratch_folder
     from halfstep.files import atomic_path, write_json
     from halfstep.settings import load_params
+    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     data = params.data
@@ -89,6 +90,7 @@ def main(
         markup=False,
         soft_wrap=True,
     )
+    record_stage("prepare", tokens_path / "manifest.json")
 
 
 def stop_on_signals() -> None:

@@ -27,6 +27,7 @@ def main(
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.checkpoint import locate_weights
     from halfstep.settings import load_params
+    from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
     from halfstep.training.objectives import nelbo_objective
     from halfstep.training.output import write_curve, write_model
@@ -83,6 +84,7 @@ def main(
     write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
     write_curve(state.curve, curve_path)
     checkpoints.remove()
+    record_stage("pretrain", curve_path, accelerator.device)
 
 
 if __name__ == "__main__":

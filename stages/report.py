@@ -8,7 +8,7 @@ import typer
 from halfstep import console
 
 NUM_UNCONDITIONAL = 2
-NUM_CONTINUATIONS = 1
+NUM_CONTINUATIONS = 2
 
 
 def main(
@@ -16,39 +16,48 @@ def main(
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Metrics, read.")] = Path("metrics"),
     curves_path: Annotated[Path, typer.Option("--curves", help="Training curves, read.")] = Path("curves"),
     samples_path: Annotated[Path, typer.Option("--samples", help="Samples, read.")] = Path("samples"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens' manifest, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
     reports_path: Annotated[Path, typer.Option("--reports", help="Written.")] = Path("reports"),
 ) -> None:
-    """Write the report of a pipeline run: index.html, README.md, figures/, steps.csv and summary.json."""
+    """Write the report of a pipeline run: index.html, README.md, figures/, plots/, steps.csv and summary.json."""
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.report import (
         load_curves,
         load_latency,
         load_metrics,
         load_samples,
-        step_counts,
+        load_stage_times,
+        tokens_together,
         write_report,
     )
     from halfstep.settings import BASELINE, load_params
 
     params = load_params(params_path)
-    metrics = load_metrics(metrics_path, params.models)
-    samples = load_samples(
-        samples_path,
-        sorted(params.models, key=lambda model: model == BASELINE),
-        num_steps=step_counts(metrics)[0],
-        num_unconditional=NUM_UNCONDITIONAL,
-        num_continuations=NUM_CONTINUATIONS,
-        decode=load_tokenizer(tokenizer_path).decode,
-    )
+    models = sorted(params.models, key=lambda model: model == BASELINE)
     write_report(
         reports_path,
-        metrics=metrics,
+        metrics=load_metrics(metrics_path, params.models),
         latencies=load_latency(metrics_path / "latency.json"),
         curves=load_curves(curves_path, params.models),
-        samples=samples,
+        samples=load_samples(
+            samples_path,
+            models,
+            num_unconditional=NUM_UNCONDITIONAL,
+            num_continuations=NUM_CONTINUATIONS,
+            decode=load_tokenizer(tokenizer_path).decode,
+        ),
+        together=tokens_together(samples_path, models[0]),
+        stages=load_stage_times(
+            params.models,
+            tokens_path=tokens_path,
+            curves_path=curves_path,
+            samples_path=samples_path,
+            metrics_path=metrics_path,
+        ),
         params_text=params_path.read_text(encoding="utf-8"),
         distance=params.distill.distance,
+        preset=params.preset,
     )
     console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
 

@@ -42,6 +42,7 @@ def main(
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.seeds import derive_seed
     from halfstep.settings import BASELINE, load_params
+    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     settings = params.sample
@@ -116,6 +117,7 @@ def main(
                         "length": length,
                     },
                 )
+    record_stage(f"sample@{model_name}", samples_path / "unconditional.parquet", device)
 
 
 def _shown(batches: "Iterable[Batch]", show: Callable[[int, str], None]) -> "Iterator[Batch]":

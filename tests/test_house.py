@@ -40,7 +40,7 @@ ROOMS = {
 }
 COMMON = {
     "halfstep", "halfstep.errors", "halfstep.files", "halfstep.seeds", "halfstep.device", "halfstep.console",
-    "halfstep.settings",
+    "halfstep.settings", "halfstep.stage_times",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "halfstep"}
 

@@ -177,6 +177,47 @@ def lm_eval(context: typer.Context) -> None:
     run_lm_eval(context.args)
 
 
+NUM_COMPARED_SAMPLES = 2
+
+
+@app.command()
+def compare(
+    experiments: Annotated[
+        list[str], typer.Argument(metavar="EXP...", help="DVC experiments, Git revisions, or workspace; two or more.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, written.")] = Path("compare.html"),
+) -> None:
+    """Write one page that compares DVC experiments: what differs in them, and what came of it."""
+    from dataclasses import replace
+
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.report import checked_out, last_student, load_experiment, load_samples, write_comparison
+
+    if len(set(experiments)) < 2:
+        raise UserError(
+            f"compare was given {' '.join(experiments)}: it needs two experiments or more; dvc exp show lists them"
+        )
+    loaded = []
+    for name in dict.fromkeys(experiments):
+        with checked_out(name, Path.cwd()) as folder:
+            experiment = load_experiment(name, folder)
+            model = last_student(experiment.metrics)
+            if (folder / "samples" / model).is_dir() and (folder / "data" / "tokenizer").is_dir():
+                samples = load_samples(
+                    folder / "samples",
+                    [model],
+                    num_unconditional=NUM_COMPARED_SAMPLES,
+                    num_continuations=NUM_COMPARED_SAMPLES,
+                    decode=load_tokenizer(folder / "data" / "tokenizer").decode,
+                )
+                experiment = replace(experiment, samples=samples)
+            else:
+                print(f"{name}: its samples are not at hand (dvc fetch), the page shows none of them")
+            loaded.append(experiment)
+    write_comparison(output, loaded)
+    print(f"comparison: {output.resolve()}")
+
+
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open the MLflow UI on 127.0.0.1, on the runs of this project (or of MLFLOW_TRACKING_URI)."""

@@ -19,6 +19,9 @@ from rich.progress import (
 
 from halfstep.errors import Interrupted, UserError
 
+STARTED = time.monotonic()
+"""When this process began to run a command, by the monotonic clock; commands import this module first."""
+
 console = Console(stderr=True, highlight=False)
 
 EXIT_USER_ERROR = 2

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.errors import UserError
 from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.sampling import LogitsAt
 from halfstep.seeds import derive_seed
@@ -33,11 +34,13 @@ class Likelihood:
         num_tokens: tokens that each sum covers.
         num_draws: noise levels behind each sum, where the model is a denoiser and they are upper bounds; None where it
             is autoregressive and they are exact.
+        by_time: of a denoiser, the bound's integrand by time.
     """
 
     nlls: tuple[float, ...]
     num_tokens: tuple[int, ...]
     num_draws: int | None
+    by_time: tuple[TimeBucket, ...] | None = None
 
     @property
     def is_bound(self) -> bool:
@@ -160,13 +163,17 @@ def denoiser_likelihood(
     """
     looks = _noised(tokens, schedule, min_time, mask_token_id, num_draws, seed)
     nelbos: list[float] = []
+    times: list[float] = []
     while batch := list(islice(looks, batch_size)):
         x0, xt, t = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
         is_masked = xt == mask_token_id
+        times += t.tolist()
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
         nelbos += nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).tolist()
-    per_sequence = np.asarray(nelbos).reshape(len(tokens), num_draws).mean(axis=1)
-    return _likelihood(per_sequence.tolist(), [tokens.shape[1]] * len(tokens), num_draws)
+    per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
+    likelihood = _likelihood(per_look.mean(axis=1).tolist(), [tokens.shape[1]] * len(tokens), num_draws)
+    by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])
+    return replace(likelihood, by_time=tuple(by_time))
 
 
 def _noised(

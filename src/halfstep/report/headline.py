@@ -39,17 +39,17 @@ def compare(metrics: Metrics) -> Comparison | None:
     for sampled in student.samples:
         taught = teacher.at(sampled.num_steps)
         if taught is not None:
-            return Comparison(denoisers[-1].round_index, taught, sampled, teacher.samples[-1])
+            return Comparison(student.round_index or 0, taught, sampled, teacher.samples[-1])
     return None
 
 
-def clear_sign(before: Estimate, after: Estimate) -> int | None:
-    """-1 if `after` is clearly less than `before`, 1 if more, 0 if neither; None without standard errors.
+def clear_sign(before: Estimate | None, after: Estimate | None) -> int | None:
+    """-1 if `after` is clearly less than `before`, 1 if more, 0 if neither; None without values or standard errors.
 
     Both are taken as independent. Samples drawn from the same random numbers are correlated, which makes the
     true error of the difference smaller: the verdict errs on the side of caution.
     """
-    if before.standard_error is None or after.standard_error is None:
+    if before is None or after is None or before.standard_error is None or after.standard_error is None:
         return None
     difference = after.value - before.value
     if abs(difference) <= NUM_CLEAR_ERRORS * math.hypot(before.standard_error, after.standard_error):
@@ -57,11 +57,13 @@ def clear_sign(before: Estimate, after: Estimate) -> int | None:
     return 1 if difference > 0 else -1
 
 
-def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """Their ratio, with the standard error of independent values to first order."""
+def ratio(numerator: Estimate | None, denominator: Estimate | None) -> Estimate | None:
+    """Their ratio, with the standard error of independent values to first order; None without both, or by zero."""
+    if numerator is None or denominator is None or not denominator.value:
+        return None
     value = numerator.value / denominator.value
     error = None
-    if numerator.standard_error is not None and denominator.standard_error is not None:
+    if numerator.standard_error is not None and denominator.standard_error is not None and numerator.value:
         error = value * math.hypot(
             numerator.standard_error / numerator.value, denominator.standard_error / denominator.value
         )
@@ -77,6 +79,8 @@ def headline(metrics: Metrics) -> list[str]:
         return ["No round was distilled, so there is no student to compare: run with rounds of 1 or more."]
     student, teacher = comparison.student, comparison.teacher
     before, after = teacher.generative_perplexity, student.generative_perplexity
+    if before is None or after is None:
+        return [f"The generative perplexity with {_steps(student.num_steps)} was not measured: no verdict."]
     numbers = f"{format_estimate(before)} for the teacher, {format_estimate(after)} for the student"
     subject = f"With {_steps(student.num_steps)} the student of round {comparison.round_index}"
     sign = clear_sign(before, after)
@@ -104,6 +108,8 @@ def headline(metrics: Metrics) -> list[str]:
 
 def _entropy_sentence(comparison: Comparison) -> str:
     student, most = comparison.student.entropy, comparison.teacher_at_most.entropy
+    if student is None or most is None:
+        return "The entropy of its samples, or of the teacher's, was not measured: the perplexity means nothing alone."
     return (
         f"The entropy of its samples is {format_estimate(ratio(student, most), scale=100)} % of the"
         f" teacher's at {_steps(comparison.teacher_at_most.num_steps)}: {format_estimate(student)} against"
@@ -130,7 +136,9 @@ def reading(metrics: Metrics) -> list[str]:
     denoisers = denoisers_of(metrics)
     many = denoisers[-1].samples[-1]
     taught_many = denoisers[0].at(many.num_steps)
-    if taught_many is not None and many.num_steps > few.num_steps:
+    measured = (few, taught_few, many, taught_many)
+    is_measured = all(sampled is not None and sampled.generative_perplexity is not None for sampled in measured)
+    if is_measured and taught_many is not None and many.num_steps > few.num_steps:
         sentences.append(
             "From teacher to last student the perplexity changes by a factor of"
             f" {format_estimate(ratio(few.generative_perplexity, taught_few.generative_perplexity))} at"
@@ -141,7 +149,7 @@ def reading(metrics: Metrics) -> list[str]:
     perplexity = clear_sign(taught_few.generative_perplexity, few.generative_perplexity)
     entropy = clear_sign(taught_few.entropy, few.entropy)
     below_reference = clear_sign(comparison.teacher_at_most.entropy, few.entropy)
-    if perplexity == -1 and entropy == -1:
+    if perplexity == -1 and entropy == -1 and taught_few.entropy is not None and few.entropy is not None:
         before, after = format_number(taught_few.entropy.value), format_number(few.entropy.value)
         change = f"from {before} to {after} {few.entropy.unit}"
         most = _steps(comparison.teacher_at_most.num_steps)

@@ -8,23 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from halfstep.files import atomic_path, write_json
+from halfstep.report.charts import Chart, charts_of, write_points
 from halfstep.report.figures import draw_figures
 from halfstep.report.headline import GAIN, headline, reading, warnings_of
-from halfstep.report.results import Curve, Latencies, Metrics, SampleGroup, SampleText
+from halfstep.report.results import Curve, Estimate, Latencies, Metrics
+from halfstep.report.samples import KINDS, Sample, browser_data
 from halfstep.report.table import (
     MISSING,
     autoregressive_of,
     denoisers_of,
     describe_model,
+    format_estimate,
     format_number,
     make_table,
+    step_counts,
     summarize,
     write_steps,
 )
+from halfstep.stage_times import StageTime
 
 QUESTION = (
     "A masked diffusion language model writes text in a chosen number of denoising steps, and writes worse with fewer.",
@@ -37,124 +43,150 @@ MAX_MARKDOWN_CHARACTERS = 700
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of the report.
+class StageRow:
+    """One stage in the table of times.
 
     Attributes:
-        name: file name without ending.
-        title: heading over it.
-        caption: what is seen.
-        absent: the sentence in its place when there is nothing to show.
+        stage: as DVC names it.
+        seconds: that it took, in words; a dash where nothing is known.
+        where: hardware and versions, or why nothing is known.
     """
 
-    name: str
-    title: str
-    caption: str
-    absent: str
+    stage: str
+    seconds: str
+    where: str
 
 
-FIGURES = (
-    Figure(
-        "steps",
-        "Quality against denoising steps",
-        "Generative perplexity of the samples (above, lower is better) and the entropy of the same"
-        " samples (below), with standard errors. A low perplexity at a low entropy is repetition, not"
-        " quality: read both together, against the validation text's own values.",
-        "",
-    ),
-    Figure(
-        "latency",
-        "Quality against time",
-        "Generative perplexity against the time for one sample: median, with the fastest and the slowest"
-        " repeat. All denoisers have the same network, so one timing per number of steps serves every"
-        " round.",
-        "No number of denoising steps was both sampled and timed, so quality is not drawn against time: let"
-        " latency.num_steps and sample.num_steps share values.",
-    ),
-    Figure(
-        "mauve",
-        "MAUVE by round",
-        "Similarity of continuations to the validation text, higher is better, with the deviation over"
-        " clustering seeds.",
-        "MAUVE was not measured.",
-    ),
-    Figure(
-        "cloze",
-        "Cloze accuracy by round",
-        "Share of passages whose last word the model completes, with standard errors.",
-        "There are no cloze passages in this data, so cloze accuracy was not measured.",
-    ),
-    Figure(
-        "training",
-        "Training",
-        "Loss over optimizer steps, and the loss on validation text. Of denoisers the latter is an upper"
-        " bound of the negative log-likelihood, for students too; the training loss of a student is its"
-        " distance from its teacher.",
-        "No model was trained here: all were given.",
-    ),
-)
+UNKNOWN_TIME = "restored from cache: it did not run on this machine, or its record is gone"
+
+
+def stage_rows(stages: Mapping[str, StageTime | None]) -> list[StageRow]:
+    """The table of times; a stage without a record says so."""
+    return [
+        StageRow(stage, f"{found.seconds:,.1f}", f"{found.hardware}; {found.versions}")
+        if found
+        else StageRow(stage, MISSING, UNKNOWN_TIME)
+        for stage, found in stages.items()
+    ]
 
 
 def write_report(
     folder: Path,
     *,
     metrics: Metrics,
-    latencies: Latencies,
+    latencies: Latencies | None,
     curves: Mapping[str, Curve],
-    samples: Sequence[SampleGroup],
+    samples: Sequence[Sample],
+    together: Mapping[int, Estimate],
+    stages: Mapping[str, StageTime | None],
     params_text: str,
     distance: str,
+    preset: str,
 ) -> None:
-    """Write the report: index.html, README.md, figures/, steps.csv and summary.json.
+    """Write the report: index.html, README.md, figures/, plots/, steps.csv and summary.json.
 
     Args:
         folder: gets them; other files in it are left alone.
         metrics: of every model.
-        latencies: of every number of steps.
+        latencies: of every number of steps; None if they were not measured.
         curves: training curves of every model.
-        samples: texts to show.
+        samples: those to show.
+        together: of `tokens_together`, of a denoiser.
+        stages: how long each stage took; None where that is not known.
         params_text: the composed parameters as YAML.
         distance: name of the distillation loss.
+        preset: which parameters these are.
     """
+    charts = charts_of(metrics, latencies, curves, together, distance=distance, preset=preset)
+    write_points_of(charts, folder / "plots")
     with atomic_path(folder / "figures") as figures_folder:
         figures_folder.mkdir()
-        drawn = draw_figures(metrics, latencies, curves, distance=distance, folder=figures_folder)
+        drawn = draw_figures(charts, figures_folder)
     write_steps(metrics, folder / "steps.csv")
     write_json(folder / "summary.json", summarize(metrics))
-    images = {name: (folder / "figures" / f"{name}.png").read_bytes() for name in drawn}
+    titles = {name: describe_model(model) for name, model in metrics.items()}
+    units = {name: "tokens" if model.round_index is None else "denoising steps" for name, model in metrics.items()}
     content = {
         "question": QUESTION,
         "headline": headline(metrics),
         "warnings": warnings_of(metrics),
         "table": make_table(metrics),
-        "table_notes": _table_notes(metrics),
-        "figures": FIGURES,
-        "images": {name: base64.b64encode(image).decode("ascii") for name, image in images.items()},
-        "latency_header": (
-            "",
-            "network evaluations",
-            "seconds per sample",
-            "tokens per second",
-            "times as fast",
-        ),
-        "latency_rows": _latency_rows(latencies),
-        "latency_conditions": latencies.conditions,
-        "samples": samples,
-        "titles": {name: describe_model(model) for name, model in metrics.items()},
-        "units": {name: "tokens" if model.round_index is None else "steps" for name, model in metrics.items()},
+        "table_notes": table_notes(metrics),
+        "further_header": ("", *(titles[name] for name in metrics)),
+        "further_rows": further_rows(metrics),
+        "charts": charts,
+        "images": encode_images(drawn),
+        "latency_header": ("", "network evaluations", "seconds per sample", "tokens per second", "times as fast"),
+        "latency_rows": latency_rows(latencies),
+        "latency_conditions": latencies.conditions if latencies else "",
+        "browser": browser_data(samples, titles, units),
+        "browser_start": _browser_start(metrics),
+        "groups": _sample_groups(samples, step_counts(metrics)),
+        "titles": titles,
+        "units": units,
         "gain": GAIN,
         "reading": reading(metrics),
         "counts": _count_lines(metrics),
-        "versions": {
-            "halfstep": version("halfstep"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
+        "stages": stage_rows(stages),
+        "versions": versions(),
         "params_text": params_text,
     }
     for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "README.md")):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(_environment().get_template(template).render(content), encoding="utf-8")
+        write_page(folder / name, template, content)
+
+
+def write_points_of(charts: Sequence[Chart], folder: Path) -> None:
+    """Write the points of every chart, of those without any too, as CSV into a folder."""
+    for chart in charts:
+        write_points(chart, folder / f"{chart.name}.csv")
+
+
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Fill a template of the package and write it, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(_environment().get_template(template).render(content), encoding="utf-8")
+
+
+def encode_images(drawn: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, str]]:
+    """SVG files as data URIs."""
+    return {
+        name: {
+            theme: "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii") for theme, svg in both.items()
+        }
+        for name, both in drawn.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what makes the report."""
+    packages = ("halfstep", "torch", "transformers", "mauve-text", "matplotlib", "dvc")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _browser_start(metrics: Metrics) -> dict[str, Any]:
+    """What the sample browser shows first: the last student at its fewest steps, beside the teacher."""
+    denoisers = denoisers_of(metrics)
+    names = [describe_model(model) for model in (*denoisers[:1], *denoisers[-1:])]
+    return {"models": names, "steps": min(step_counts(metrics), default=0)}
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """The same sample, by kind and index, from every model."""
+
+    kind: str
+    sample_index: int
+    samples: Sequence[Sample]
+
+
+def _sample_groups(samples: Sequence[Sample], counts: Sequence[int]) -> list[SampleGroup]:
+    """What the Markdown page shows: every model at the fewest steps, or at its own if it has none of them."""
+    groups: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.num_steps not in counts[1:]:
+            groups.setdefault((sample.kind, sample.sample_index), []).append(sample)
+    keys = sorted(groups, key=lambda key: (KINDS.index(key[0]), key[1]))
+    return [SampleGroup(*key, groups[key]) for key in keys]
 
 
 def _environment() -> Environment:
@@ -180,14 +212,17 @@ def fenced(text: str, language: str = "text") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _markdown_sample(sample: SampleText) -> str:
+def _markdown_sample(sample: Sample) -> str:
     text = sample.text
     if len(text) > MAX_MARKDOWN_CHARACTERS:
         text = text[:MAX_MARKDOWN_CHARACTERS] + " …"
     return fenced("\n".join(textwrap.fill(line, 100) for line in text.splitlines()))
 
 
-def _latency_rows(latencies: Latencies) -> list[tuple[str, ...]]:
+def latency_rows(latencies: Latencies | None) -> list[tuple[str, ...]]:
+    """The table of times, the autoregressive model last; empty if they were not measured."""
+    if latencies is None:
+        return []
     reference = latencies.autoregressive
     rows = [
         (
@@ -203,11 +238,21 @@ def _latency_rows(latencies: Latencies) -> list[tuple[str, ...]]:
     return [*rows, ("autoregressive, KV cache", *(format_number(value) for value in own), "1")]
 
 
-def _table_notes(metrics: Metrics) -> list[str]:
-    any_model = next(iter(metrics.values()))
+def further_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    """What else was measured, one row per measurement and one column per model; empty if nothing else was."""
+    titles = dict.fromkeys(title for model in metrics.values() for title in model.further)
+    return [(title, *(format_estimate(model.further.get(title)) for model in metrics.values())) for title in titles]
+
+
+def table_notes(metrics: Metrics) -> list[str]:
+    """How to read the table of rounds."""
+    extras = list(
+        dict.fromkeys(title for model in metrics.values() for sampled in model.samples for title in sampled.extras)
+    )
+    and_extras = f", their {', '.join(extras)}" if extras else ""
     return [
-        "Cells: generative perplexity ± standard error, under it the entropy of the same samples"
-        f" ({any_model.data_entropy.unit}) and their MAUVE.",
+        "Cells: generative perplexity ± standard error, under it the entropy of the same samples (nats), their MAUVE"
+        f"{and_extras}.",
         "≤ marks an upper bound: a denoiser's validation perplexity comes from the evidence bound, the"
         " autoregressive model's is exact, so the two are not on one scale.",
         f"A dash ({MISSING}) marks what was not measured.",
@@ -224,7 +269,12 @@ def _count_lines(metrics: Metrics) -> list[str]:
     for title, values in (
         (
             "Samples per model and number of steps",
-            [sampled.generative_perplexity.count for model in metrics.values() for sampled in model.samples],
+            [
+                sampled.generative_perplexity.count
+                for model in metrics.values()
+                for sampled in model.samples
+                if sampled.generative_perplexity
+            ],
         ),
         (
             "Samples behind each MAUVE",
@@ -236,7 +286,7 @@ def _count_lines(metrics: Metrics) -> list[str]:
         ),
         (
             "Count behind each validation perplexity",
-            [model.validation_perplexity.count for model in metrics.values()],
+            [model.validation_perplexity.count for model in metrics.values() if model.validation_perplexity],
         ),
     ):
         if values:

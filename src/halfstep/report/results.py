@@ -1,14 +1,15 @@
 """The results a report is made of, read from the files that the stages wrote."""
 
 import csv
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from halfstep.errors import UserError
 from halfstep.files import read_json
+from halfstep.stage_times import StageTime, find_stage_time
 
 AUTOREGRESSIVE = "autoregressive"
 
@@ -22,12 +23,14 @@ class Estimate:
         standard_error: of the value; None where it is no mean or has one sample only.
         count: samples behind it.
         unit: `nats`, `tokens`, `1`, ...
+        interval: (low, high) that holds the true value with the confidence its stage states; None if not measured.
     """
 
     value: float
     standard_error: float | None
     count: int
     unit: str
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,34 @@ class SampleMetrics:
         generative_perplexity: of the samples under the scorer.
         entropy: of the tokens within a sample.
         mauve: similarity to the validation text, in [0, 1]; None if not measured.
+        extras: by title, those of `EXTRA_METRICS` that were measured.
+    Any of them is None where it was not measured.
     """
 
     num_steps: int
-    nfe: Estimate
-    generative_perplexity: Estimate
-    entropy: Estimate
+    nfe: Estimate | None
+    generative_perplexity: Estimate | None
+    entropy: Estimate | None
     mauve: Estimate | None
+    extras: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
+
+
+EXTRA_METRICS = {"self_bleu": "self-BLEU", "copied": "copied from the training text"}
+"""Further keys of a metrics file's samples that are shown, and their titles; other keys are passed over."""
+
+
+@dataclass(frozen=True)
+class TimeLoss:
+    """The loss of a denoiser at the diffusion times of one bucket.
+
+    Attributes:
+        t_low, t_high: the bucket.
+        nats_per_token: the bound's integrand there; None where no time was drawn.
+    """
+
+    t_low: float
+    t_high: float
+    nats_per_token: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -62,26 +86,30 @@ class ModelMetrics:
         validation_is_bound: whether that is an upper bound of the perplexity, as it is for denoisers.
         cloze_accuracy: of the last word of passages, in [0, 1]; None without passages.
         cloze_perplexity: of that word; None without passages.
-        samples: by ascending number of denoising steps, at least one.
+        loss_by_time: by ascending time; empty if not measured.
+        samples: by ascending number of denoising steps; empty if none were drawn.
         scorer: name of the model that judged the samples.
         is_retokenized: whether the scorer has another tokenizer, so that samples went through text.
         data_perplexity: generative perplexity of the validation text itself.
         data_entropy: entropy of the validation text itself.
+        further: by title, what else was measured: likelihood of other texts, downstream tasks.
     """
 
     model: str
     kind: str
     round_index: int | None
     num_parameters: int
-    validation_perplexity: Estimate
+    validation_perplexity: Estimate | None
     validation_is_bound: bool
+    loss_by_time: tuple[TimeLoss, ...]
     cloze_accuracy: Estimate | None
     cloze_perplexity: Estimate | None
     samples: tuple[SampleMetrics, ...]
     scorer: str
     is_retokenized: bool
-    data_perplexity: Estimate
-    data_entropy: Estimate
+    data_perplexity: Estimate | None
+    data_entropy: Estimate | None
+    further: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
     def at(self, num_steps: int) -> SampleMetrics | None:
         """The samples drawn with this number of denoising steps; None if there are none."""
@@ -130,38 +158,6 @@ class Latencies:
 
 Curve = Mapping[str, Sequence[tuple[int, float]]]
 """A training curve: per column, (step, value) where it was measured."""
-
-
-@dataclass(frozen=True)
-class SampleText:
-    """One sample as it is shown.
-
-    Attributes:
-        model: which drew it.
-        num_steps: denoising steps; of the autoregressive model, the tokens it generated.
-        prefix: the part of the text that was given; empty if nothing was.
-        text: the rest.
-    """
-
-    model: str
-    num_steps: int
-    prefix: str
-    text: str
-
-
-@dataclass(frozen=True)
-class SampleGroup:
-    """The same sample, by index and number of denoising steps, from every model.
-
-    Attributes:
-        kind: `unconditional` or `continuations`.
-        sample_index: which.
-        samples: one per model that has it.
-    """
-
-    kind: str
-    sample_index: int
-    samples: tuple[SampleText, ...]
 
 
 def load_metrics(folder: Path, models: Sequence[str]) -> dict[str, ModelMetrics]:
@@ -213,75 +209,22 @@ def load_curves(folder: Path, models: Sequence[str]) -> dict[str, Curve]:
     return curves
 
 
-def load_samples(
-    folder: Path,
-    models: Sequence[str],
-    *,
-    num_steps: int,
-    num_unconditional: int,
-    num_continuations: int,
-    decode: Callable[[list[int]], str],
-) -> list[SampleGroup]:
-    """Read the first samples of every model, the same ones from each.
+def load_stage_times(
+    models: Sequence[str], *, tokens_path: Path, curves_path: Path, samples_path: Path, metrics_path: Path
+) -> dict[str, StageTime | None]:
+    """How long each stage took that made these files; None where nothing is known.
 
     Args:
-        folder: holds `MODEL/unconditional.parquet` and `MODEL/continuations.parquet` for every model.
-        models: names, in the order wanted.
-        num_steps: denoising steps of the samples wanted; a model without such samples, as the autoregressive
-            one, shows those of its fewest steps.
-        num_unconditional: how many unconditional samples of each model.
-        num_continuations: how many continuations of each model.
-        decode: token ids to text, as the samples were decoded; finds where the given prefix ends in the text.
-    Returns:
-        groups, unconditional ones first, ordered by sample index.
-    Raises:
-        UserError: a file is missing.
+        models: names of all models of the run.
+        tokens_path, curves_path, samples_path, metrics_path: what the stages wrote.
     """
-    groups = []
-    for kind, count in (("unconditional", num_unconditional), ("continuations", num_continuations)):
-        by_index: dict[int, list[SampleText]] = {index: [] for index in range(count)}
-        for model in models:
-            path = folder / model / f"{kind}.parquet"
-            for index, sample in _first_samples(path, model, count, num_steps, decode).items():
-                by_index[index].append(sample)
-        groups += [SampleGroup(kind, index, tuple(samples)) for index, samples in by_index.items() if samples]
-    return groups
-
-
-def _first_samples(
-    path: Path, model: str, count: int, num_steps: int, decode: Callable[[list[int]], str]
-) -> dict[int, SampleText]:
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(
-            path,
-            columns=["sample_index", "num_steps", "token_ids", "text"],
-            filters=[("sample_index", "<", count)],
-        )
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: make it with dvc repro") from None
-    prefix_length = json.loads(table.schema.metadata[b"halfstep"])["prefix_length"]
-    rows = table.to_pylist()
-    available = sorted({row["num_steps"] for row in rows})
-    shown_steps = num_steps if num_steps in available else next(iter(available), None)
-    samples = {}
-    for row in rows:
-        if row["num_steps"] == shown_steps:
-            given = decode(row["token_ids"][:prefix_length]) if prefix_length else ""
-            end = _common_length(row["text"], given)
-            samples[row["sample_index"]] = SampleText(model, shown_steps, row["text"][:end], row["text"][end:])
-    return samples
-
-
-def _common_length(text: str, given: str) -> int:
-    """Length of the start that both share.
-
-    The end of a prefix may decode otherwise when nothing follows it, in the middle of a character for one:
-    only what both agree on is surely the prefix.
-    """
-    differing = (i for i, (left, right) in enumerate(zip(text, given, strict=False)) if left != right)
-    return next(differing, min(len(text), len(given)))
+    trained = {"ar": "baseline", "0": "pretrain"}
+    outputs = {"prepare": tokens_path / "manifest.json"}
+    outputs |= {trained.get(model, f"distill@{model}"): curves_path / f"{model}.csv" for model in models}
+    outputs |= {f"sample@{model}": samples_path / model / "unconditional.parquet" for model in models}
+    outputs |= {f"evaluate@{model}": metrics_path / f"{model}.json" for model in models}
+    outputs["latency"] = metrics_path / "latency.json"
+    return {stage: find_stage_time(stage, output) for stage, output in outputs.items()}
 
 
 def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
@@ -295,34 +238,71 @@ def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
         ) from None
 
 
+def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
+    """An estimate as its stage wrote it; None where it or its value is null."""
+    if values is None or values["value"] is None:
+        return None
+    interval = values.get("interval")
+    numbers = (values["value"], values["standard_error"], *(interval or ()))
+    if not all(number is None or math.isfinite(number) for number in numbers):
+        raise ValueError(f"not finite: {numbers}")
+    return Estimate(
+        value=float(values["value"]),
+        standard_error=values["standard_error"],
+        count=values["count"],
+        unit=values["unit"],
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
+    )
+
+
+def _extras(entry: Mapping[str, Any]) -> dict[str, Estimate]:
+    found = {title: _estimate(entry.get(key)) for key, title in EXTRA_METRICS.items()}
+    # Shares of a whole set of samples: they are counted, not estimated.
+    for size, share in (entry.get("distinct_ngrams") or {}).items():
+        found[f"distinct {size}-grams"] = _estimate({"value": share, "standard_error": None, "count": 0, "unit": "1"})
+    return {title: estimate for title, estimate in found.items() if estimate is not None}
+
+
+def _further(values: Mapping[str, Any]) -> dict[str, Estimate]:
+    texts = {"validation text": values["validation"], **(values.get("likelihood_on") or {})}
+    found = {f"{name}: bits per byte": text.get("bits_per_byte") for name, text in texts.items()}
+    for name, text in (values.get("likelihood_on") or {}).items():
+        found[f"{name}: perplexity{' (bound)' if text['is_bound'] else ''}"] = text["perplexity"]
+    for task, result in (values.get("downstream") or {}).items():
+        found |= {f"{task}: {metric}": estimate for metric, estimate in result["metrics"].items()}
+    return {title: estimate for title, value in found.items() if (estimate := _estimate(value)) is not None}
+
+
 def _model_metrics(values: Mapping[str, Any]) -> ModelMetrics:
-    cloze = values["cloze"]
+    cloze = values["cloze"] or {}
     samples = tuple(
         SampleMetrics(
             num_steps=entry["num_steps"],
-            nfe=Estimate(**entry["nfe"]),
-            generative_perplexity=Estimate(**entry["generative_perplexity"]),
-            entropy=Estimate(**entry["entropy"]),
-            mauve=Estimate(**entry["mauve"]) if entry["mauve"] else None,
+            **{name: _estimate(entry[name]) for name in ("nfe", "generative_perplexity", "entropy", "mauve")},
+            extras=_extras(entry),
         )
-        for entry in values["samples"]
+        for entry in values["samples"] or ()
     )
-    if not samples:
-        raise ValueError("no samples")
+    data = values["data"] or {}
     return ModelMetrics(
         model=values["model"],
         kind=values["kind"],
         round_index=values["round_index"],
         num_parameters=values["num_parameters"],
-        validation_perplexity=Estimate(**values["validation"]["perplexity"]),
+        validation_perplexity=_estimate(values["validation"]["perplexity"]),
         validation_is_bound=values["validation"]["is_bound"],
-        cloze_accuracy=Estimate(**cloze["accuracy"]) if cloze else None,
-        cloze_perplexity=Estimate(**cloze["perplexity"]) if cloze else None,
+        loss_by_time=tuple(
+            TimeLoss(bucket["t_low"], bucket["t_high"], _estimate(bucket["nats_per_token"]))
+            for bucket in values.get("loss_by_time") or ()
+        ),
+        cloze_accuracy=_estimate(cloze.get("accuracy")),
+        cloze_perplexity=_estimate(cloze.get("perplexity")),
         samples=tuple(sorted(samples, key=lambda sampled: sampled.num_steps)),
         scorer=values["scorer"]["name"],
         is_retokenized=values["scorer"]["retokenized"],
-        data_perplexity=Estimate(**values["data"]["generative_perplexity"]),
-        data_entropy=Estimate(**values["data"]["entropy"]),
+        data_perplexity=_estimate(data.get("generative_perplexity")),
+        data_entropy=_estimate(data.get("entropy")),
+        further=_further(values),
     )
 
 

@@ -97,16 +97,16 @@ def make_table(metrics: Metrics) -> RoundsTable:
     )
     rows = []
     for model in denoisers_of(metrics):
-        cells = [_sample_cell(model.at(count)) for count in counts]
-        rows.append(Row(describe_model(model), (*cells, (MISSING,), *_single_cells(model))))
+        cells = [sample_cell(model.at(count)) for count in counts]
+        rows.append(Row(describe_model(model), (*cells, (MISSING,), *single_cells(model))))
     autoregressive = autoregressive_of(metrics)
     if autoregressive is not None:
-        sampled = autoregressive.samples[0]
-        cell = (*_sample_cell(sampled), f"{sampled.num_steps} tokens")
+        sampled = next(iter(autoregressive.samples), None)
+        cell = sample_cell(sampled) if sampled is None else (*sample_cell(sampled), f"{sampled.num_steps} tokens")
         rows.append(
             Row(
                 describe_model(autoregressive),
-                (*[(MISSING,)] * len(counts), cell, *_single_cells(autoregressive)),
+                (*[(MISSING,)] * len(counts), cell, *single_cells(autoregressive)),
             )
         )
     if metrics:
@@ -116,19 +116,22 @@ def make_table(metrics: Metrics) -> RoundsTable:
     return RoundsTable(header, tuple(rows))
 
 
-def _sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
+def sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
+    """Lines of the cell for one model at one number of steps: perplexity, and under it what qualifies it."""
     if sampled is None:
         return (MISSING,)
     return (
         format_estimate(sampled.generative_perplexity),
         f"entropy {format_estimate(sampled.entropy)}",
         f"MAUVE {format_estimate(sampled.mauve)}",
+        *(f"{title} {format_estimate(estimate)}" for title, estimate in sampled.extras.items()),
     )
 
 
-def _single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The cells of what does not depend on the number of steps: cloze accuracy and validation perplexity."""
     cloze = f"{format_estimate(model.cloze_accuracy, scale=100)} %" if model.cloze_accuracy else MISSING
-    bound = "≤ " if model.validation_is_bound else ""
+    bound = "≤ " if model.validation_is_bound and model.validation_perplexity else ""
     return (cloze,), (bound + format_estimate(model.validation_perplexity),)
 
 
@@ -153,8 +156,9 @@ def rounds_table(metrics: Metrics) -> "Table":
     for row in table.rows:
         without_denoising = row.cells[num_counts]
         if without_denoising == (MISSING,):
+            # Entropy and MAUVE, but not the extras: those are on the page.
             cells = [*row.cells[:num_counts], *row.cells[num_counts + 1 :]]
-            shown.add_row(row.name, *("\n".join(map(_narrow, cell)) for cell in cells))
+            shown.add_row(row.name, *("\n".join(map(_narrow, cell[:3])) for cell in cells))
         else:
             cloze, validation = (cell[0] for cell in row.cells[num_counts + 1 :])
             singles = [] if cloze == MISSING else [f"cloze {cloze}", f"validation {validation}"]
@@ -197,7 +201,7 @@ def summarize(metrics: Metrics) -> dict[str, dict[str, float]]:
 
 def _summarize_model(model: ModelMetrics) -> dict[str, float]:
     summary: dict[str, float] = {}
-    for sampled in (model.samples[0], model.samples[-1]):
+    for sampled in (*model.samples[:1], *model.samples[-1:]):
         for key in ("generative_perplexity", "entropy", "mauve"):
             _put(summary, f"{key}_{sampled.num_steps}", getattr(sampled, key))
     _put(summary, "cloze_accuracy", model.cloze_accuracy)

@@ -1,0 +1,43 @@
+"""The record of how long a stage took belongs to what the stage made."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from halfstep.stage_times import find_stage_time, record_stage
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr("halfstep.stage_times.STARTED", time.monotonic() - 12)
+    path = tmp_path / "1.csv"
+    path.write_text("step,loss\n1,5.0\n")
+    return path
+
+
+def test_a_record_is_found_by_stage_and_output(output: Path) -> None:
+    record_stage("distill@1", output)
+    found = find_stage_time("distill@1", output)
+    assert found is not None
+    assert found.seconds == pytest.approx(12, abs=2)
+    assert "cores" in found.hardware
+    assert "Python 3" in found.versions
+    assert find_stage_time("distill@2", output) is None
+
+
+def test_another_output_has_no_record_until_the_first_one_is_restored(output: Path) -> None:
+    record_stage("distill@1", output)
+    kept = output.read_text()
+    output.write_text("step,loss\n1,6.0\n")
+    assert find_stage_time("distill@1", output) is None
+    output.write_text(kept)
+    assert find_stage_time("distill@1", output) is not None
+
+
+def test_a_broken_record_counts_as_none(output: Path) -> None:
+    record_stage("distill@1", output)
+    (record,) = output.parent.glob(".halfstep/stages/*.json")
+    record.write_text("{")
+    assert find_stage_time("distill@1", output) is None
