@@ -22,7 +22,10 @@ def main(
 ) -> None:
     """Write the report of a pipeline run: index.html, README.md, figures/, plots/, steps.csv and summary.json."""
     from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.evaluation.sample_metrics import paired_perplexity_ratio
     from halfstep.report import (
+        Estimate,
+        compare,
         load_curves,
         load_latency,
         load_metrics,
@@ -35,9 +38,20 @@ def main(
 
     params = load_params(params_path)
     models = sorted(params.models, key=lambda model: model == BASELINE)
+    metrics = load_metrics(metrics_path, params.models)
+    comparison = compare(metrics)
+    paired = None
+    if comparison is not None:
+        paired = paired_perplexity_ratio(
+            metrics_path / str(comparison.round_index) / "samples.csv",
+            metrics_path / "0" / "samples.csv",
+            comparison.student.num_steps,
+            num_resamples=params.evaluate.num_bootstrap_resamples,
+            seed=params.seed,
+        )
     write_report(
         reports_path,
-        metrics=load_metrics(metrics_path, params.models),
+        metrics=metrics,
         latencies=load_latency(metrics_path / "latency.json"),
         curves=load_curves(curves_path, params.models),
         samples=load_samples(
@@ -58,6 +72,7 @@ def main(
         params_text=params_path.read_text(encoding="utf-8"),
         distance=params.distill.distance,
         preset=params.preset,
+        paired_ratio=paired and Estimate(**vars(paired)),
     )
     console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
 

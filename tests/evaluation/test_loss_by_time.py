@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.evaluation.likelihood import validation_nelbo
+from halfstep.evaluation.likelihood import denoiser_likelihood
 from halfstep.evaluation.loss_by_time import loss_by_time
 
 
@@ -43,7 +43,7 @@ def test_times_outside_and_shapes_that_differ_are_refused(t):
 
 def test_the_buckets_of_a_uniform_denoiser_all_cost_log_of_the_clean_vocabulary():
     vocab, mask = 11, 10
-    likelihood = validation_nelbo(
+    likelihood = denoiser_likelihood(
         lambda xt, at: torch.zeros(int(at.sum()), vocab),
         np.random.default_rng(0).integers(0, mask, size=(400, 24)).astype(np.uint16),
         schedule=LogLinearSchedule(1e-3),

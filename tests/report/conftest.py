@@ -176,6 +176,7 @@ class Project:
             params_text="preset: laptop\nseed: 0\n",
             distance="kl_student_teacher",
             preset=preset,
+            paired_ratio=None,
         )
         return self.root / name
 

@@ -54,9 +54,9 @@ def test_what_was_not_measured_is_a_dash_on_the_page_and_absent_elsewhere(projec
     for entry in project.values["1"]["samples"]:
         entry["mauve"] = None
     project.values["1"]["cloze"] = None
-    project.values["2"]["samples"][0]["mauve"] = estimate(0.9, 0.01, 499)
+    project.values["2"]["samples"][0]["mauve"] = estimate(0.9, 0.01, 999)
     folder = project.report()
-    assert "499 samples, fewer than 500" in (folder / "index.html").read_text()
+    assert "999 samples, fewer than 1000" in (folder / "index.html").read_text()
     assert "mauve_4" not in json.loads((folder / "summary.json").read_text())["1"]
     assert "cloze_accuracy" not in summarize(project.metrics())["1"]
     with (folder / "steps.csv").open(newline="") as stream:
@@ -88,6 +88,20 @@ def test_headline_does_not_call_noise_an_improvement(project: Any) -> None:
     assert "2.000 ± 0.090 times as high" in verdict
 
 
+def test_headline_goes_by_the_interval_of_paired_samples_where_there_is_one(project: Any) -> None:
+    for interval, words in (
+        (
+            (0.7, 0.9),
+            "has a lower generative perplexity than the teacher, 0.800 times the teacher's (95 % interval 0.700",
+        ),
+        ((0.7, 1.1), "is not clearly better than the teacher: its generative perplexity is 0.800 times"),
+        ((1.1, 1.2), "is worse than the teacher"),
+    ):
+        assert words in headline(project.metrics(), Estimate(0.8, None, 40, "1", interval))[0]
+    # Without an interval the standard errors decide.
+    assert "by a factor of 2.500" in headline(project.metrics(), Estimate(0.8, None, 1, "1"))[0]
+
+
 def test_headline_without_standard_errors_or_without_a_student_claims_nothing(project: Any) -> None:
     project.values["2"]["samples"][0]["generative_perplexity"] = estimate(1.0, None, 1)
     assert "not clearly better" in headline(project.metrics())[0]
@@ -113,8 +127,8 @@ def test_the_gain_is_stated_where_it_lies(project: Any) -> None:
 
 def test_few_mauve_samples_are_warned_of(project: Any) -> None:
     assert warnings_of(project.metrics()) == []
-    project.values["1"]["samples"][0]["mauve"] = estimate(0.9, 0.01, 499)
-    assert "499 samples, fewer than 500" in warnings_of(project.metrics())[0]
+    project.values["1"]["samples"][0]["mauve"] = estimate(0.9, 0.01, 999)
+    assert "999 samples, fewer than 1000" in warnings_of(project.metrics())[0]
 
 
 def test_page_escapes_samples_and_loads_nothing(report: Path) -> None:
@@ -310,6 +324,7 @@ def test_one_round_and_no_round_have_a_page(project: Any) -> None:
             params_text="",
             distance="mse",
             preset="laptop",
+            paired_ratio=None,
         )
         page = (project.root / "fewer" / "index.html").read_text()
         assert "Latency was not measured." in page

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from halfstep.errors import UserError
 from halfstep.evaluation.diversity import distinct_ngrams, self_bleu
-from halfstep.evaluation.estimates import Estimate, mean_estimate
+from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_of, with_interval
 from halfstep.evaluation.generative_perplexity import SampleQuality, sample_quality
 from halfstep.evaluation.mauve import Mauve, mauve_score
 from halfstep.evaluation.sample_table import SampleSet
@@ -127,3 +128,45 @@ def write_samples_table(path: Path, measured: Sequence[SampleMetrics]) -> None:
             scored = metrics.quality.scored
             columns = zip(scored.nlls, scored.num_tokens, metrics.quality.entropies, strict=True)
             writer.writerows([metrics.num_steps, index, *row] for index, row in enumerate(columns))
+
+
+def paired_perplexity_ratio(
+    ours: Path, theirs: Path, num_steps: int, *, num_resamples: int, seed: int
+) -> Estimate | None:
+    """Our generative perplexity over theirs in one number of steps, with a bootstrap interval over pairs of samples.
+
+    Samples of one index are drawn from the same random numbers by every model, so they are paired: what chance does
+    to both cancels.
+
+    Args:
+        ours, theirs: tables of `write_samples_table`.
+        num_steps: which samples.
+        num_resamples, seed: of the bootstrap.
+    Returns:
+        the ratio; None where either has no samples in so many steps, or they are not the same ones.
+    Raises:
+        UserError: a table is missing or broken.
+    """
+    tables = [_read_samples_table(path, num_steps) for path in (ours, theirs)]
+    (indices, *our_numbers), (their_indices, *their_numbers) = tables
+    if not len(indices) or not np.array_equal(indices, their_indices):
+        return None
+
+    def ratio(*numbers: np.ndarray, axis: int = -1) -> np.ndarray:
+        our_nlls, our_tokens, their_nlls, their_tokens = numbers
+        return perplexity_of(our_nlls, our_tokens, axis) / perplexity_of(their_nlls, their_tokens, axis)
+
+    numbers = [*our_numbers, *their_numbers]
+    estimate = Estimate(float(ratio(*numbers)), None, len(indices), "1")
+    return with_interval(estimate, ratio, numbers, num_resamples=num_resamples, seed=seed)
+
+
+def _read_samples_table(path: Path, num_steps: int) -> list[np.ndarray]:
+    """(sample indices, nats, tokens) of the samples in one number of steps, each float [num_samples]."""
+    columns = ("sample_index", "nll_nats", "num_tokens")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["num_steps"]) == num_steps]
+        return [np.array([float(row[name]) for row in rows]) for name in columns]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): the stage evaluate writes it, dvc repro") from None

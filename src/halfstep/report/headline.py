@@ -9,7 +9,7 @@ from halfstep.report.table import denoisers_of, format_estimate, format_number
 NUM_CLEAR_ERRORS = 2.0
 """A difference counts when it is more than this many combined standard errors."""
 
-MIN_MAUVE_SAMPLES = 500
+MIN_MAUVE_SAMPLES = 1000
 """Below this many samples the quantized distributions behind MAUVE are too coarse for it to mean much."""
 
 
@@ -70,8 +70,14 @@ def ratio(numerator: Estimate | None, denominator: Estimate | None) -> Estimate 
     return Estimate(value, error, min(numerator.count, denominator.count), "1")
 
 
-def headline(metrics: Metrics) -> list[str]:
-    """The result in a few sentences; the first one is the verdict."""
+def headline(metrics: Metrics, paired_ratio: Estimate | None = None) -> list[str]:
+    """The result in a few sentences; the first one is the verdict.
+
+    Args:
+        metrics: of every model.
+        paired_ratio: generative perplexity of the student over the teacher's, of what `compare` compares, with the
+            interval of paired samples: it then decides. None decides by combined standard errors.
+    """
     comparison = compare(metrics)
     if comparison is None:
         if any(model.round_index for model in denoisers_of(metrics)):
@@ -83,6 +89,8 @@ def headline(metrics: Metrics) -> list[str]:
         return [f"The generative perplexity with {_steps(student.num_steps)} was not measured: no verdict."]
     numbers = f"{format_estimate(before)} for the teacher, {format_estimate(after)} for the student"
     subject = f"With {_steps(student.num_steps)} the student of round {comparison.round_index}"
+    if paired_ratio is not None and paired_ratio.interval is not None:
+        return [_paired_verdict(subject, paired_ratio, paired_ratio.interval, numbers), _entropy_sentence(comparison)]
     sign = clear_sign(before, after)
     if sign == -1:
         factor = format_estimate(ratio(before, after))
@@ -104,6 +112,16 @@ def headline(metrics: Metrics) -> list[str]:
             f" standard error here, so no difference can be told from chance: {numbers}."
         )
     return [verdict, _entropy_sentence(comparison)]
+
+
+def _paired_verdict(subject: str, ratio: Estimate, interval: tuple[float, float], numbers: str) -> str:
+    low, high = interval
+    times = f"{ratio.value:.3f} times the teacher's (95 % interval {low:.3f} to {high:.3f}, {ratio.count} pairs)"
+    if high < 1:
+        return f"{subject} has a lower generative perplexity than the teacher, {times}: {numbers}."
+    if low > 1:
+        return f"{subject} is worse than the teacher: its generative perplexity is {times}, {numbers}."
+    return f"{subject} is not clearly better than the teacher: its generative perplexity is {times}, {numbers}."
 
 
 def _entropy_sentence(comparison: Comparison) -> str:

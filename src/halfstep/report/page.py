@@ -82,6 +82,7 @@ def write_report(
     params_text: str,
     distance: str,
     preset: str,
+    paired_ratio: Estimate | None,
 ) -> None:
     """Write the report: index.html, README.md, figures/, plots/, steps.csv and summary.json.
 
@@ -96,6 +97,7 @@ def write_report(
         params_text: the composed parameters as YAML.
         distance: name of the distillation loss.
         preset: which parameters these are.
+        paired_ratio: see `headline`.
     """
     charts = charts_of(metrics, latencies, curves, together, distance=distance, preset=preset)
     write_points_of(charts, folder / "plots")
@@ -108,7 +110,7 @@ def write_report(
     units = {name: "tokens" if model.round_index is None else "denoising steps" for name, model in metrics.items()}
     content = {
         "question": QUESTION,
-        "headline": headline(metrics),
+        "headline": headline(metrics, paired_ratio),
         "warnings": warnings_of(metrics),
         "table": make_table(metrics),
         "table_notes": table_notes(metrics),
