@@ -72,7 +72,7 @@ def main(
         params_text=params_path.read_text(encoding="utf-8"),
         distance=params.distill.distance,
         preset=params.preset,
-        paired_ratio=paired and Estimate(**vars(paired)),
+        paired_ratio=None if paired is None else Estimate(**vars(paired)),
     )
     console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
 

@@ -280,8 +280,17 @@ def no_entropy(values: dict[str, Any]) -> None:
     values["samples"][0]["entropy"] = None
 
 
-@pytest.mark.parametrize("change", [nulls_everywhere, a_value_is_null, no_samples, no_entropy])
-@pytest.mark.parametrize("of", [["ar"], ["0"], ["2"], MODELS])
+@pytest.mark.parametrize(
+    ("change", "of"),
+    [
+        (nulls_everywhere, MODELS),
+        (nulls_everywhere, ["ar"]),
+        (no_samples, MODELS),
+        (no_samples, ["0"]),
+        (a_value_is_null, ["2"]),
+        (no_entropy, ["2"]),
+    ],
+)
 def test_what_is_null_is_stated_and_stops_nothing(
     project: Any, change: Callable[[dict[str, Any]], None], of: list[str]
 ) -> None:
