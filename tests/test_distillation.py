@@ -65,6 +65,12 @@ def test_teacher_steps_sit_at_t_and_t_minus_dt() -> None:
     assert steps.tolist() == [[4, 4, 3, 3, 2, 2, 1, 1]]
 
 
+def test_a_step_that_ends_at_time_zero_leaves_nothing_masked() -> None:
+    t = torch.tensor([0.25], dtype=torch.float64)
+    u = torch.tensor([[0.0]], dtype=torch.float64)
+    assert teacher_unmask_steps(u, t, dt=0.25, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[1]]
+
+
 def test_what_no_teacher_step_unmasks_is_one_step_later() -> None:
     t = torch.tensor([1.0, 0.5], dtype=torch.float64)
     u = torch.zeros(2, 1, dtype=torch.float64)
@@ -250,11 +256,43 @@ def test_the_teacher_is_not_asked_for_sequences_that_need_nothing(table) -> None
     assert [len(rows) for rows in asked] == [1, 1]
 
 
+def test_where_nothing_unmasks_in_the_first_step_the_second_still_teaches(table) -> None:
+    asked: list[torch.Tensor] = []
+    xt = torch.tensor([[MASK, 0]])
+    u_time = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    t = torch.tensor([0.9], dtype=torch.float64)
+    targets = _targets(_logits_at(table, asked), xt, t, u_time, torch.zeros(1, 2, dtype=torch.float64))
+    torch.testing.assert_close(targets, masked_log_probs(table[MASK, 0][:1], MASK))
+    assert len(asked) == 1
+
+
+def test_tokens_beyond_the_mask_are_visible_and_have_no_target() -> None:
+    """The mask in the middle of the vocabulary."""
+    asked: list[torch.Tensor] = []
+    table = {xt: torch.zeros(LENGTH, VOCAB, dtype=torch.float64) for xt in itertools.product(range(VOCAB), repeat=2)}
+    u = torch.full((1, 2), 0.99, dtype=torch.float64)
+    targets = sdtt_targets(
+        _logits_at(table, asked),
+        torch.tensor([[1, 2]]),
+        torch.tensor([0.5], dtype=torch.float64),
+        dt=0.25,
+        num_teacher_steps=2,
+        mask_token_id=1,
+        schedule=SCHEDULE,
+        u_time=u,
+        u_token=u,
+    )
+    torch.testing.assert_close(targets.exp(), torch.tensor([[0.5, 0.0, 0.5]], dtype=torch.float64))
+
+
 def test_nothing_masked_is_no_target_and_a_loss_of_zero(table) -> None:
-    xt = torch.tensor([[0, 1]])
-    u = torch.zeros(1, 2, dtype=torch.float64)
-    targets = _targets(_logits_at(table), xt, torch.tensor([0.1], dtype=torch.float64), u, u)
+    asked: list[torch.Tensor] = []
+    xt = torch.tensor([[0, 1], [1, 1]])
+    u = torch.zeros(2, 2, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    targets = _targets(_logits_at(table, asked), xt, t, u, u)
     assert targets.shape == (0, VOCAB)
+    assert [len(rows) for rows in asked] == [1]
     student = torch.zeros(0, VOCAB, requires_grad=True)
     total, count = sdtt_loss(student, targets, kl_student_teacher)
     assert count == 0

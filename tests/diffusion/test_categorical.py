@@ -69,6 +69,22 @@ def test_a_row_that_is_no_distribution_is_refused(row: list[float]) -> None:
         draw_categorical(torch.tensor([[0.0, 0.0], row]), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 
-def test_float32_uniforms_are_refused() -> None:
-    with pytest.raises(ValueError, match="float64"):
-        draw_categorical(torch.zeros(2, 3), torch.zeros(2))
+def test_rows_may_lie_in_any_number_of_dimensions() -> None:
+    log_p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    u = torch.rand(4, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = draw_categorical(log_p.expand(4, 1, 5, 3), u)
+    assert torch.equal(drawn, (u >= 0.2).long() + (u >= 0.5).long())
+    assert draw_categorical(log_p, u[0, 0, 0]) == drawn[0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("log_p_shape", "u_shape", "dtype", "message"),
+    [
+        ((2, 3), (2,), torch.float32, r"torch.float32 of shape \(2,\)"),
+        ((2, 4, 3), (2, 5), torch.float64, r"of shape \(2, 5\), expected torch.float64 of shape \(2, 4\)"),
+        ((2, 4, 3), (2, 3), torch.float64, r"of shape \(2, 3\), expected torch.float64 of shape \(2, 4\)"),
+    ],
+)
+def test_uniforms_that_do_not_fit_are_refused(log_p_shape, u_shape, dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_categorical(torch.zeros(log_p_shape), torch.zeros(u_shape, dtype=dtype))

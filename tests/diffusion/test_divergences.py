@@ -58,6 +58,14 @@ def test_a_token_that_only_one_side_excludes(name: str, if_student_excludes: flo
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
+def test_rows_may_lie_in_any_number_of_dimensions(name: str, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    flat = DIVERGENCES[name](*pair)
+    student, teacher = (rows.view(5, 1, 1, 4).expand(5, 2, 3, 4) for rows in pair)
+    torch.testing.assert_close(DIVERGENCES[name](student, teacher), flat[:, None, None].expand(5, 2, 3))
+    torch.testing.assert_close(DIVERGENCES[name](pair[0][0], pair[1][0]), flat[0])
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_equal_predictions_have_no_distance(name: str, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     distance = DIVERGENCES[name](pair[0], pair[0])
     torch.testing.assert_close(distance, torch.zeros_like(distance))

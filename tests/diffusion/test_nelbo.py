@@ -26,10 +26,11 @@ def test_a_uniform_prediction_costs_weight_times_log_v_per_masked_token() -> Non
     torch.testing.assert_close(losses, expected)
 
 
-def test_one_prediction_per_masked_position_is_required() -> None:
-    with pytest.raises(ValueError, match="3 rows for 2 masked"):
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_one_prediction_per_masked_position_is_required(num_rows: int) -> None:
+    with pytest.raises(ValueError, match=f"{num_rows} rows for 2 masked"):
         nelbo_per_token(
-            torch.zeros(3, 4),
+            torch.zeros(num_rows, 4),
             torch.zeros(1, 2, dtype=torch.int64),
             torch.ones(1, 2, dtype=torch.bool),
             torch.ones(1),

@@ -34,8 +34,15 @@ def test_two_steps_compose_to_one() -> None:
 def test_a_step_forward_in_time_is_refused() -> None:
     with pytest.raises(ValueError, match="earlier"):
         unmask_probability(_alpha(0.5), _alpha(0.4))
-    with pytest.raises(ValueError, match="no token is masked"):
-        unmask_probability(_alpha(1.0), _alpha(1.0))
+    for alpha in (1.0, 1.2):
+        with pytest.raises(ValueError, match="no token is masked"):
+            unmask_probability(_alpha(alpha), _alpha(alpha))
+
+
+def test_tokens_on_either_side_of_the_mask_are_visible() -> None:
+    p_x0 = torch.tensor([[[0.5, 0, 0.5]] * 3], dtype=torch.float64)
+    probs = posterior_probs(p_x0, torch.tensor([[0, 1, 2]]), _alpha(0.0), _alpha(0.5), mask_token_id=1)
+    assert probs[0].tolist() == [[1, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1]]
 
 
 def _forward_step(alpha_s: float, alpha_t: float) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_a_schedule_does_not_change() -> None:
         LogLinearSchedule(1e-3).epsilon = 0.5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1])
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, 1.5])
 def test_epsilon_outside_the_open_unit_interval_is_refused(epsilon: float) -> None:
     with pytest.raises(ValueError, match="epsilon"):
         LogLinearSchedule(epsilon)

@@ -22,10 +22,10 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
     torch.testing.assert_close(masked_log_probs(logits, 3)[:, :3], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("mask_token_id", [-1, 4])
+@pytest.mark.parametrize("mask_token_id", [-1, 4, 5])
 def test_a_mask_outside_the_vocabulary_is_refused(mask_token_id: int) -> None:
-    with pytest.raises(ValueError, match=f"mask_token_id is {mask_token_id}"):
-        masked_log_probs(torch.zeros(2, 4), mask_token_id)
+    with pytest.raises(ValueError, match=f"mask_token_id is {mask_token_id}, but the vocabulary has 4 entries"):
+        masked_log_probs(torch.zeros(2, 3, 4), mask_token_id)
 
 
 def test_the_mask_can_be_any_token_of_the_vocabulary() -> None:
@@ -34,6 +34,12 @@ def test_the_mask_can_be_any_token_of_the_vocabulary() -> None:
         torch.testing.assert_close(p, torch.where(torch.arange(3) == mask_token_id, 0.0, 0.5))
 
 
-def test_logits_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match="logits has shape"):
-        subs_log_probs(torch.zeros(1, 3, 4), torch.zeros(1, 2).long(), 3)
+@pytest.mark.parametrize("length", [2, 4])
+def test_logits_of_another_shape_are_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=rf"logits has shape \(1, 3, 4\), xt \(1, {length}\)"):
+        subs_log_probs(torch.zeros(1, 3, 4), torch.zeros(1, length).long(), 3)
+
+
+def test_tokens_on_either_side_of_the_mask_are_visible() -> None:
+    p = subs_log_probs(torch.zeros(1, 3, 3), torch.tensor([[0, 1, 2]]), mask_token_id=1).exp()
+    torch.testing.assert_close(p, torch.tensor([[[1.0, 0, 0], [0.5, 0, 0.5], [0, 0, 1]]]))
