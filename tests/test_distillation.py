@@ -258,12 +258,12 @@ def test_the_teacher_is_not_asked_for_sequences_that_need_nothing(table) -> None
 
 def test_where_nothing_unmasks_in_the_first_step_the_second_still_teaches(table) -> None:
     asked: list[torch.Tensor] = []
-    xt = torch.tensor([[MASK, 0]])
-    u_time = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
-    t = torch.tensor([0.9], dtype=torch.float64)
-    targets = _targets(_logits_at(table, asked), xt, t, u_time, torch.zeros(1, 2, dtype=torch.float64))
-    torch.testing.assert_close(targets, masked_log_probs(table[MASK, 0][:1], MASK))
-    assert len(asked) == 1
+    xt = torch.tensor([[MASK, 0], [1, MASK]])
+    u_time = torch.full((2, 2), 0.5, dtype=torch.float64)
+    t = torch.tensor([0.9, 0.9], dtype=torch.float64)
+    targets = _targets(_logits_at(table, asked), xt, t, u_time, torch.zeros(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(targets, masked_log_probs(torch.stack([table[MASK, 0][0], table[1, MASK][1]]), MASK))
+    assert [len(rows) for rows in asked] == [2]
 
 
 def test_tokens_beyond_the_mask_are_visible_and_have_no_target() -> None:

@@ -146,15 +146,26 @@ def test_no_steps_and_shapes_that_differ_are_refused() -> None:
     u = torch.zeros(1, LENGTH, dtype=torch.float64)
     with pytest.raises(ValueError, match="num_steps is 0"):
         unmask_steps(u, 0)
-    with pytest.raises(ValueError, match="x_init has shape"):
-        sample(
-            TableDenoiser().logits_at,
-            torch.zeros(2, 2).long(),
-            num_steps=1,
-            mask_token_id=MASK,
-            u_time=u,
-            u_token=u,
-        )
+    shapes = [((2, 2), (1, 3), (1, 3)), ((1, 2), (1, 3), (1, 3)), ((1, 3), (1, 3), (1, 2)), ((1, 3), (1, 3), (1, 4))]
+    for x_shape, time_shape, token_shape in shapes:
+        with pytest.raises(ValueError, match="x_init has shape"):
+            sample(
+                TableDenoiser().logits_at,
+                torch.zeros(x_shape).long(),
+                num_steps=1,
+                mask_token_id=MASK,
+                u_time=torch.zeros(time_shape, dtype=torch.float64),
+                u_token=torch.zeros(token_shape, dtype=torch.float64),
+            )
+
+
+def test_tokens_on_either_side_of_the_mask_are_kept() -> None:
+    u = torch.full((1, LENGTH), 0.9, dtype=torch.float64)
+    x_init = torch.tensor([[0, 1, 2]])
+    samples = sample(TableDenoiser().logits_at, x_init, num_steps=2, mask_token_id=1, u_time=u, u_token=u)
+    assert samples.tokens[0, [0, 2]].tolist() == [0, 2]
+    assert samples.tokens[0, 1] in (0, 2)
+    assert samples.unmask_step.tolist() == [[0, 1, 0]]
 
 
 def _constant_logits(tokens: torch.Tensor, state: int | None) -> tuple[torch.Tensor, int]:
@@ -183,7 +194,7 @@ def test_autoregressive_samples_keep_their_prefix_and_count_from_its_end() -> No
     assert whole.nfe.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("prefix_length", "length", "u_length"), [(0, 3, 3), (4, 3, 3), (1, 3, 2)])
+@pytest.mark.parametrize(("prefix_length", "length", "u_length"), [(0, 3, 3), (4, 3, 3), (1, 3, 2), (1, 3, 4)])
 def test_a_prefix_that_does_not_fit_is_refused(prefix_length: int, length: int, u_length: int) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         sample_autoregressive(
