@@ -159,7 +159,7 @@ def denoiser_likelihood(
         device: where the denoiser computes.
     Raises:
         UserError: the network gives NaN or infinity.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, Sections 3.4 and 3.5.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Eq. 10 and 11; the paper draws one time per sequence.
     """
     looks = _noised(tokens, schedule, min_time, mask_token_id, num_draws, seed)
     nelbos: list[float] = []

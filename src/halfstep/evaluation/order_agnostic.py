@@ -7,8 +7,8 @@ Writing n tokens one by one in a random order costs, on average over orders,
 k uniform on 1..n and S uniform among the subsets of size k. It bounds the negative log-likelihood from above, as the
 NELBO restricted to these tokens does.
 
-Source: Hoogeboom et al. 2021, arXiv:2110.02037 (order-agnostic bound); Nie et al. 2025, arXiv:2502.09992, Section on
-    evaluation (conditional likelihood, drawn by number of masks).
+Source: Hoogeboom et al. 2021, arXiv:2110.02037, Sections 2 (Eq. 2) and 3; Nie et al. 2025, arXiv:2502.09992, Section
+    2.4 (Eq. 6) and Algorithm 3 (conditional likelihood, drawn by number of masks).
 """
 
 import math
