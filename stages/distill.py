@@ -65,7 +65,7 @@ def main(
             student,
             settings,
             objective=distillation_objective(
-                teacher.logits_at,
+                teacher,
                 dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
                 num_teacher_steps=settings.num_teacher_steps,
                 divergence=DIVERGENCES[settings.distance],

@@ -42,7 +42,7 @@ COMMON = {
     "halfstep", "halfstep.errors", "halfstep.files", "halfstep.seeds", "halfstep.device", "halfstep.console",
     "halfstep.settings",
 }  # fmt: skip
-MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "halfstep"}
+MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
 
 def module_file(module: str) -> Path | None:

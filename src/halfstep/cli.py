@@ -66,7 +66,7 @@ def generate(
 
     def draw(on_step: Callable[[int, Tensor], None] | None) -> Tensor:
         samples = sample(
-            denoiser.logits_at,
+            denoiser,
             x_init,
             num_steps=num_steps,
             mask_token_id=mask_token_id,

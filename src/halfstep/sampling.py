@@ -5,21 +5,35 @@ draws the step in which it unmasks beforehand, and the network is asked only for
 at all for sequences in which nothing does. The distribution is that of the plain sampler, the work is less.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from halfstep.diffusion.categorical import draw_categorical
-from halfstep.diffusion.subs import masked_log_probs
+from halfstep.diffusion.projection import rows_per_chunk
+from halfstep.diffusion.subs import exclude_mask, masked_log_probs
 from halfstep.seeds import derive_seed
 
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """(xt int64 [batch, length], at bool [batch, length]) -> logits at those positions, row-major [at.sum(), vocab]."""
 
 State = TypeVar("State")
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A denoiser in two parts, body and projection, so that logits can be made for a few positions at a time."""
+
+    @property
+    def head(self) -> nn.Linear:
+        """The projection, hidden_size to vocab."""
+
+    def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
+        """(xt int64 [batch, length], at bool [batch, length]) -> what `head` projects, row-major [at.sum(), hidden]."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +93,32 @@ def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
     return (num_steps * (1 - u_time)).ceil().long()
 
 
+def logit_chunks(network: LogitsAt | Predictor, xt: Tensor, at: Tensor, mask_token_id: int) -> Iterator[Tensor]:
+    """Logits at some positions, the mask token excluded, as many positions at once as memory should hold.
+
+    Args:
+        network: in two parts, or a function that gives all logits at once, which then are the only piece.
+        xt: tokens at time t, int64 [batch, length].
+        at: positions wanted, bool [batch, length].
+        mask_token_id: id of the absorbing state.
+    Yields:
+        float32 or wider [n, vocab], -inf at the mask token; together row-major [at.sum(), vocab].
+    """
+    if isinstance(network, Predictor):
+        head = network.head
+        bias = exclude_mask(head.bias, mask_token_id)
+        hidden = network.hidden_at(xt, at)
+        for rows in hidden.split(rows_per_chunk(head.out_features, hidden.device)):
+            logits = F.linear(rows, head.weight, bias)
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32))
+    else:
+        logits = network(xt, at)
+        yield exclude_mask(logits.to(torch.promote_types(logits.dtype, torch.float32)), mask_token_id)
+
+
 @torch.inference_mode()
 def sample(
-    logits_at: LogitsAt,
+    network: LogitsAt | Predictor,
     x_init: Tensor,
     *,
     num_steps: int,
@@ -93,7 +130,7 @@ def sample(
     """Ancestral sampling from x_init, whose masks are filled in num_steps denoising steps.
 
     Args:
-        logits_at: the denoiser in evaluation mode, see `LogitsAt`. It is not told the time.
+        network: the denoiser in evaluation mode, see `LogitsAt` and `Predictor`. It is not told the time.
         x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
         num_steps: denoising steps, 1 or more.
         mask_token_id: id of the absorbing state.
@@ -120,8 +157,12 @@ def sample(
         unmasks = unmask_step == step
         rows = unmasks.any(dim=1).nonzero()[:, 0]
         if rows.numel():
-            logits = logits_at(xt[rows], unmasks[rows])
-            xt[unmasks] = draw_categorical(masked_log_probs(logits, mask_token_id), u_token[unmasks])
+            u = u_token[unmasks]
+            drawn = []
+            for logits in logit_chunks(network, xt[rows], unmasks[rows], mask_token_id):
+                drawn.append(draw_categorical(logits, u[: len(logits)]))
+                u = u[len(logits) :]
+            xt[unmasks] = torch.cat(drawn)
             nfe[rows] += 1
         if on_step is not None:
             on_step(step, xt)

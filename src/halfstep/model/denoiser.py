@@ -151,10 +151,10 @@ class _OutputLayer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, cond: Tensor, at: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """What `linear` projects, float [batch, length, hidden_size]."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
-        x = _modulate(self.norm_final(x), shift, scale)
-        return self.linear(x if at is None else x[at])
+        return _modulate(self.norm_final(x), shift, scale)
 
 
 class Denoiser(nn.Module):
@@ -187,6 +187,11 @@ class Denoiser(nn.Module):
         Returns:
             float [batch, length, vocab], or [at.sum(), vocab] in row-major order.
         """
+        hidden = self.hidden(xt, sigma)
+        return self.head(hidden if at is None else hidden[at])
+
+    def hidden(self, xt: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """The network's body: what `head` projects to logits, float [batch, length, hidden_size]; Args as `forward`."""
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = F.silu(self.sigma_map(sigma))
@@ -194,10 +199,19 @@ class Denoiser(nn.Module):
         x = self.vocab_embed(xt)
         for block in self.blocks:
             x = block(x, cond, cos, sin)
-        return self.output_layer(x, cond, at)
+        return self.output_layer(x, cond)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The projection to the vocabulary."""
+        return self.output_layer.linear
+
+    def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
+        """`hidden` at some positions of a time-unconditional model, float [at.sum(), hidden_size] in row-major order."""
+        return self.hidden(xt)[at]
 
     def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """`forward` at some positions of a time-unconditional model: what samplers and losses ask for."""
+        """`forward` at some positions of a time-unconditional model, float [at.sum(), vocab] in row-major order."""
         return self(xt, at=at)
 
     @classmethod
