@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from halfstep import console
+from halfstep.bench.command import app as bench
 from halfstep.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, distill and measure fast diffusion language models. The pipeline itself is `dvc repro`.",
 )
+
+app.add_typer(bench, name="bench")
 
 MASK_GLYPH = " ░░"
 
