@@ -12,13 +12,11 @@ from halfstep.device import autocast, set_num_threads
 
 
 def main(request: str) -> None:
-    """Print {"peak_bytes", "before_bytes"} of the work a JSON object names; of the accelerator's memory if it has one."""
+    """Print {"peak_bytes", "before_bytes"} of the work that a JSON object names, on an accelerator of its memory."""
     wanted = json.loads(request)
     set_num_threads(wanted["num_threads"])
     device = torch.device(wanted["device"])
-    work = build(
-        wanted["work"], Size(**wanted["size"]), num_steps=wanted["num_steps"], dt=wanted["dt"], device=device
-    )
+    work = build(wanted["work"], Size(**wanted["size"]), num_steps=wanted["num_steps"], dt=wanted["dt"], device=device)
 
     def peak() -> int:
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()

@@ -4,8 +4,8 @@ Every position is projected to the whole vocabulary at every step, noise is draw
 log-probabilities are kept as [batch, length, vocab] tensors. Nothing here is used to train or to sample: `halfstep
 bench` times it, and tests compare its results with ours.
 
-Source: the code of Sahoo et al. 2024, arXiv:2406.07524, and Deschenaux & Gulcehre 2024, arXiv:2410.21035v2: which tensors
-    are formed, and with which constants. The teacher's times are those the paper means, t and t - dt.
+Source: the code of Sahoo et al. 2024, arXiv:2406.07524, and Deschenaux & Gulcehre 2024, arXiv:2410.21035v2: which
+    tensors are formed, and with which constants. The teacher's times are those the paper means, t and t - dt.
 """
 
 from collections.abc import Callable

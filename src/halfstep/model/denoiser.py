@@ -230,7 +230,7 @@ class Denoiser(nn.Module):
         return self.output_layer.linear
 
     def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """`hidden` at some positions of a time-unconditional model, float [at.sum(), hidden_size] in row-major order."""
+        """`hidden` at some positions of a time-unconditional model, float [at.sum(), hidden_size], row-major."""
         return self.hidden(xt, at=at)
 
     def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
