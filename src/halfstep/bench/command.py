@@ -183,6 +183,7 @@ def scaling(
     device: Device = "auto",
     precision: Precision = "auto",
     num_threads: Threads = None,
+    clock: Clock = "wall",
     json_path: Json = None,
 ) -> None:
     """Measure ours over denoising steps, vocabulary, length and batch, one at a time: seconds and peak memory."""
@@ -199,6 +200,7 @@ def scaling(
         num_repeats=num_repeats,
         device=run.device,
         precision=run.precision,
+        clock=run.clock,
     ):
         run.add(point)
     run.finish(title="Scaling of ours")

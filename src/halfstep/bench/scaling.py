@@ -1,6 +1,7 @@
 """How ours grows with denoising steps, vocabulary, length and batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def curves(
     num_repeats: int,
     device: torch.device,
     precision: str,
-    values: dict[str, Sequence[int]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[str, Any]]:
     """Seconds of one kind of work along each axis, and for the axes of a tensor's shape also its peak memory.
 
@@ -40,12 +41,12 @@ def curves(
         axes: which of `AXES`.
         num_warmups, num_repeats: calls before those that count, and those.
         device, precision: where and how to compute.
-        values: other values than those of `AXES`.
+        clock: seconds since some moment.
     Yields:
         cases: work, axis, value, and ours with seconds and peak bytes.
     """
     for axis in axes:
-        for value in (values or AXES)[axis]:
+        for value in AXES[axis]:
             is_sampling = axis == "num_steps"
             name = "sample" if is_sampling else "distill"
             here = size if is_sampling else replace(size, **{axis: value})
@@ -57,6 +58,7 @@ def curves(
                     num_warmups=num_warmups,
                     num_repeats=num_repeats,
                     synchronize=synchronizer(device),
+                    clock=clock,
                 )["ours"]
             ours: dict[str, Any] = {"seconds": spread(seconds)}
             if not is_sampling:
