@@ -27,6 +27,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [all cores].")]
 Clock = Annotated[str, typer.Option(help="wall, or cpu: processor seconds, on a machine with other work to do.")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile our networks' blocks.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results there, too.")]
 TeacherSteps = Annotated[int, typer.Option(min=2, help="The teacher's denoising steps; the student takes half.")]
 StepsList = Annotated[str, typer.Option("--num-steps", help="Denoising steps, such as 16,64,128.")]
@@ -49,6 +50,7 @@ def train(
     precision: Precision = "auto",
     num_threads: Threads = None,
     clock: Clock = "wall",
+    is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time MDLM's loss with its gradients."""
@@ -73,6 +75,7 @@ def distill(
     precision: Precision = "auto",
     num_threads: Threads = None,
     clock: Clock = "wall",
+    is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time SDTT's loss (two teacher steps, reverse KL) with its gradients."""
@@ -97,6 +100,7 @@ def sample(
     precision: Precision = "auto",
     num_threads: Threads = None,
     clock: Clock = "wall",
+    is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time a batch of samples in some numbers of denoising steps."""
@@ -239,12 +243,14 @@ class _Run:
         if clock not in CLOCKS or (clock == "cpu" and self.device.type != "cpu"):
             raise UserError(f"--clock is {clock!r}: wall, or on the CPU cpu")
         self.clock = CLOCKS[clock]
+        self.is_compiled: bool = options.get("is_compiled", False)
         self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.ceiling = matmul_flops_per_second(self.device, self.dtype, self.clock)
         self.results: dict[str, Any] = {
             **environment(self.device, self.precision),
             "weights": "random",
             "clock": clock,
+            "compiled": self.is_compiled,
             "size": {"name": options["size"], **self.size.as_dict()},
             "cases": [],
         }
@@ -267,7 +273,7 @@ class _Run:
         from halfstep.bench.measure import compare
         from halfstep.bench.work import build
 
-        built = build(work, self.size, num_steps=num_steps, dt=dt, device=self.device)
+        built = build(work, self.size, num_steps=num_steps, dt=dt, device=self.device, is_compiled=self.is_compiled)
         with self.autocast():
             times = compare(
                 built.plain,

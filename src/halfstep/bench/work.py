@@ -15,6 +15,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.distillation import teacher_unmask_steps
 from halfstep.sampling import sample, sample_uniforms, unmask_steps
 from halfstep.training.objectives import Objective, distillation_objective, nelbo_objective
+from halfstep.training.runtime import compile_blocks
 
 SCHEDULE = LogLinearSchedule(1e-3)
 MIN_TIME = 1e-5
@@ -36,7 +37,7 @@ class Work:
     flops: float
 
 
-def build(name: str, size: Size, *, num_steps: int, dt: float, device: torch.device) -> Work:
+def build(name: str, size: Size, *, num_steps: int, dt: float, device: torch.device, is_compiled: bool = False) -> Work:
     """The work `train`, `distill` or `sample` at some size.
 
     Args:
@@ -46,9 +47,10 @@ def build(name: str, size: Size, *, num_steps: int, dt: float, device: torch.dev
         num_steps: denoising steps, for sample.
         dt: time of a teacher step, for distill.
         device: where to compute.
+        is_compiled: our networks' blocks go through `torch.compile`, as `runtime.compile` has it in training.
     """
     builders = {"train": _train, "distill": _distill, "sample": _sample}
-    return builders[name](size, num_steps, dt, device)
+    return builders[name](size, num_steps, dt, device, is_compiled)
 
 
 def _clean_tokens(size: Size, device: torch.device) -> Tensor:
@@ -71,6 +73,14 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def _compiled(model: nn.Module, is_compiled: bool) -> nn.Module:
+    """The network itself, or a compiled copy, so that the plain side keeps what it had."""
+    if is_compiled:
+        model = copy.deepcopy(model)
+        compile_blocks(model)
+    return model
+
+
 def _ours(model: nn.Module, objective: Objective, x0: Tensor) -> Callable[[], None]:
     def step() -> None:
         total, count = objective(model, x0, _generator(x0.device))
@@ -79,7 +89,7 @@ def _ours(model: nn.Module, objective: Objective, x0: Tensor) -> Callable[[], No
     return step
 
 
-def _train(size: Size, num_steps: int, dt: float, device: torch.device) -> Work:
+def _train(size: Size, num_steps: int, dt: float, device: torch.device, is_compiled: bool) -> Work:
     model, x0 = size.denoiser().to(device), _clean_tokens(size, device)
 
     def published() -> None:
@@ -90,10 +100,10 @@ def _train(size: Size, num_steps: int, dt: float, device: torch.device) -> Work:
     xt, _ = _noised(x0, size, _generator(device))
     num_masked = int((xt == size.mask_token_id).sum())
     flops = 3 * (_body_flops(size, x0.numel(), num_masked) + _head_flops(size, num_masked))
-    return Work(published, _ours(model, objective, x0), flops)
+    return Work(published, _ours(_compiled(model, is_compiled), objective, x0), flops)
 
 
-def _distill(size: Size, num_steps: int, dt: float, device: torch.device) -> Work:
+def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_compiled: bool) -> Work:
     student, x0 = size.denoiser().to(device), _clean_tokens(size, device)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
 
@@ -113,7 +123,7 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device) -> Wor
         _backward(student, plain.sdtt_loss(student, xt, targets, mask_token_id=size.mask_token_id))
 
     objective = distillation_objective(
-        teacher,
+        _compiled(teacher, is_compiled),
         dt=dt,
         num_teacher_steps=NUM_TEACHER_STEPS,
         divergence=kl_student_teacher,
@@ -131,11 +141,12 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device) -> Wor
     for unmasks in (is_masked & (step == 1), is_masked & (step > 1)):
         num_tokens = int(unmasks.any(dim=1).sum()) * size.length
         flops += _body_flops(size, num_tokens, int(unmasks.sum())) + _head_flops(size, int(unmasks.sum()))
-    return Work(published, _ours(student, objective, x0), flops)
+    return Work(published, _ours(_compiled(student, is_compiled), objective, x0), flops)
 
 
-def _sample(size: Size, num_steps: int, dt: float, device: torch.device) -> Work:
+def _sample(size: Size, num_steps: int, dt: float, device: torch.device, is_compiled: bool) -> Work:
     denoiser = size.denoiser().eval().to(device)
+    faster = _compiled(denoiser, is_compiled)
     x_init = torch.full((size.batch_size, size.length), size.mask_token_id, device=device)
     u_time, u_token = sample_uniforms(0, range(size.batch_size), size.length)
 
@@ -151,7 +162,7 @@ def _sample(size: Size, num_steps: int, dt: float, device: torch.device) -> Work
 
     def ours() -> None:
         sample(
-            denoiser,
+            faster,
             x_init,
             num_steps=num_steps,
             mask_token_id=size.mask_token_id,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MAX_LOGITS = {"cpu": 2**23, "cuda": 2**27}
-"""Logits held at once, by kind of device: 32 MiB and 512 MiB in float32."""
+MAX_LOGITS = {"cpu": 6 * 2**20, "cuda": 2**27}
+"""Logits held at once, by kind of device: 24 MiB and 512 MiB in float32."""
 
 Terms = Iterable[tuple[Tensor, Callable[[Tensor], Tensor]]]
 """Pieces of a loss: (which rows, int64 [n]; their logits float [n, vocab] -> the sum of their losses, float [])."""
