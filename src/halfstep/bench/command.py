@@ -180,6 +180,12 @@ def latency(
 @app.command()
 def scaling(
     size: SizeName = "S1",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
     axes: Annotated[str, typer.Option(help="Which of them.")] = "num_steps,vocab_size,length,batch_size",
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw the curves there (PNG).")] = None,
     num_repeats: Repeats = 3,
