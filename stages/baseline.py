@@ -28,12 +28,12 @@ def main(
     from halfstep.tracking import live_run
     from halfstep.training.objectives import autoregressive_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.runtime import compile_blocks, make_accelerator
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
     settings = params.baseline
-    accelerator = make_accelerator(**params.runtime.model_dump())
+    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
@@ -52,6 +52,8 @@ def main(
             dropout=params.model.dropout,
         )
     objective = autoregressive_objective()
+    if params.runtime.compile:
+        compile_blocks(model)
     with live_run(params.model_dump(mode="json"), model="ar") as log:
         state, checkpoints = fit(
             "baseline",

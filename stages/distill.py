@@ -36,7 +36,7 @@ def main(
     from halfstep.tracking import live_run
     from halfstep.training.objectives import distillation_objective, nelbo_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.runtime import compile_blocks, make_accelerator
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)
@@ -44,7 +44,7 @@ def main(
     teacher_path = teacher_path or Path(f"models/{round_index - 1}")
     student_path = student_path or Path(f"models/{round_index}")
     curve_path = curve_path or Path(f"curves/{round_index}.csv")
-    accelerator = make_accelerator(**params.runtime.model_dump())
+    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")
     valid_tokens = load_tokens(tokens_path / "valid.npy")
 
@@ -57,6 +57,9 @@ def main(
         carried_over = CarriedOver(teacher_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
     student = copy.deepcopy(teacher)
     teacher.to(accelerator.device).requires_grad_(False)
+    if params.runtime.compile:
+        compile_blocks(teacher)
+        compile_blocks(student)
 
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
@@ -66,7 +69,7 @@ def main(
             student,
             settings,
             objective=distillation_objective(
-                teacher.logits_at,
+                teacher,
                 dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
                 num_teacher_steps=settings.num_teacher_steps,
                 divergence=DIVERGENCES[settings.distance],

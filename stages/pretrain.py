@@ -31,12 +31,12 @@ def main(
     from halfstep.tracking import live_run
     from halfstep.training.objectives import nelbo_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.runtime import compile_blocks, make_accelerator
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
     settings = params.pretrain
-    accelerator = make_accelerator(**params.runtime.model_dump())
+    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
@@ -66,6 +66,8 @@ def main(
         min_time=settings.min_time,
         mask_token_id=model.config.mask_token_id,
     )
+    if params.runtime.compile:
+        compile_blocks(model)
     with live_run(params.model_dump(mode="json"), model="0") as log:
         state, checkpoints = fit(
             "pretrain",

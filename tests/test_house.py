@@ -34,6 +34,14 @@ ROOMS = {
         "halfstep.generation",
         "halfstep.model",
     },
+    "halfstep.bench": {
+        "halfstep.diffusion",
+        "halfstep.sampling",
+        "halfstep.distillation",
+        "halfstep.model",
+        "halfstep.training",
+        "halfstep.evaluation",
+    },
     "halfstep.lm_eval_command": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
     "halfstep.tracking": set(),
     "halfstep.report": set(),
@@ -42,7 +50,7 @@ COMMON = {
     "halfstep", "halfstep.errors", "halfstep.files", "halfstep.seeds", "halfstep.device", "halfstep.console",
     "halfstep.settings", "halfstep.stage_times",
 }  # fmt: skip
-MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "halfstep"}
+MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
 
 def module_file(module: str) -> Path | None:

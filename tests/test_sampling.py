@@ -11,7 +11,17 @@ from scipy.stats import chisquare
 
 from halfstep.diffusion.posterior import posterior_probs
 from halfstep.diffusion.subs import subs_log_probs
-from halfstep.sampling import sample, sample_autoregressive, sample_uniforms, unmask_steps
+from halfstep.sampling import (
+    even_unmask_steps,
+    keep_top_k,
+    keep_top_p,
+    sample,
+    sample_autoregressive,
+    sample_by_confidence,
+    sample_uniforms,
+    unmask_steps,
+    with_temperature,
+)
 
 VOCAB, MASK, LENGTH = 3, 2, 3
 
@@ -247,3 +257,135 @@ def test_autoregressive_samples_have_the_exact_distribution() -> None:
     assert chisquare([counts[x] for x in sequences], expected).pvalue > 1e-4
     assert samples.nfe.tolist() == [2] * 3000
     assert samples.unmask_step[0].tolist() == [0, 1, 2]
+
+
+def test_even_steps_unmask_equally_many_and_in_an_order_left_to_chance() -> None:
+    u_time, _ = sample_uniforms(0, range(300), 8)
+    is_masked = torch.ones(300, 8, dtype=torch.bool)
+    is_masked[:, 2] = False
+    steps = even_unmask_steps(u_time, is_masked, 7)
+    assert (steps[:, 2] == 0).all()
+    assert (steps[is_masked].view(300, 7).sort(dim=1).values == torch.arange(1, 8)).all()
+    # 7 positions in 3 steps, the first of which takes the odd one; 12 into 4 leave no odd one.
+    assert even_unmask_steps(u_time, is_masked, 3)[0].bincount().tolist() == [1, 3, 2, 2]
+    u_time, _ = sample_uniforms(1, range(1), 12)
+    assert even_unmask_steps(u_time, u_time > -1, 4)[0].bincount()[1:].tolist() == [3, 3, 3, 3]
+    # Larger numbers come first, as in unmask_steps; every position is first equally often: 300 / 7 each, five sigma.
+    first = (steps == 1).sum(dim=0)
+    assert (first[is_masked[0]] - 300 / 7).abs().max() < 5 * math.sqrt(300 / 7)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        even_unmask_steps(u_time, u_time > -1, 0)
+
+
+def test_even_steps_evaluate_every_sequence_in_every_step() -> None:
+    denoiser = TableDenoiser()
+    u_time, u_token = sample_uniforms(0, range(20), LENGTH)
+    x_init = torch.full((20, LENGTH), MASK)
+    steps = even_unmask_steps(u_time, x_init == MASK, LENGTH)
+    samples = sample(
+        denoiser.logits_at,
+        x_init,
+        num_steps=LENGTH,
+        mask_token_id=MASK,
+        u_time=u_time,
+        u_token=u_token,
+        unmask_step=steps,
+    )
+    assert torch.equal(samples.unmask_step, steps)
+    assert samples.nfe.tolist() == [LENGTH] * 20
+
+
+def test_the_nucleus_is_the_smallest_set_of_likely_tokens() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0], [0.97, 0.01, 0.01, 0.01, 0.0]]).double().log()
+
+    def kept(top_p: float) -> list[list[int]]:
+        return [row.nonzero()[:, 0].tolist() for row in keep_top_p(logits, top_p) > -torch.inf]
+
+    assert kept(0.39) == [[1], [0]]
+    assert kept(0.41) == [[1, 3], [0]]
+    assert kept(0.71) == [[1, 2, 3], [0]]
+    assert kept(1.0) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert torch.equal(keep_top_p(logits, 0.41)[0, 3], logits[0, 3])
+    for top_p in (0.0, 1.1):
+        with pytest.raises(ValueError, match="top_p is"):
+            keep_top_p(logits, top_p)
+
+
+def test_top_k_keeps_k_and_temperature_sharpens() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]]).double().log()
+    assert (keep_top_k(logits, 2)[0] > -torch.inf).tolist() == [False, True, False, True, False]
+    assert torch.equal(keep_top_k(logits, 9), logits)
+    squared = torch.tensor([[0.01, 0.16, 0.04, 0.09, 0.0]]).double()
+    torch.testing.assert_close(with_temperature(logits, 0.5).softmax(-1), squared / squared.sum())
+    with pytest.raises(ValueError, match="top_k is 0"):
+        keep_top_k(logits, 0)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        with_temperature(logits, 0)
+
+
+@pytest.mark.parametrize(
+    "adjust", [lambda logits: keep_top_k(logits, 1), lambda logits: with_temperature(logits, 1e-3)]
+)
+def test_top_1_and_a_temperature_near_zero_are_greedy(adjust) -> None:
+    """Whatever is drawn; in three steps of one position each the likeliest token is known."""
+    denoiser = TableDenoiser()
+    x_init = torch.full((50, LENGTH), MASK)
+    u_time, u_token = sample_uniforms(2, range(50), LENGTH)
+    steps = even_unmask_steps(u_time, x_init == MASK, LENGTH)
+    samples = sample(
+        denoiser.logits_at,
+        x_init,
+        num_steps=LENGTH,
+        mask_token_id=MASK,
+        u_time=u_time,
+        u_token=u_token,
+        unmask_step=steps,
+        adjust=adjust,
+    )
+    expected = x_init.clone()
+    for step in range(1, LENGTH + 1):
+        likeliest = denoiser.full(expected)[..., :MASK].argmax(dim=-1)
+        expected = torch.where(steps == step, likeliest, expected)
+    assert torch.equal(samples.tokens, expected)
+
+
+def test_confidence_decodes_all_at_once_or_the_surest_first() -> None:
+    denoiser = TableDenoiser()
+    x_init = torch.full((50, LENGTH), MASK)
+    x_init[:25, 1] = 0
+    u_time, u_token = sample_uniforms(2, range(50), LENGTH)
+    options = {"mask_token_id": MASK, "u_token": u_token}
+    at_once = sample_by_confidence(denoiser.logits_at, x_init, threshold=0.0, **options)
+    one_step = sample(denoiser.logits_at, x_init, num_steps=1, u_time=u_time, **options)
+    assert torch.equal(at_once.tokens, one_step.tokens)
+    assert at_once.nfe.tolist() == [1] * 50
+
+    one_by_one = sample_by_confidence(denoiser.logits_at, x_init, threshold=1.0, **options)
+    assert one_by_one.nfe.tolist() == [2] * 25 + [3] * 25
+    assert (one_by_one.unmask_step[25:].sort(dim=1).values == torch.arange(1, 4)).all()
+    p = subs_log_probs(denoiser.full(x_init), x_init, MASK).exp().amax(-1)
+    first = p.masked_fill(x_init != MASK, -1).argmax(dim=1)
+    assert torch.equal((one_by_one.unmask_step == 1).int().argmax(dim=1), first)
+    # In between: exactly what is sure enough goes first.
+    threshold = float(p[-1].sort().values[1])
+    some = sample_by_confidence(denoiser.logits_at, x_init, threshold=threshold, **options)
+    assert torch.equal(some.unmask_step[25:] == 1, p[25:] >= threshold)
+    assert int((some.unmask_step[-1] == 1).sum()) == 2
+    with pytest.raises(ValueError, match="x_init has shape"):
+        sample_by_confidence(denoiser.logits_at, x_init[:2], threshold=1.0, **options)
+
+
+def test_confidence_shows_its_steps_and_adjusts_what_it_draws() -> None:
+    seen = []
+    x_init = torch.full((1, LENGTH), MASK)
+    samples = sample_by_confidence(
+        TableDenoiser().logits_at,
+        x_init,
+        threshold=1.5,
+        mask_token_id=MASK,
+        u_token=torch.full((1, LENGTH), 1 - 2**-53, dtype=torch.float64),
+        adjust=lambda logits: keep_top_k(logits, 1),
+        on_step=lambda step, tokens: seen.append((step, int((tokens == MASK).sum()))),
+    )
+    assert seen == [(1, 2), (2, 1), (3, 0)]
+    assert (samples.tokens != MASK).all()

@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from halfstep import console
+from halfstep.bench.command import app as bench
 from halfstep.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, distill and measure fast diffusion language models. The pipeline itself is `dvc repro`.",
 )
+
+app.add_typer(bench, name="bench")
 
 MASK_GLYPH = " ░░"
 
@@ -36,6 +39,13 @@ def generate(
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included [the model's length].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts [exact].")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens [all].")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability [all].")] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Unmask what is this probable, in as many steps as it takes, not --num-steps."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     show: Annotated[bool, typer.Option("--show", help="Show the tokens appear, step by step.")] = False,
     pause_seconds: Annotated[float, typer.Option(min=0.0, help="With --show: time between steps.")] = 0.4,
@@ -47,8 +57,19 @@ def generate(
     from halfstep.device import select_device
     from halfstep.generation import broken_weights_told
     from halfstep.model import Denoiser
-    from halfstep.sampling import sample, sample_uniforms
+    from halfstep.sampling import (
+        keep_top_k,
+        keep_top_p,
+        sample,
+        sample_by_confidence,
+        sample_uniforms,
+        with_temperature,
+    )
 
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"--top-p is {top_p}: give a probability above 0")
     denoiser = Denoiser.from_pretrained(model)
     tokenizer = load_tokenizer(model)
     target = select_device(device)
@@ -65,24 +86,42 @@ def generate(
     x_init[:, : len(given)] = torch.tensor(given, device=target)
     u_time, u_token = sample_uniforms(seed, range(num_samples), length)
 
+    def adjust(logits: Tensor) -> Tensor:
+        if temperature is not None:
+            logits = with_temperature(logits, temperature)
+        if top_k is not None:
+            logits = keep_top_k(logits, top_k)
+        return logits if top_p is None else keep_top_p(logits, top_p)
+
     def draw(on_step: Callable[[int, Tensor], None] | None) -> Tensor:
         with broken_weights_told(model):
-            samples = sample(
-                denoiser.logits_at,
+            if confidence is not None:
+                return sample_by_confidence(
+                    denoiser,
+                    x_init,
+                    threshold=confidence,
+                    mask_token_id=mask_token_id,
+                    u_token=u_token,
+                    adjust=adjust,
+                    on_step=on_step,
+                ).tokens
+            return sample(
+                denoiser,
                 x_init,
                 num_steps=num_steps,
                 mask_token_id=mask_token_id,
                 u_time=u_time,
                 u_token=u_token,
+                adjust=adjust,
                 on_step=on_step,
-            )
-        return samples.tokens
+            ).tokens
 
     def piece(token_id: int) -> str:
         return tokenizer.decode([token_id])
 
     if show:
-        tokens = _draw_shown(draw, x_init, piece, mask_token_id, num_steps, pause_seconds)
+        most = num_steps if confidence is None else length - len(given)
+        tokens = _draw_shown(draw, x_init, piece, mask_token_id, most, pause_seconds)
     else:
         tokens = draw(None)
         for row in tokens.tolist():

@@ -1,13 +1,14 @@
 """Self-Distillation Through Time: what the teacher says in several steps, the student learns to say in one."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.divergences import Divergence
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.diffusion.subs import masked_log_probs
-from halfstep.sampling import LogitsAt
+from halfstep.sampling import LogitsAt, Predictor, logit_chunks
 
 
 def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: int) -> float:
@@ -65,8 +66,67 @@ def teacher_unmask_steps(
 
 
 @torch.no_grad()
+def sdtt_target_chunks(
+    teacher: LogitsAt | Predictor,
+    xt: Tensor,
+    t: Tensor,
+    *,
+    dt: float,
+    num_teacher_steps: int,
+    mask_token_id: int,
+    schedule: LogLinearSchedule,
+    u_time: Tensor,
+    u_token: Tensor,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the teacher predicts at each masked position in the step in which it unmasks that position.
+
+    The teacher takes num_teacher_steps ancestral steps of size dt from xt. A position's target is its prediction
+    from the step that unmasks it; positions still masked at the end take the last step's prediction. The teacher is
+    asked only where a target or a draw is needed: each masked position is projected once, and a sequence in which a
+    step unmasks nothing is not evaluated for it. A step is taken when the chunks before it are consumed, so that only
+    one is in memory at a time.
+
+    Args:
+        teacher: in evaluation mode, see `LogitsAt` and `Predictor`.
+        xt: tokens at time t, int64 [batch, length]. Not modified.
+        t: times in (0, 1], float64 [batch].
+        dt: time one teacher step covers.
+        num_teacher_steps: teacher steps that one student step replaces.
+        mask_token_id: id of the absorbing state.
+        schedule: the noise schedule.
+        u_time: decides in which step a position unmasks, uniform in [0, 1), float64 [batch, length].
+        u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
+    Yields:
+        (which of the masked positions, counted row-major, int64 [n]; target log-probabilities float [n, vocab]).
+    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
+    """
+    is_masked = xt == mask_token_id
+    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
+    step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
+    rank = is_masked.flatten().cumsum(0).view(is_masked.shape) - 1
+    xs = xt.clone()
+    for i in range(1, num_teacher_steps + 1):
+        unmasks = step == i
+        rows = unmasks.any(dim=1).nonzero()[:, 0]
+        if not rows.numel():
+            continue
+        ranks, u = rank[unmasks], u_token[unmasks]
+        drawn = []
+        for logits in logit_chunks(teacher, xs[rows], unmasks[rows], mask_token_id):
+            size = len(logits)
+            if i < num_teacher_steps:
+                drawn.append(draw_categorical(logits, u[:size]))
+            log_p = logits.log_softmax(dim=-1)
+            del logits
+            yield ranks[:size], log_p
+            ranks, u = ranks[size:], u[size:]
+        if drawn:
+            xs[unmasks] = torch.cat(drawn)
+
+
+@torch.no_grad()
 def sdtt_targets(
-    teacher_logits_at: LogitsAt,
+    teacher: LogitsAt | Predictor,
     xt: Tensor,
     t: Tensor,
     *,
@@ -77,46 +137,26 @@ def sdtt_targets(
     u_time: Tensor,
     u_token: Tensor,
 ) -> Tensor:
-    """What the teacher predicts at each masked position in the step in which it unmasks that position.
-
-    The teacher takes num_teacher_steps ancestral steps of size dt from xt. A position's target is its prediction
-    from the step that unmasks it; positions still masked at the end take the last step's prediction. The teacher is
-    asked only where a target or a draw is needed: each masked position is projected once.
-
-    Args:
-        teacher_logits_at: the teacher in evaluation mode, see `LogitsAt`.
-        xt: tokens at time t, int64 [batch, length]. Not modified.
-        t: times in (0, 1], float64 [batch].
-        dt: time one teacher step covers.
-        num_teacher_steps: teacher steps that one student step replaces.
-        mask_token_id: id of the absorbing state.
-        schedule: the noise schedule.
-        u_time: decides in which step a position unmasks, uniform in [0, 1), float64 [batch, length].
-        u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
-    Returns:
-        target log-probabilities at the masked positions of xt, row-major, float [num_masked, vocab].
-    Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
-    """
-    is_masked = xt == mask_token_id
-    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
-    step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
-    rank = is_masked.flatten().cumsum(0).view(is_masked.shape)
-    xs = xt.clone()
-    pieces, ranks = [], []
-    for i in range(1, num_teacher_steps + 1):
-        unmasks = step == i
-        rows = unmasks.any(dim=1).nonzero()[:, 0]
-        if not rows.numel():
-            continue
-        log_p = masked_log_probs(teacher_logits_at(xs[rows], unmasks[rows]), mask_token_id)
-        pieces.append(log_p)
-        ranks.append(rank[unmasks])
-        if i < num_teacher_steps:
-            xs[unmasks] = draw_categorical(log_p, u_token[unmasks])
-    if not pieces:
+    """`sdtt_target_chunks` all at once: target log-probabilities at the masked positions, float [num_masked, vocab]."""
+    chunks = list(
+        sdtt_target_chunks(
+            teacher,
+            xt,
+            t,
+            dt=dt,
+            num_teacher_steps=num_teacher_steps,
+            mask_token_id=mask_token_id,
+            schedule=schedule,
+            u_time=u_time,
+            u_token=u_token,
+        )
+    )
+    if not chunks:
         # Nothing is masked: the teacher is asked for no position, which still tells the vocabulary's size.
-        return masked_log_probs(teacher_logits_at(xs[:1], is_masked[:1]), mask_token_id)
-    return torch.cat(pieces)[torch.cat(ranks).argsort()]
+        nowhere = torch.zeros_like(xt[:1], dtype=torch.bool)
+        return torch.cat(list(logit_chunks(teacher, xt[:1], nowhere, mask_token_id)))
+    ranks, log_p = zip(*chunks, strict=True)
+    return torch.cat(log_p)[torch.cat(ranks).argsort()]
 
 
 def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergence) -> tuple[Tensor, int]:

@@ -44,7 +44,7 @@ def denoiser_sampler(denoiser: Denoiser, *, seed: int, device: torch.device) -> 
         x_init = torch.full((len(indices), length), mask_token_id, dtype=torch.int64)
         x_init[:, : prefix.shape[1]] = prefix
         return sample(
-            denoiser.logits_at,
+            denoiser,
             x_init.to(device),
             num_steps=num_steps,
             mask_token_id=mask_token_id,

@@ -37,11 +37,13 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RuntimeSettings(Settings):
-    """Where a stage computes: device, thread count (null: all cores) and precision of the networks."""
+    """Where a stage computes: device, thread count (null: all cores), precision of the networks, and whether
+    `torch.compile` is to make their blocks faster in training, after a wait at the start."""
 
     device: Literal["auto", "cpu", "cuda"]
     num_threads: PositiveInt | None
     precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
 
 
 class TokenizerSettings(Settings):

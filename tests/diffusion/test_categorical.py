@@ -88,3 +88,51 @@ def test_rows_may_lie_in_any_number_of_dimensions() -> None:
 def test_uniforms_that_do_not_fit_are_refused(log_p_shape, u_shape, dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_categorical(torch.zeros(log_p_shape), torch.zeros(u_shape, dtype=dtype))
+
+
+def _edges(log_p: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """For each index i the u from which on the draw is beyond i, by bisection: float64 [len(indices)]."""
+    low, high = torch.zeros(len(indices), dtype=torch.float64), torch.ones(len(indices), dtype=torch.float64)
+    for _ in range(60):
+        middle = ((low + high) / 2).clamp(max=1 - 2**-53)
+        is_beyond = draw_categorical(log_p.expand(len(indices), -1), middle) > indices
+        low, high = torch.where(is_beyond, low, middle), torch.where(is_beyond, middle, high)
+    return high
+
+
+def test_every_index_is_drawn_with_its_own_probability_to_float32_rounding() -> None:
+    """How much of [0, 1) leads to an index, against the float64 softmax: relative to the probability itself.
+
+    Bisection knows edges to 2e-16. The last block is not full.
+    """
+    vocab_size = 1000
+    log_p = (4 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(3))).log_softmax(-1)
+    edges = _edges(log_p, torch.arange(-1, vocab_size))
+    edges[0], edges[-1] = 0.0, 1.0
+    exact = log_p.double().softmax(-1)
+    assert float(exact.min()) < 1e-7
+    torch.testing.assert_close(edges.diff(), exact, rtol=5e-7, atol=1e-15)
+
+
+def test_a_token_of_probability_1e_minus_12_among_many_blocks_keeps_it() -> None:
+    """Its edges lie 1e-12 apart: a sum over the vocabulary in float32 would lose it."""
+    log_p = torch.randn(5000, generator=torch.Generator().manual_seed(4)).log_softmax(-1)
+    log_p[4321] = torch.tensor(1e-12).log()
+    before, after = _edges(log_p, torch.tensor([4320, 4321]))
+    exact = log_p.double().softmax(-1)[4321]
+    assert float(after - before) == pytest.approx(float(exact), rel=1e-3)
+
+
+def test_blocks_draw_as_one_float64_sum_over_the_vocabulary_would() -> None:
+    """The same index except where u lies within float32 rounding of an edge, which a millionth of draws does."""
+    generator = torch.Generator().manual_seed(5)
+    log_p = (3 * torch.randn(200, 3000, generator=generator)).log_softmax(-1)
+    u = torch.rand(200, generator=generator, dtype=torch.float64)
+    cumulative = log_p.double().softmax(-1).cumsum(-1)
+    expected = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+    distance = (cumulative - u[:, None]).abs().amin(-1)
+    clear = distance > 5e-7
+    assert clear.sum() > 190
+    assert torch.equal(draw_categorical(log_p, u)[clear], expected[clear])
+    in_float64 = draw_categorical(log_p.double(), u)
+    assert torch.equal(in_float64[distance > 1e-12], expected[distance > 1e-12])

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from halfstep.model import Denoiser, DenoiserConfig
@@ -21,3 +22,34 @@ def test_dropout_is_active_in_training_only(denoiser: Denoiser) -> None:
 def test_a_new_denoiser_predicts_uniformly(config: DenoiserConfig) -> None:
     with torch.no_grad():
         assert (Denoiser(config)(torch.zeros(1, 8, dtype=torch.int64)) == 0).all()
+
+
+@pytest.mark.parametrize("num_sigmas", [1, 3])
+def test_what_is_wanted_does_not_depend_on_what_else_is(
+    denoiser: Denoiser, generator: torch.Generator, num_sigmas: int
+) -> None:
+    """With one conditioning for all sequences and with one for each; float32 rounding is about 1e-6 here."""
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    xt = torch.randint(11, (3, 8), generator=generator)
+    sigma = torch.tensor([0.3, 1.0, 2.0])[:num_sigmas]
+    at = torch.rand(3, 8, generator=generator) < 0.4
+    with torch.no_grad():
+        whole = denoiser(xt, sigma)
+        torch.testing.assert_close(denoiser(xt, sigma, at), whole[at], rtol=1e-4, atol=1e-4)
+        # Sequences sharing their sigma go another way through the norms.
+        alone = denoiser(xt[:1], sigma[:1])
+        torch.testing.assert_close(whole[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_one_token_alone_is_wanted_or_not(denoiser: Denoiser, is_wanted: bool) -> None:
+    with torch.no_grad():
+        assert len(denoiser.logits_at(torch.tensor([[3]]), torch.tensor([[is_wanted]]))) == is_wanted
+
+
+def test_body_and_head_are_the_network(denoiser: Denoiser, generator: torch.Generator) -> None:
+    xt = torch.randint(11, (2, 8), generator=generator)
+    at = xt > 5
+    with torch.no_grad():
+        assert torch.equal(denoiser.head(denoiser.hidden_at(xt, at)), denoiser.logits_at(xt, at))

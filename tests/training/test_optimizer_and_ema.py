@@ -3,6 +3,7 @@ import torch
 
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import learning_rate_at
+from halfstep.training.runtime import compile_blocks
 
 
 def _rate(step: int, schedule="constant") -> float:
@@ -55,3 +56,15 @@ def test_averaged_weights_are_there_in_the_block_only_even_if_it_fails() -> None
 def test_an_average_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="another model"):
         EMA(_linear(0.0), 0.9).load({"other": torch.zeros(1)}, 3)
+
+
+def test_only_the_repeated_blocks_are_compiled_and_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, so that the names of weights in files stay as they are."""
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(2))
+    model.head = torch.nn.Linear(2, 2)
+    names, compiled = list(model.state_dict()), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    compile_blocks(model)
+    assert compiled == list(model.blocks)
+    assert list(model.state_dict()) == names

@@ -5,9 +5,11 @@ nothing, and gradients there are zero: 0 * log 0 is 0 throughout.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def kl_student_teacher(student_log_p: Tensor, teacher_log_p: Tensor) -> Tensor:
@@ -80,10 +82,26 @@ def _log_difference(student_log_p: Tensor, teacher_log_p: Tensor) -> tuple[Tenso
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) per row; where p is zero the term and its gradient are zero."""
-    is_possible = log_p > -torch.inf
-    safe_log_p = torch.where(is_possible, log_p, 0.0)
-    safe_log_q = torch.where(is_possible, log_q, 0.0)
-    return (safe_log_p.exp() * (safe_log_p - safe_log_q)).sum(dim=-1)
+    return _KL.apply(log_p, log_q)
+
+
+class _KL(torch.autograd.Function):
+    """The sum of p log(p / q), with its derivatives written out: they share what autograd would compute anew."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
+        p = log_p.exp()
+        log_ratio = (log_p - log_q).masked_fill_(log_p == -torch.inf, 0.0)
+        ctx.save_for_backward(p, log_ratio)
+        return (p * log_ratio).sum(dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p, log_ratio = ctx.saved_tensors
+        by_log_p = torch.addcmul(p, p, log_ratio).mul_(slope[..., None]) if ctx.needs_input_grad[0] else None
+        by_log_q = p * -slope[..., None] if ctx.needs_input_grad[1] else None
+        return by_log_p, by_log_q
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

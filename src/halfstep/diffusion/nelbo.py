@@ -42,6 +42,19 @@ def nelbo_per_token(
     targets = x0[is_masked]
     if log_p_masked.shape[:-1] != targets.shape:
         raise ValueError(f"log_p_masked has {log_p_masked.shape[0]} rows for {targets.numel()} masked positions")
-    cross_entropy = -log_p_masked.gather(-1, targets[:, None])[:, 0]
-    weight = nelbo_weight(t, schedule).to(cross_entropy.dtype)[:, None].expand(x0.shape)[is_masked]
-    return cross_entropy.new_zeros(x0.shape).masked_scatter(is_masked, weight * cross_entropy)
+    weight = nelbo_weight(t, schedule)[:, None].expand(x0.shape)[is_masked]
+    nats = weighted_cross_entropy(log_p_masked, targets, weight)
+    return nats.new_zeros(x0.shape).masked_scatter(is_masked, nats)
+
+
+def weighted_cross_entropy(log_p: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """What a masked position adds to the negative ELBO: -weight log p(target).
+
+    Args:
+        log_p: log p(x0 | xt), float [n, vocab].
+        targets: clean tokens, int64 [n].
+        weight: of each position, see `nelbo_weight`, float [n].
+    Returns:
+        nats, in the dtype of log_p, float [n].
+    """
+    return -weight.to(log_p.dtype) * log_p.gather(-1, targets[:, None])[:, 0]

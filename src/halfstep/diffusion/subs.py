@@ -41,6 +41,11 @@ def masked_log_probs(logits: Tensor, mask_token_id: int) -> Tensor:
     """
     if not 0 <= mask_token_id < logits.shape[-1]:
         raise ValueError(f"mask_token_id is {mask_token_id}, but the vocabulary has {logits.shape[-1]} entries")
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype).masked_fill(is_mask, -torch.inf).log_softmax(dim=-1)
+    return exclude_mask(logits.to(dtype), mask_token_id).log_softmax(dim=-1)
+
+
+def exclude_mask(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Logits with -inf at the mask token, float [..., vocab]; of a projection's bias, it excludes it for all rows."""
+    mask = torch.full((1,), mask_token_id, device=logits.device)
+    return logits.index_fill(-1, mask, -torch.inf)

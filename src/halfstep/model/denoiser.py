@@ -39,19 +39,19 @@ class DenoiserConfig:
     noise_epsilon: float
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
-
-
 class _LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias, in float32."""
+    """Layer norm with a weight and no bias, in float32, and a modulation after it."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """norm(x) (1 + scale) + shift, in one pass where all sequences share the modulation."""
+        weight = self.weight.float()
+        if shift.numel() == len(weight):
+            return F.layer_norm(x.float(), weight.shape, weight * (1 + scale.flatten()), shift.flatten().float())
+        return F.layer_norm(x.float(), weight.shape, weight) * (1 + scale) + shift
 
 
 class _Rotary(nn.Module):
@@ -74,7 +74,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of the last dimension of x [batch, heads, length, head_size] against each other."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([(first * cos).addcmul(second, sin, value=-1), (second * cos).addcmul(first, sin)], dim=-1)
 
 
 class _SigmaEmbedding(nn.Module):
@@ -104,6 +104,16 @@ class _Embedding(nn.Module):
         return F.embedding(xt, self.embedding)
 
 
+def _select(x: Tensor, at: Tensor) -> Tensor:
+    """The entries at some positions [at.sum(), hidden_size] of x [batch, length, hidden_size].
+
+    A modulation has length 1, and is one vector [1, hidden_size] if all sequences share it.
+    """
+    if x.shape[:2] == (1, 1) != at.shape:
+        return x[0]
+    return x.expand(*at.shape, -1)[at]
+
+
 class _Block(nn.Module):
     """Attention and MLP, each modulated before and gated after."""
 
@@ -124,12 +134,17 @@ class _Block(nn.Module):
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
 
-    def forward(self, x: Tensor, cond: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
-        attended = self._attend(_modulate(self.norm1(x), shift1, scale1), cos, sin)
-        x = x + gate1 * F.dropout(self.attn_out(attended), self.dropout, self.training)
-        transformed = self.mlp(_modulate(self.norm2(x), shift2, scale2))
-        return x + gate2 * F.dropout(transformed, self.dropout, self.training)
+    def forward(self, x: Tensor, cond: Tensor, cos: Tensor, sin: Tensor, at: Tensor | None = None) -> Tensor:
+        """float [batch, length, hidden_size], or only at some positions, [at.sum(), hidden_size]."""
+        shift1, scale1, gate1, *of_mlp = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        attended = self._attend(self.norm1(x, shift1, scale1), cos, sin)
+        if at is not None:
+            # What follows treats each position alone.
+            x, attended, gate1, *of_mlp = (_select(tensor, at) for tensor in (x, attended, gate1, *of_mlp))
+        shift2, scale2, gate2 = of_mlp
+        x = torch.addcmul(x, gate1, F.dropout(self.attn_out(attended), self.dropout, self.training))
+        transformed = self.mlp(self.norm2(x, shift2, scale2))
+        return torch.addcmul(x, gate2, F.dropout(transformed, self.dropout, self.training))
 
     def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, hidden_size = x.shape
@@ -152,9 +167,11 @@ class _OutputLayer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, cond: Tensor, at: Tensor | None) -> Tensor:
+        """What `linear` projects, of the same shape as x: [batch, length, hidden_size], or [at.sum(), hidden_size]."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
-        x = _modulate(self.norm_final(x), shift, scale)
-        return self.linear(x if at is None else x[at])
+        if at is not None:
+            shift, scale = _select(shift, at), _select(scale, at)
+        return self.norm_final(x, shift, scale)
 
 
 class Denoiser(nn.Module):
@@ -187,17 +204,37 @@ class Denoiser(nn.Module):
         Returns:
             float [batch, length, vocab], or [at.sum(), vocab] in row-major order.
         """
+        return self.head(self.hidden(xt, sigma, at))
+
+    def hidden(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """The network's body: what `head` projects to logits.
+
+        Args:
+            xt, sigma, at: as in `forward`; the last block computes beyond its attention only what is wanted.
+        Returns:
+            float [batch, length, hidden_size], or [at.sum(), hidden_size] in row-major order.
+        """
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = F.silu(self.sigma_map(sigma))
         cos, sin = self.rotary_emb(xt.shape[1])
         x = self.vocab_embed(xt)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, cond, cos, sin)
+        x = self.blocks[-1](x, cond, cos, sin, at)
         return self.output_layer(x, cond, at)
 
+    @property
+    def head(self) -> nn.Linear:
+        """The projection to the vocabulary."""
+        return self.output_layer.linear
+
+    def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
+        """`hidden` at some positions of a time-unconditional model, float [at.sum(), hidden_size], row-major."""
+        return self.hidden(xt, at=at)
+
     def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """`forward` at some positions of a time-unconditional model: what samplers and losses ask for."""
+        """`forward` at some positions of a time-unconditional model, float [at.sum(), vocab] in row-major order."""
         return self(xt, at=at)
 
     @classmethod

@@ -113,16 +113,19 @@ def _accumulate(
     accelerator: Accelerator,
 ) -> tuple[float, float]:
     """Leave the gradient of the batch's mean loss in the parameters; return that loss and the gradient's norm."""
-    total, num_terms = 0.0, 0
+    total, num_terms = torch.zeros((), dtype=torch.float64, device=x0.device), 0
     for part in x0.chunk(num_accumulation_steps):
         with accelerator.autocast():
             loss_sum, part_terms = objective(state.model, part, generator)
         accelerator.backward(loss_sum)
-        total += loss_sum.item()
+        total += loss_sum.detach()
         num_terms += part_terms
     _scale_gradients(state, 1 / max(num_terms, 1))
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    return total / max(num_terms, 1), float(torch.nn.utils.get_total_norm(gradients))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # The step's one wait for the device: whether to make the update depends on these.
+    loss, grad_norm = torch.stack([total / max(num_terms, 1), norm.double()]).tolist()
+    return loss, grad_norm
 
 
 def _scale_gradients(state: TrainState, factor: float) -> None:

@@ -1,17 +1,18 @@
 """Losses as the loop wants them: (model, clean tokens, generator) -> (sum over terms, number of terms)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from halfstep.diffusion.divergences import Divergence
-from halfstep.diffusion.nelbo import nelbo_per_token
+from halfstep.diffusion.nelbo import nelbo_weight, weighted_cross_entropy
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
+from halfstep.diffusion.projection import Terms, chunks, projected_loss, rows_per_chunk
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.diffusion.subs import masked_log_probs
-from halfstep.distillation import sdtt_loss, sdtt_targets
-from halfstep.sampling import LogitsAt
+from halfstep.diffusion.subs import exclude_mask
+from halfstep.distillation import sdtt_loss, sdtt_target_chunks
+from halfstep.sampling import LogitsAt, Predictor
 
 Objective = Callable[[nn.Module, Tensor, torch.Generator], tuple[Tensor, int]]
 """The loss is the quotient; sums and counts let gradient accumulation divide once, by the whole batch's count."""
@@ -31,6 +32,25 @@ def _noised(
     return xt, xt == mask_token_id, t
 
 
+def _masked_loss(model: nn.Module, xt: Tensor, is_masked: Tensor, mask_token_id: int, terms: Terms) -> Tensor:
+    """Sum of losses of the logits at the masked positions, which a model in two parts makes as the terms need them."""
+    if isinstance(model, Predictor):
+        bias = exclude_mask(model.head.bias, mask_token_id)
+        return projected_loss(model.hidden_at(xt, is_masked), model.head.weight, bias, terms)
+    logits = exclude_mask(model(xt, at=is_masked), mask_token_id)
+    return sum((loss_of(logits[rows]) for rows, loss_of in terms), logits[:0].sum())
+
+
+def _row_chunks(model: nn.Module, num_rows: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows 0..num_rows - 1, as many at once as memory should hold; all of them where a model makes them all anyway."""
+    size = rows_per_chunk(model.head.out_features, device) if isinstance(model, Predictor) else max(num_rows, 1)
+    return chunks(num_rows, size, device)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_id: int) -> Objective:
     """The continuous-time negative ELBO of a denoiser, in nats per token (masked or not).
 
@@ -41,8 +61,14 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
         xt, is_masked, t = _noised(
             x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator
         )
-        log_p = masked_log_probs(model(xt, at=is_masked), mask_token_id)
-        return nelbo_per_token(log_p, x0, is_masked, t, schedule).sum(), x0.numel()
+        targets = x0[is_masked]
+        weight = nelbo_weight(t, schedule)[:, None].expand(x0.shape)[is_masked]
+
+        def term(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return rows, lambda logits: weighted_cross_entropy(_log_softmax(logits), targets[rows], weight[rows]).sum()
+
+        terms = map(term, _row_chunks(model, len(targets), x0.device))
+        return _masked_loss(model, xt, is_masked, mask_token_id, terms), x0.numel()
 
     return objective
 
@@ -60,7 +86,7 @@ def autoregressive_objective() -> Objective:
 
 
 def distillation_objective(
-    teacher_logits_at: LogitsAt,
+    teacher: LogitsAt | Predictor,
     *,
     dt: float,
     num_teacher_steps: int,
@@ -79,8 +105,8 @@ def distillation_objective(
             x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator
         )
         u_time, u_token = torch.rand(2, *x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
-        target_log_p = sdtt_targets(
-            teacher_logits_at,
+        targets = sdtt_target_chunks(
+            teacher,
             xt,
             t,
             dt=dt,
@@ -90,8 +116,12 @@ def distillation_objective(
             u_time=u_time,
             u_token=u_token,
         )
-        student_log_p = masked_log_probs(student(xt, at=is_masked), mask_token_id)
-        return sdtt_loss(student_log_p, target_log_p, divergence)
+
+        def term(rows: Tensor, target_log_p: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return rows, lambda logits: sdtt_loss(_log_softmax(logits), target_log_p, divergence)[0]
+
+        terms = (term(rows, target_log_p) for rows, target_log_p in targets)
+        return _masked_loss(student, xt, is_masked, mask_token_id, terms), int(is_masked.sum())
 
     return objective
 

@@ -1,6 +1,7 @@
-"""Devices, ranks and precision: the only file that makes an Accelerator."""
+"""Devices, ranks, precision and compilation: the only file that makes an Accelerator."""
 
 from accelerate import Accelerator
+from torch import nn
 
 from halfstep.device import select_device, select_precision, set_num_threads
 
@@ -19,3 +20,14 @@ def make_accelerator(*, device: str, precision: str, num_threads: int | None) ->
     selected = select_device(device)
     is_bf16 = select_precision(precision, selected) == "bf16"
     return Accelerator(cpu=selected.type == "cpu", mixed_precision="bf16" if is_bf16 else "no")
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have `torch.compile` make a network's blocks faster, in place; names and weights stay as they are.
+
+    The blocks are alike, so compiling them one by one takes a fraction of the time that the whole network does.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                block.compile()

@@ -1,0 +1,1 @@
+"""How fast, and in how much memory: our computation beside the published one, in one process."""

@@ -1,0 +1,373 @@
+"""`halfstep bench`: what a person asks for, and the table they get."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halfstep.console import console
+from halfstep.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure speed and memory, the published computation beside ours, in one process.",
+)
+
+SizeName = Annotated[str, typer.Option("--size", help="S1, S2, or a model group such as small.")]
+VocabSize = Annotated[int | None, typer.Option(min=3, help="Tokens, the mask included.")]
+HiddenSize = Annotated[int | None, typer.Option(min=2, help="Width.")]
+NumHeads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
+NumBlocks = Annotated[int | None, typer.Option(min=1, help="Depth.")]
+Length = Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Sequences at once.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Rounds that count; a round does each side once.")]
+Warmups = Annotated[int, typer.Option(min=0, help="Rounds before those.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [all cores].")]
+Clock = Annotated[str, typer.Option(help="wall, or cpu: processor seconds, on a machine with other work to do.")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile our networks' blocks.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the results there, too.")]
+TeacherSteps = Annotated[int, typer.Option(min=2, help="The teacher's denoising steps; the student takes half.")]
+StepsList = Annotated[str, typer.Option("--num-steps", help="Denoising steps, such as 16,64,128.")]
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@app.command()
+def train(
+    size: SizeName = "S1",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    num_repeats: Repeats = 5,
+    num_warmups: Warmups = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    clock: Clock = "wall",
+    is_compiled: Compile = False,
+    json_path: Json = None,
+) -> None:
+    """Time MDLM's loss with its gradients."""
+    run = _Run(locals())
+    run.compare("train", num_repeats, num_warmups)
+    run.finish()
+
+
+@app.command()
+def distill(
+    size: SizeName = "S1",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    teacher_num_steps: TeacherSteps = 16,
+    num_repeats: Repeats = 5,
+    num_warmups: Warmups = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    clock: Clock = "wall",
+    is_compiled: Compile = False,
+    json_path: Json = None,
+) -> None:
+    """Time SDTT's loss (two teacher steps, reverse KL) with its gradients."""
+    run = _Run(locals())
+    run.compare("distill", num_repeats, num_warmups, dt=1 / teacher_num_steps)
+    run.finish()
+
+
+@app.command()
+def sample(
+    size: SizeName = "S1",
+    num_steps: StepsList = "16,64,128",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    num_repeats: Repeats = 1,
+    num_warmups: Warmups = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    clock: Clock = "wall",
+    is_compiled: Compile = False,
+    json_path: Json = None,
+) -> None:
+    """Time a batch of samples in some numbers of denoising steps."""
+    run = _Run(locals())
+    for steps in numbers("--num-steps", num_steps):
+        run.compare("sample", num_repeats, num_warmups, num_steps=steps)
+    run.finish()
+
+
+@app.command()
+def memory(
+    size: SizeName = "S1",
+    num_steps: StepsList = "4",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    teacher_num_steps: TeacherSteps = 16,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    json_path: Json = None,
+) -> None:
+    """Measure the peak memory of every kind of work, each in a process of its own.
+
+    On the CPU it is the most that the process ever had in RAM, everything included: torch itself, the networks.
+    """
+    run = _Run(locals())
+    run.peak("train")
+    run.peak("distill", dt=1 / teacher_num_steps)
+    for steps in numbers("--num-steps", num_steps):
+        run.peak("sample", num_steps=steps)
+    run.finish()
+
+
+@app.command()
+def latency(
+    size: SizeName = "small",
+    num_steps: StepsList = "16,32,64,128,256",
+    batch_sizes: Annotated[str, typer.Option(help="Texts at once, such as 1,8,64.")] = "1",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = 1024,
+    num_repeats: Repeats = 3,
+    num_warmups: Warmups = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    json_path: Json = None,
+) -> None:
+    """Time the denoiser against GPT-2 of the same width and depth with a KV cache; random weights.
+
+    The paper's largest model, 1.3 billion parameters, is --hidden-size 2048 --num-blocks 24 --num-heads 32.
+    """
+    from halfstep.bench.latency import time_sizes
+
+    run = _Run(locals())
+    for count in numbers("--batch-sizes", batch_sizes):
+        with run.autocast():
+            run.add(
+                time_sizes(
+                    run.size,
+                    numbers("--num-steps", num_steps),
+                    count,
+                    num_warmups=num_warmups,
+                    num_repeats=num_repeats,
+                    device=run.device,
+                )
+            )
+    run.finish(title="Time per batch of texts, random weights")
+
+
+@app.command()
+def scaling(
+    size: SizeName = "S1",
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    axes: Annotated[str, typer.Option(help="Which of them.")] = "num_steps,vocab_size,length,batch_size",
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw the curves there (PNG).")] = None,
+    num_repeats: Repeats = 3,
+    num_warmups: Warmups = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    clock: Clock = "wall",
+    json_path: Json = None,
+) -> None:
+    """Measure ours over denoising steps, vocabulary, length and batch, one at a time: seconds and peak memory."""
+    from halfstep.bench.scaling import AXES, curves, draw
+
+    chosen = axes.split(",")
+    if not set(chosen) <= set(AXES):
+        raise UserError(f"--axes is {axes!r}: {', '.join(AXES)} are known")
+    run = _Run(locals())
+    for point in curves(
+        run.size,
+        chosen,
+        num_warmups=num_warmups,
+        num_repeats=num_repeats,
+        device=run.device,
+        precision=run.precision,
+        clock=run.clock,
+    ):
+        run.add(point)
+    run.finish(title="Scaling of ours")
+    if plot_path is not None:
+        draw(run.results["cases"], plot_path)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers above zero, between commas."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise UserError(f"{option} is {text!r}: give whole numbers above zero, such as 16,64")
+    return values
+
+
+class _Run:
+    """One call of the command: where it computes, and what it has found so far."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import torch
+
+        from halfstep.bench.measure import environment, matmul_flops_per_second
+        from halfstep.bench.sizes import choose_size
+        from halfstep.device import select_device, select_precision, set_num_threads
+
+        set_num_threads(options["num_threads"])
+        self.device = select_device(options["device"])
+        self.precision = select_precision(options["precision"], self.device)
+        names = ("vocab_size", "hidden_size", "num_heads", "num_blocks", "length", "batch_size")
+        self.size = choose_size(options["size"], {name: options.get(name) for name in names})
+        self.json_path: Path | None = options["json_path"]
+        clock = options.get("clock", "wall")
+        if clock not in CLOCKS or (clock == "cpu" and self.device.type != "cpu"):
+            raise UserError(f"--clock is {clock!r}: wall, or on the CPU cpu")
+        self.clock = CLOCKS[clock]
+        self.is_compiled: bool = options.get("is_compiled", False)
+        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.ceiling = matmul_flops_per_second(self.device, self.dtype, self.clock)
+        self.results: dict[str, Any] = {
+            **environment(self.device, self.precision),
+            "weights": "random",
+            "clock": clock,
+            "compiled": self.is_compiled,
+            "size": {"name": options["size"], **self.size.as_dict()},
+            "cases": [],
+        }
+
+    def autocast(self) -> Any:
+        """The precision asked for."""
+        from halfstep.device import autocast
+
+        return autocast(self.device, self.precision)
+
+    def add(self, case: dict[str, Any]) -> None:
+        """Keep a result, and say that it is there."""
+        self.results["cases"].append(case)
+        for name, rival, ours, ratio, _ in _rows(case):
+            beside = f"{rival} against " if rival else ""
+            console.print(f"{name}: {beside}{ours}{', ratio ' + ratio if ratio else ''}", soft_wrap=True)
+
+    def compare(self, work: str, num_repeats: int, num_warmups: int, *, num_steps: int = 1, dt: float = 1 / 16) -> None:
+        """Time one kind of work on both sides."""
+        from halfstep.bench.measure import compare
+        from halfstep.bench.work import build
+
+        built = build(work, self.size, num_steps=num_steps, dt=dt, device=self.device, is_compiled=self.is_compiled)
+        with self.autocast():
+            times = compare(
+                built.plain,
+                built.ours,
+                num_warmups=num_warmups,
+                num_repeats=num_repeats,
+                device=self.device,
+                clock=self.clock,
+            )
+        self.add({**_describe(work, num_steps, dt), **times, "flops": built.flops})
+
+    def peak(self, work: str, *, num_steps: int = 1, dt: float = 1 / 16) -> None:
+        """Measure one kind of work's peak memory on both sides."""
+        import torch
+
+        from halfstep.bench.measure import peak_memory
+
+        case = _describe(work, num_steps, dt)
+        for which in ("plain", "ours"):
+            case[which] = peak_memory(
+                work,
+                which,
+                self.size.as_dict(),
+                num_steps=num_steps,
+                dt=dt,
+                device=self.device.type,
+                precision=self.precision,
+                num_threads=torch.get_num_threads(),
+            )
+        self.add({**case, "ratio": {"median": case["plain"]["peak_bytes"] / case["ours"]["peak_bytes"]}})
+
+    def finish(self, title: str = "The published computation beside ours") -> None:
+        """Print the table, write the file."""
+        from rich.console import Console
+
+        from halfstep.bench.measure import matmul_flops_per_second
+        from halfstep.files import write_json
+
+        # Other work on the machine may have held back the first product more than the cases.
+        ceiling = max(self.ceiling, matmul_flops_per_second(self.device, self.dtype, self.clock))
+        self.results["matmul_flops_per_second"] = ceiling
+        for case in self.results["cases"]:
+            if "flops" in case:
+                case["mfu"] = case["flops"] / case["ours"]["seconds"]["median"] / ceiling
+        Console().print(_table(self.results, title))
+        if self.json_path is not None:
+            write_json(self.json_path, self.results)
+
+
+def _describe(work: str, num_steps: int, dt: float) -> dict[str, Any]:
+    detail: dict[str, dict[str, Any]] = {"sample": {"num_steps": num_steps}, "distill": {"teacher_dt": dt}}
+    return {"work": work, **detail.get(work, {})}
+
+
+def _rows(case: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(work, rival, ours, ratio, MFU) as a table has them; latency has a row per number of steps."""
+    if case["work"] == "latency":
+        name, rival = f"latency, batch {case['batch_size']}", _amount(case["autoregressive"])
+        rows = [(f"{name}, {e['num_steps']} steps", rival, _amount(e), f"{e['ratio']:.2f}") for e in case["denoiser"]]
+        return [(*row, "") for row in rows]
+    shown = ("num_steps", "teacher_dt", "vocab_size", "length", "batch_size")
+    name = ", ".join([case["work"], *(f"{key} {case[key]:g}" for key in shown if key in case)])
+    rival = _amount(case["plain"]) if "plain" in case else ""
+    ratio = f"{case['ratio']['median']:.2f}" if "ratio" in case else ""
+    return [(name, rival, _amount(case["ours"]), ratio, f"{100 * case['mfu']:.0f} %" if "mfu" in case else "")]
+
+
+def _amount(side: dict[str, Any]) -> str:
+    amounts = []
+    if "seconds" in side:
+        low, high = side["seconds"]["quartiles"]
+        amounts.append(f"{side['seconds']['median']:.3g} s ({low:.3g} to {high:.3g})")
+    if "peak_bytes" in side:
+        amounts.append(f"{side['peak_bytes'] / 2**30:.2f} GiB")
+    return ", ".join(amounts)
+
+
+def _table(results: dict[str, Any], title: str) -> Any:
+    from rich.table import Table
+
+    where = (
+        f"{results['clock']} clock, {results['device']}, {results['num_threads']} threads, {results['precision']},"
+        f" torch {results['torch']}; {results['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s in a matrix product;"
+        " random weights"
+    )
+    rival = "autoregressive" if any("autoregressive" in case for case in results["cases"]) else "plain"
+    table = Table("work", rival, "ours", "ratio", "MFU", title=title, caption=where)
+    for case in results["cases"]:
+        for row in _rows(case):
+            table.add_row(*row)
+    return table

@@ -1,0 +1,124 @@
+"""Sizes, spreads, the pairing of two sides, memory of a process of its own, and the command itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from halfstep.bench import scaling
+from halfstep.bench.command import app, numbers
+from halfstep.bench.measure import compare, matmul_flops_per_second, peak_memory, spread
+from halfstep.bench.sizes import SIZES, Size, choose_size
+from halfstep.bench.work import build
+from halfstep.errors import UserError
+
+CPU = torch.device("cpu")
+TINY = Size(vocab_size=11, hidden_size=8, num_heads=2, num_blocks=2, cond_dim=4, length=6, batch_size=3)
+TINY_OPTIONS = [
+    "--vocab-size=11", "--hidden-size=8", "--num-heads=2", "--num-blocks=1", "--length=6", "--batch-size=3",
+]  # fmt: skip
+
+
+def test_median_and_quartiles() -> None:
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "quartiles": [2.0, 4.0], "count": 5}
+    assert spread([2.0, 1.0]) == {"median": 1.5, "quartiles": [1.0, 2.0], "count": 2}
+
+
+def test_the_ratio_is_plain_over_ours_of_the_same_round() -> None:
+    """A machine that slows down by half in the second round leaves the ratio as it is."""
+    now, round_number = [0.0], [0]
+
+    def plain() -> None:
+        round_number[0] += 1
+        now[0] += 6.0 * round_number[0]
+
+    def ours() -> None:
+        now[0] += 2.0 * round_number[0]
+
+    times = compare(plain, ours, num_warmups=0, num_repeats=2, device=CPU, clock=lambda: now[0])
+    assert times["ratio"]["quartiles"] == [3.0, 3.0]
+    assert times["plain"]["seconds"]["median"] == 9.0
+
+
+def test_sizes_by_name_by_group_and_by_numbers(tmp_path: Path) -> None:
+    assert choose_size("S2", {}, tmp_path) == SIZES["S2"]
+    (tmp_path / "wide.yaml").write_text("hidden_size: 64\nnum_blocks: 3\nnum_heads: 4\ncond_dim: 8\ndropout: 0.1\n")
+    size = choose_size("wide", {"length": 7, "vocab_size": None}, tmp_path)
+    assert (size.hidden_size, size.num_blocks, size.length, size.vocab_size) == (64, 3, 7, 50258)
+    with pytest.raises(UserError, match="--size is 'wider': S1, S2, wide are known"):
+        choose_size("wider", {}, tmp_path)
+    with pytest.raises(UserError, match="--hidden-size 9 cannot be shared by 4 heads"):
+        choose_size("S1", {"hidden_size": 9}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "distill", "sample"])
+def test_both_sides_of_every_work_run_and_the_flops_are_those_of_torch(name: str) -> None:
+    """Torch counts the matrix products that ran; conditioning and modulation, one row each, are not in our count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = build(name, TINY, num_steps=3, dt=1 / 4, device=CPU)
+    work.plain()
+    with FlopCounterMode(display=False) as counter:
+        work.ours()
+    counted = counter.get_total_flops()
+    cond = 256 * TINY.cond_dim + TINY.cond_dim**2 + (6 * TINY.num_blocks + 2) * TINY.hidden_size * TINY.cond_dim
+    num_networks = {"train": 3, "distill": 5, "sample": 3}[name]
+    assert work.flops <= counted * 1.2
+    assert work.flops > 0.5 * (counted - num_networks * 2 * cond * 2)
+
+
+def test_the_ceiling_is_positive_and_a_process_of_its_own_has_its_own_peak() -> None:
+    assert matmul_flops_per_second(CPU, torch.float32, num_repeats=1) > 1e8
+    options = {"num_steps": 2, "dt": 1 / 4, "device": "cpu", "precision": "fp32", "num_threads": 1}
+    # A larger parent must not show in the child's maximum.
+    ballast = torch.ones(2**28)
+    small = peak_memory("train", "ours", TINY.as_dict(), **options)
+    assert len(ballast) == 2**28
+    assert 2**24 < small["before_bytes"] <= small["peak_bytes"] < 2**30
+
+
+def test_the_command_prints_a_ratio_and_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    arguments = ["distill", *TINY_OPTIONS, "--num-repeats", "2", "--json", str(file), "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads(file.read_text())
+    (case,) = written["cases"]
+    assert case["work"] == "distill"
+    assert case["ratio"]["count"] == 2
+    assert 0 < case["mfu"] < 1
+    assert f"{case['ratio']['median']:.2f}" in result.output
+    assert written["torch"] == torch.__version__
+    assert written["size"]["vocab_size"] == 11
+
+
+def test_latency_and_scaling_write_a_line_for_each_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "bench.json"
+    numbers_of = [*TINY_OPTIONS[:-1], "--num-repeats", "1", "--num-warmups", "0", "--json", str(file)]
+    result = CliRunner().invoke(
+        app, ["latency", "--size", "S1", "--num-steps", "1,2", "--batch-sizes", "2", *numbers_of]
+    )
+    assert result.exit_code == 0, result.output
+    (case,) = json.loads(file.read_text())["cases"]
+    assert [entry["num_steps"] for entry in case["denoiser"]] == [1, 2]
+    assert case["autoregressive"]["cache"] == "dynamic"
+
+    monkeypatch.setitem(scaling.AXES, "num_steps", (1, 2))
+    monkeypatch.setitem(scaling.AXES, "length", (2, 4))
+    cases = list(
+        scaling.curves(TINY, ["num_steps", "length"], num_warmups=0, num_repeats=1, device=CPU, precision="fp32")
+    )
+    assert [(case["axis"], case[case["axis"]]) for case in cases] == [
+        ("num_steps", 1), ("num_steps", 2), ("length", 2), ("length", 4)
+    ]  # fmt: skip
+    scaling.draw(cases, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_lists_of_numbers_are_checked() -> None:
+    assert numbers("--num-steps", "16,64") == [16, 64]
+    for text in ("", "16,", "0", "a"):
+        with pytest.raises(UserError, match="--num-steps is"):
+            numbers("--num-steps", text)
