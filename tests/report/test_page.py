@@ -345,15 +345,15 @@ def test_one_round_and_no_round_have_a_page(project: Any) -> None:
 def test_further_metrics_of_samples_are_shown_and_unknown_ones_passed_over(project: Any) -> None:
     project.values["1"]["samples"][0] |= {
         "self_bleu": estimate(12.5, 0.5),
-        "distinct_ngrams": {"1": 0.25, "2": None},
+        "distinct_ngrams": {"1": None, "2": 0.25},
         "copied": None,
         "unheard_of": 3,
     }
     folder = project.report()
     page = (folder / "index.html").read_text()
     assert page.count("self-BLEU 12.50 ± 0.50") == 1
-    assert page.count("distinct 1-grams 0.25<") == 1
-    assert "their self-BLEU, distinct 1-grams." in page
+    assert page.count("distinct 2-grams 0.25<") == 1
+    assert "their self-BLEU, distinct 2-grams." in page
     assert "Further measurements" not in page
     assert "unheard_of" not in page
 

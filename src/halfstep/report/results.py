@@ -55,8 +55,11 @@ class SampleMetrics:
     extras: Mapping[str, Estimate] = field(default_factory=dict, hash=False)
 
 
-EXTRA_METRICS = {"self_bleu": "self-BLEU", "copied": "copied from the training text"}
+EXTRA_METRICS = {"self_bleu": "self-BLEU", "copied": "copied"}
 """Further keys of a metrics file's samples that are shown, and their titles; other keys are passed over."""
+
+
+SHOWN_NGRAM_SIZE = "2"
 
 
 @dataclass(frozen=True)
@@ -257,9 +260,11 @@ def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
 
 def _extras(entry: Mapping[str, Any]) -> dict[str, Estimate]:
     found = {title: _estimate(entry.get(key)) for key, title in EXTRA_METRICS.items()}
-    # Shares of a whole set of samples: they are counted, not estimated.
-    for size, share in (entry.get("distinct_ngrams") or {}).items():
-        found[f"distinct {size}-grams"] = _estimate({"value": share, "standard_error": None, "count": 0, "unit": "1"})
+    # A share of a whole set of samples: it is counted, not estimated. The other sizes stay in the metrics file.
+    share = (entry.get("distinct_ngrams") or {}).get(SHOWN_NGRAM_SIZE)
+    found[f"distinct {SHOWN_NGRAM_SIZE}-grams"] = share and _estimate(
+        {"value": share, "standard_error": None, "count": 0, "unit": "1"}
+    )
     return {title: estimate for title, estimate in found.items() if estimate is not None}
 
 
