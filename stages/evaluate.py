@@ -33,11 +33,11 @@ def main(
     from halfstep.data.tokens import load_tokens, token_pieces
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
+    from halfstep.estimates import FEWEST_MAUVE_TEXTS
     from halfstep.evaluation.cloze import load_passages, run_cloze
     from halfstep.evaluation.diversity import copied_share
     from halfstep.evaluation.downstream import run_downstream
     from halfstep.evaluation.likelihood import decoded_bytes
-    from halfstep.evaluation.mauve import FEWEST_TEXTS
     from halfstep.evaluation.sample_metrics import SampleJudge, write_samples_table
     from halfstep.evaluation.sample_table import pair_sample_sets, read_sample_sets
     from halfstep.evaluation.scorer import load_scorer, text_features
@@ -140,8 +140,8 @@ def main(
             console.console.print(describe_entry(model_name, measured[-1].as_dict()), markup=False, soft_wrap=True)
     if measured[0].mauve is not None and measured[0].mauve.has_few_texts:
         console.console.print(
-            f"model {model_name}: MAUVE of {measured[0].mauve.estimate.count} texts, fewer than {FEWEST_TEXTS}, says"
-            " little by itself: raise sample.num_prefixes",
+            f"model {model_name}: MAUVE of {measured[0].mauve.estimate.count} texts, fewer than {FEWEST_MAUVE_TEXTS},"
+            " says little by itself: raise sample.num_prefixes",
             markup=False,
             soft_wrap=True,
         )
@@ -172,7 +172,7 @@ def main(
                 "scaling_factor": settings.mauve_scaling_factor,
                 "num_buckets": settings.mauve_num_buckets,
                 "seeds": list(mauve_seeds),
-                "fewest_texts": FEWEST_TEXTS,
+                "fewest_texts": FEWEST_MAUVE_TEXTS,
                 "num_references": len(prefix_rows),
                 "num_continuations": len(first.token_ids),
             },

@@ -24,7 +24,6 @@ def main(
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.evaluation.sample_metrics import paired_perplexity_ratio
     from halfstep.report import (
-        Estimate,
         compare,
         load_curves,
         load_latency,
@@ -72,7 +71,7 @@ def main(
         params_text=params_path.read_text(encoding="utf-8"),
         distance=params.distill.distance,
         preset=params.preset,
-        paired_ratio=None if paired is None else Estimate(**vars(paired)),
+        paired_ratio=paired,
     )
     console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
 

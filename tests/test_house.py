@@ -47,8 +47,8 @@ ROOMS = {
     "halfstep.report": set(),
 }
 COMMON = {
-    "halfstep", "halfstep.errors", "halfstep.files", "halfstep.seeds", "halfstep.device", "halfstep.console",
-    "halfstep.settings", "halfstep.stage_times",
+    "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
+    "halfstep.console", "halfstep.settings", "halfstep.stage_times",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from halfstep.errors import UserError
-from halfstep.evaluation.estimates import Estimate
+from halfstep.estimates import Estimate
 from halfstep.evaluation.sample_metrics import SampleJudge, paired_perplexity_ratio, write_samples_table
 from halfstep.evaluation.sample_table import SampleSet
 from halfstep.evaluation.scorer import Scorer, text_features, token_nlls

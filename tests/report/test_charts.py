@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from halfstep.estimates import Estimate
 from halfstep.report import load_latency, takeaways
 from halfstep.report.charts import Chart, Style, bar, charts_of, members_of, write_points
 from halfstep.report.figures import DARK, LIGHT, Palette, line_style
-from halfstep.report.results import Estimate
 
 
 def charts(project: Any, **changes: Any) -> dict[str, Chart]:

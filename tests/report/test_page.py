@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from halfstep.errors import UserError
+from halfstep.estimates import Estimate
 from halfstep.report import load_curves, load_latency, load_metrics, load_samples, rounds_table
 from halfstep.report.headline import headline, ratio, reading, warnings_of
 from halfstep.report.page import fenced
-from halfstep.report.results import Estimate
 from halfstep.report.table import format_estimate, summarize
 
 MODELS = ["ar", "0", "1", "2"]

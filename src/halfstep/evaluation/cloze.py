@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfstep.errors import UserError
-from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.harness import silenced
 
 if TYPE_CHECKING:

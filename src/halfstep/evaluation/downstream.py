@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfstep.errors import UserError
-from halfstep.evaluation.estimates import Estimate
+from halfstep.estimates import Estimate
 from halfstep.evaluation.harness import silenced
 
 if TYPE_CHECKING:

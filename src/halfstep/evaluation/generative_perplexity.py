@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 from halfstep.evaluation.diversity import unigram_entropy
-from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 from halfstep.evaluation.scorer import Scorer, TokenNlls, to_scorer_ids, token_nlls
 
 if TYPE_CHECKING:

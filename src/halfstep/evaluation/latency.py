@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halfstep.evaluation.estimates import Estimate
+from halfstep.estimates import Estimate
 from halfstep.sampling import LogitsAt, sample, sample_uniforms
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.errors import UserError
-from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_estimate
+from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.sampling import LogitsAt

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from halfstep.evaluation.estimates import Estimate, mean_estimate
+from halfstep.estimates import Estimate, mean_estimate
 
 NUM_BUCKETS = 10
 

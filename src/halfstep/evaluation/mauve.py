@@ -9,10 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from halfstep.errors import UserError
-from halfstep.evaluation.estimates import Estimate, mean_estimate
-
-FEWEST_TEXTS = 1000
-"""With fewer a cluster holds a handful, and the score says more about their number than about the model."""
+from halfstep.estimates import FEWEST_MAUVE_TEXTS, Estimate, mean_estimate
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Mauve:
     @property
     def has_few_texts(self) -> bool:
         """Whether a set is too small for the value to mean much by itself."""
-        return self.estimate.count < FEWEST_TEXTS
+        return self.estimate.count < FEWEST_MAUVE_TEXTS
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a metrics file."""

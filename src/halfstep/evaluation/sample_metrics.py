@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from halfstep.errors import UserError
+from halfstep.estimates import Estimate, mean_estimate, perplexity_of, with_interval
 from halfstep.evaluation.diversity import distinct_ngrams, self_bleu
-from halfstep.evaluation.estimates import Estimate, mean_estimate, perplexity_of, with_interval
 from halfstep.evaluation.generative_perplexity import SampleQuality, sample_quality
 from halfstep.evaluation.mauve import Mauve, mauve_score
 from halfstep.evaluation.sample_table import SampleSet

@@ -4,12 +4,11 @@ from halfstep.report.comparison import last_student, write_comparison
 from halfstep.report.experiments import checked_out, load_experiment
 from halfstep.report.headline import compare
 from halfstep.report.page import write_report
-from halfstep.report.results import Estimate, load_curves, load_latency, load_metrics, load_stage_times
+from halfstep.report.results import load_curves, load_latency, load_metrics, load_stage_times
 from halfstep.report.samples import load_samples, tokens_together
 from halfstep.report.table import rounds_table, step_counts
 
 __all__ = [
-    "Estimate",
     "checked_out",
     "compare",
     "last_student",

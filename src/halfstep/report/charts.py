@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from halfstep.estimates import Estimate
 from halfstep.files import atomic_path
 from halfstep.report import takeaways
-from halfstep.report.results import Curve, Estimate, Latencies, Metrics, ModelMetrics, SampleMetrics
+from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.table import autoregressive_of, denoisers_of, describe_model, step_counts
 
 Role = Literal["teacher", "series", "category", "autoregressive", "data"]

@@ -3,14 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from halfstep.report.results import Estimate, Metrics, SampleMetrics
+from halfstep.estimates import FEWEST_MAUVE_TEXTS, Estimate
+from halfstep.report.results import Metrics, SampleMetrics
 from halfstep.report.table import denoisers_of, format_estimate, format_number
 
 NUM_CLEAR_ERRORS = 2.0
 """A difference counts when it is more than this many combined standard errors."""
-
-MIN_MAUVE_SAMPLES = 1000
-"""Below this many samples the quantized distributions behind MAUVE are too coarse for it to mean much."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +187,9 @@ def warnings_of(metrics: Metrics) -> list[str]:
     counts = [
         sampled.mauve.count for model in metrics.values() for sampled in model.samples if sampled.mauve is not None
     ]
-    if counts and min(counts) < MIN_MAUVE_SAMPLES:
+    if counts and min(counts) < FEWEST_MAUVE_TEXTS:
         return [
-            f"MAUVE was computed from {min(counts)} samples, fewer than {MIN_MAUVE_SAMPLES}: too few for"
+            f"MAUVE was computed from {min(counts)} samples, fewer than {FEWEST_MAUVE_TEXTS}: too few for"
             " the figure to mean much. Compare rounds by perplexity and entropy, or raise"
             " sample.num_prefixes."
         ]

@@ -12,11 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from halfstep.estimates import Estimate
 from halfstep.files import atomic_path, write_json
 from halfstep.report.charts import Chart, charts_of, write_points
 from halfstep.report.figures import draw_figures
 from halfstep.report.headline import GAIN, headline, reading, warnings_of
-from halfstep.report.results import Curve, Estimate, Latencies, Metrics
+from halfstep.report.results import Curve, Latencies, Metrics
 from halfstep.report.samples import KINDS, Sample, browser_data
 from halfstep.report.table import (
     MISSING,

@@ -8,29 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from halfstep.errors import UserError
+from halfstep.estimates import Estimate
 from halfstep.files import read_json
 from halfstep.stage_times import StageTime, find_stage_time
 
 AUTOREGRESSIVE = "autoregressive"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured value.
-
-    Attributes:
-        value: the value, in `unit`.
-        standard_error: of the value; None where it is no mean or has one sample only.
-        count: samples behind it.
-        unit: `nats`, `tokens`, `1`, ...
-        interval: (low, high) that holds the true value with the confidence its stage states; None if not measured.
-    """
-
-    value: float
-    standard_error: float | None
-    count: int
-    unit: str
-    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halfstep.errors import UserError
-from halfstep.report.results import Estimate
+from halfstep.estimates import Estimate
 
 KINDS = ("unconditional", "continuations")
 REPLACEMENT = "\ufffd"

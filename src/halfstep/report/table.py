@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfstep.estimates import Estimate
 from halfstep.files import atomic_path
-from halfstep.report.results import AUTOREGRESSIVE, Estimate, Metrics, ModelMetrics, SampleMetrics
+from halfstep.report.results import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
 
 if TYPE_CHECKING:
     from rich.table import Table

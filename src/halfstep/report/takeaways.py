@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from halfstep.report.headline import MIN_MAUVE_SAMPLES, clear_sign, compare, ratio
-from halfstep.report.results import Curve, Estimate, Latencies, Metrics, ModelMetrics, SampleMetrics
+from halfstep.estimates import FEWEST_MAUVE_TEXTS, Estimate
+from halfstep.report.headline import clear_sign, compare, ratio
+from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.table import denoisers_of, describe_model, format_estimate, format_number
 
 CHANGES = {-1: "falls", 0: "does not change clearly", 1: "rises", None: "changes, without standard errors to judge by,"}
@@ -74,7 +75,7 @@ def of_mauve(metrics: Metrics) -> str:
     most = comparison.teacher_at_most
     against = "" if most.mauve is None else f", against {_value(most.mauve)} of the teacher at {_steps(most.num_steps)}"
     # The deviation is over clustering seeds only, so it cannot tell a difference from the luck of the samples.
-    few = f" With {after.count} samples this means little." if after.count < MIN_MAUVE_SAMPLES else ""
+    few = f" With {after.count} samples this means little." if after.count < FEWEST_MAUVE_TEXTS else ""
     return (
         f"At {_steps(comparison.student.num_steps)} MAUVE goes from {_value(before)} of the teacher to {_value(after)}"
         f" of round {comparison.round_index}{against}.{few}"
@@ -149,7 +150,7 @@ def of_experiments(
     numbers = f"{best} ({_value(first)}) and {second} ({_value(next_best)})"
     if value_of == "mauve":
         # Its deviation is over clustering seeds alone and cannot tell a difference from the luck of the samples.
-        few = f" With {first.count} samples this means little." if first.count < MIN_MAUVE_SAMPLES else ""
+        few = f" With {first.count} samples this means little." if first.count < FEWEST_MAUVE_TEXTS else ""
         return f"The highest values of {what} are those of {numbers}.{few}"
     match clear_sign(next_best, first):
         case None:

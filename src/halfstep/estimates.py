@@ -9,6 +9,9 @@ import numpy as np
 
 CONFIDENCE_LEVEL = 0.95
 
+FEWEST_MAUVE_TEXTS = 1000
+"""With fewer a cluster holds a handful, and MAUVE says more about their number than about the model."""
+
 INTERVAL_BATCH = 256
 """Resamples held in memory at once."""
 
