@@ -11,7 +11,7 @@ run: setup
 	halfstep summary
 
 test: setup
-	python -m pytest
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: setup
 	ruff check .

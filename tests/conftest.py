@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Processes that run tests side by side share the cores, and so do the commands that tests start.
+NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(NUM_THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
 # No test depends on time, and a run repeats the one before it.
 settings.register_profile("halfstep", deadline=None, derandomize=True)
 settings.load_profile("halfstep")

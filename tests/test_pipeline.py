@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+# Processes that run tests side by side leave these to one of them: they share a project that takes minutes to make.
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+
 IDENTITY = {
     "GIT_AUTHOR_NAME": "test",
     "GIT_AUTHOR_EMAIL": "test@example.invalid",
@@ -78,7 +81,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-@pytest.mark.pipeline
 def test_every_model_is_measured_and_reported(project: Project) -> None:
     for model in ("ar", "0", "1"):
         metrics = json.loads((project.path / f"metrics/{model}.json").read_text())
@@ -96,14 +98,12 @@ def test_every_model_is_measured_and_reported(project: Project) -> None:
     assert (project.path / "reports/README.md").is_file()
 
 
-@pytest.mark.pipeline
 def test_a_second_run_has_nothing_to_do(project: Project) -> None:
     output = project.dvc("repro")
     assert stages_run(output) == []
     assert "up to date" in output
 
 
-@pytest.mark.pipeline
 def test_metrics_plots_and_experiments_are_shown(project: Project, tmp_path: Path) -> None:
     shown = json.loads(project.dvc("metrics", "show", "--json"))
     assert shown
@@ -112,7 +112,6 @@ def test_metrics_plots_and_experiments_are_shown(project: Project, tmp_path: Pat
     assert "vega" in (tmp_path / "plots" / "index.html").read_text()
 
 
-@pytest.mark.pipeline
 def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> None:
     from mlflow import MlflowClient
 
@@ -143,7 +142,6 @@ def locked_outputs(project: Project) -> dict[str, str]:
     }
 
 
-@pytest.mark.pipeline
 def test_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
     """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
     again = Project(tmp_path / "again")
@@ -154,7 +152,6 @@ def test_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -
     assert locked_outputs(again) == first
 
 
-@pytest.mark.pipeline
 def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: Project) -> None:
     output = project.dvc("exp", "run", "-S", "preset=smoke", "-S", "rounds=2")
     assert stages_run(output) == ["distill@2", "sample@2", "evaluate@2", "report", "track"]
@@ -162,7 +159,6 @@ def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: P
     assert stages_run(output) in (["track"], ["report", "track"])
 
 
-@pytest.mark.pipeline
 def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refused(project: Project) -> None:
     params = project.path / "params.yaml"
     text = params.read_text()
@@ -176,7 +172,6 @@ def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refuse
     assert "Traceback" not in output
 
 
-@pytest.mark.pipeline
 def test_text_is_generated_from_a_prompt(project: Project) -> None:
     output = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "4", "--prompt", "One day")
     assert output.startswith("One day")
