@@ -23,6 +23,7 @@ def main(
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
+    from halfstep.resumption import open_work
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
@@ -37,10 +38,11 @@ def main(
     train_tokens = load_tokens(tokens_path / "train.npy")
     valid_tokens = load_tokens(tokens_path / "valid.npy")
     vocab_size = vocab_size_of(tokens_path)
+    inputs = [tokens_path]
     if settings.init_from is not None:
-        model = load_autoregressive(
-            local_or_hub(settings.init_from), settings.init_revision, min_vocab_size=vocab_size - 1
-        )
+        source = local_or_hub(settings.init_from)
+        inputs += [folder for folder in [Path(source)] if folder.is_dir()]
+        model = load_autoregressive(source, settings.init_revision, min_vocab_size=vocab_size - 1)
     else:
         seed_weights(params.seed, "baseline")
         model = new_gpt2(
@@ -54,25 +56,26 @@ def main(
     objective = autoregressive_objective()
     if params.runtime.compile:
         compile_blocks(model)
-    with live_run(params.model_dump(mode="json"), model="ar") as log:
-        state, checkpoints = fit(
-            "baseline",
-            model,
-            settings,
-            objective=objective,
-            valid_objective=objective,
-            batch_at=lambda step: token_batches(train_tokens, settings.batch_size, seed=params.seed, start_step=step),
-            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
-            seed=params.seed,
-            accelerator=accelerator,
-            log=log,
-            key_values=params.model_dump(include={"seed", "runtime", "model", "baseline"}),
-            key_inputs=[tokens_path],
-        )
-    write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
-    write_curve(state.curve, curve_path)
-    checkpoints.remove()
-    record_stage("baseline", curve_path, accelerator.device)
+    with open_work("baseline", params.deciding("seed", "runtime", "model", "baseline"), inputs) as work:
+        with live_run(params.model_dump(mode="json"), model="ar") as log:
+            state = fit(
+                work,
+                model,
+                settings,
+                objective=objective,
+                valid_objective=objective,
+                batch_at=lambda step: token_batches(
+                    train_tokens, settings.batch_size, seed=params.seed, start_step=step
+                ),
+                valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+                seed=params.seed,
+                accelerator=accelerator,
+                log=log,
+            )
+        write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
+        write_curve(state.curve, curve_path)
+        record_stage("baseline", curve_path, accelerator.device)
+        work.finish()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main(
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.distillation import teacher_step_size
     from halfstep.model import Denoiser
+    from halfstep.resumption import open_work
     from halfstep.seeds import derive_seed
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
@@ -63,39 +64,42 @@ def main(
 
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
-    with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
-        state, checkpoints = fit(
-            f"distill-{round_index}",
-            student,
-            settings,
-            objective=distillation_objective(
-                teacher,
-                dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
-                num_teacher_steps=settings.num_teacher_steps,
-                divergence=DIVERGENCES[settings.distance],
-                schedule=schedule,
-                min_time=settings.min_time,
-                mask_token_id=mask_token_id,
-            ),
-            valid_objective=nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id),
-            batch_at=lambda step: token_batches(
-                train_tokens,
-                settings.batch_size,
-                seed=derive_seed(params.seed, "distill", round_index),
-                start_step=step,
-            ),
-            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
-            seed=params.seed,
-            accelerator=accelerator,
-            log=log,
-            key_values=params.model_dump(include={"seed", "runtime", "noise", "distill"}),
-            key_inputs=[tokens_path, teacher_path],
-            carried_over=carried_over,
-        )
-    write_model(state, student_path, tokenizer_path, save=student.save_pretrained, keep_train_state=True)
-    write_curve(state.curve, curve_path)
-    checkpoints.remove()
-    record_stage(f"distill@{round_index}", curve_path, accelerator.device)
+    with open_work(
+        f"distill-{round_index}", params.deciding("seed", "runtime", "noise", "distill"), [tokens_path, teacher_path]
+    ) as work:
+        with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
+            state = fit(
+                work,
+                student,
+                settings,
+                objective=distillation_objective(
+                    teacher,
+                    dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
+                    num_teacher_steps=settings.num_teacher_steps,
+                    divergence=DIVERGENCES[settings.distance],
+                    schedule=schedule,
+                    min_time=settings.min_time,
+                    mask_token_id=mask_token_id,
+                ),
+                valid_objective=nelbo_objective(
+                    schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id
+                ),
+                batch_at=lambda step: token_batches(
+                    train_tokens,
+                    settings.batch_size,
+                    seed=derive_seed(params.seed, "distill", round_index),
+                    start_step=step,
+                ),
+                valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+                seed=params.seed,
+                accelerator=accelerator,
+                log=log,
+                carried_over=carried_over,
+            )
+        write_model(state, student_path, tokenizer_path, save=student.save_pretrained, keep_train_state=True)
+        write_curve(state.curve, curve_path)
+        record_stage(f"distill@{round_index}", curve_path, accelerator.device)
+        work.finish()
 
 
 if __name__ == "__main__":

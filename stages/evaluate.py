@@ -25,7 +25,7 @@ def main(
     Reads the parameters, the model, its samples, the validation tokens, the cloze passages, the scorer
     (evaluate.scorer), and what evaluate.likelihood_on and evaluate.downstream_tasks name; writes the metrics, each
     with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
-    unconditional sample.
+    unconditional sample. Killed, it goes on after the last batch.
     """
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
@@ -46,6 +46,7 @@ def main(
     from halfstep.files import resolve_user_path, write_json
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
+    from halfstep.resumption import open_work, stops_at_signals
     from halfstep.settings import BASELINE, load_params
     from halfstep.stage_times import record_stage
 
@@ -77,114 +78,124 @@ def main(
         by_num_steps=not is_baseline,
     )
     passages = load_passages(cloze_path, settings.num_cloze_passages)
-    subject: Subject
-    if is_baseline:
-        model = load_autoregressive(model_path).to(device)
-        subject = AutoregressiveSubject(model, tokenizer, settings.batch_size)
-    else:
-        model = Denoiser.from_pretrained(model_path).to(device)
-        subject = DenoiserSubject(
-            model,
-            tokenizer,
-            schedule=LogLinearSchedule(params.noise.epsilon),
-            min_time=params.pretrain.min_time,
-            num_nelbo_draws=settings.num_nelbo_draws,
-            batch_size=settings.batch_size,
-            seed=params.seed,
-            device=device,
-        )
-    scorer = load_scorer(_scorer_source(settings.scorer), settings.scorer_revision, device)
+    scorer_source = _scorer_source(settings.scorer)
+    inputs = [model_path, samples_path, tokens_path, cloze_path, *(f for f in [Path(scorer_source)] if f.is_dir())]
+    values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
+    with (
+        open_work(f"evaluate-{model_name}", values, inputs) as work,
+        stops_at_signals(lambda: f"{work.name}: stopped; the same command goes on after {journal.num_known} batches"),
+    ):
+        journal = work.journal()
+        subject: Subject
+        if is_baseline:
+            model = load_autoregressive(model_path).to(device)
+            subject = AutoregressiveSubject(model, tokenizer, settings.batch_size, journal.memory_of("model"))
+        else:
+            model = Denoiser.from_pretrained(model_path).to(device)
+            subject = DenoiserSubject(
+                model,
+                tokenizer,
+                schedule=LogLinearSchedule(params.noise.epsilon),
+                min_time=params.pretrain.min_time,
+                num_nelbo_draws=settings.num_nelbo_draws,
+                batch_size=settings.batch_size,
+                seed=params.seed,
+                device=device,
+                remember=journal.memory_of("model"),
+            )
+        scorer = load_scorer(scorer_source, settings.scorer_revision, device, journal.memory_of("scorer"))
 
-    copied = copied_share(
-        [unconditional.token_ids for unconditional, _ in sample_sets],
-        token_pieces(load_tokens(tokens_path / "train.npy")),
-        settings.longest_copy_tokens,
-    )
-    _, first = sample_sets[0]
-    prefix_rows = sorted(set(first.prefix_rows))
-    mauve_seeds = range(params.seed, params.seed + settings.mauve_num_seeds)
-
-    with autocast(device, select_precision(params.runtime.precision, device)):
-        likelihood = subject.likelihood(held_out)
-        cloze = run_cloze(subject.lm(settings.num_cloze_maskings), passages)
-        likelihood_on = {}
-        for name, tokens in other_texts.items():
-            likelihood_on[name] = subject.likelihood(tokens).as_dict(decoded_bytes(tokenizer, tokens))
-        task_folder = settings.downstream_include_path
-        downstream = run_downstream(
-            subject.lm(settings.num_downstream_draws),
-            settings.downstream_tasks,
-            include_path=resolve_user_path(task_folder) if task_folder else None,
-            limit=settings.downstream_limit,
+        copied = copied_share(
+            [unconditional.token_ids for unconditional, _ in sample_sets],
+            token_pieces(load_tokens(tokens_path / "train.npy")),
+            settings.longest_copy_tokens,
         )
-        judge = SampleJudge(
-            tokenizer,
-            scorer,
-            references=text_features(
-                valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist(),
+        _, first = sample_sets[0]
+        prefix_rows = sorted(set(first.prefix_rows))
+        mauve_seeds = range(params.seed, params.seed + settings.mauve_num_seeds)
+
+        with autocast(device, select_precision(params.runtime.precision, device)):
+            likelihood = subject.likelihood(held_out)
+            cloze = run_cloze(subject.lm(settings.num_cloze_maskings), passages)
+            likelihood_on = {}
+            for name, tokens in other_texts.items():
+                likelihood_on[name] = subject.likelihood(tokens).as_dict(decoded_bytes(tokenizer, tokens))
+            task_folder = settings.downstream_include_path
+            downstream = run_downstream(
+                subject.lm(settings.num_downstream_draws),
+                settings.downstream_tasks,
+                include_path=resolve_user_path(task_folder) if task_folder else None,
+                limit=settings.downstream_limit,
+            )
+            judge = SampleJudge(
                 tokenizer,
                 scorer,
+                references=text_features(
+                    valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist(),
+                    tokenizer,
+                    scorer,
+                    batch_size=settings.batch_size,
+                ),
                 batch_size=settings.batch_size,
-            ),
-            batch_size=settings.batch_size,
-            num_resamples=settings.num_bootstrap_resamples,
-            seed=params.seed,
-            mauve_scaling_factor=settings.mauve_scaling_factor,
-            mauve_num_buckets=settings.mauve_num_buckets,
-            mauve_seeds=mauve_seeds,
-        )
-        data = judge.quality(held_out.tolist())
-        measured = []
-        for (unconditional, continuations), share in zip(sample_sets, copied, strict=True):
-            measured.append(judge.measure(unconditional, continuations, share))
-            console.console.print(describe_entry(model_name, measured[-1].as_dict()), markup=False, soft_wrap=True)
-    if measured[0].mauve is not None and measured[0].mauve.has_few_texts:
-        console.console.print(
-            f"model {model_name}: MAUVE of {measured[0].mauve.estimate.count} texts, fewer than {FEWEST_MAUVE_TEXTS},"
-            " says little by itself: raise sample.num_prefixes",
-            markup=False,
-            soft_wrap=True,
-        )
-    entries = [metrics.as_dict() for metrics in measured]
+                num_resamples=settings.num_bootstrap_resamples,
+                seed=params.seed,
+                mauve_scaling_factor=settings.mauve_scaling_factor,
+                mauve_num_buckets=settings.mauve_num_buckets,
+                mauve_seeds=mauve_seeds,
+            )
+            data = judge.quality(held_out.tolist())
+            measured = []
+            for (unconditional, continuations), share in zip(sample_sets, copied, strict=True):
+                measured.append(judge.measure(unconditional, continuations, share))
+                console.console.print(describe_entry(model_name, measured[-1].as_dict()), markup=False, soft_wrap=True)
+        if measured[0].mauve is not None and measured[0].mauve.has_few_texts:
+            console.console.print(
+                f"model {model_name}: MAUVE of {measured[0].mauve.estimate.count} texts, fewer than"
+                f" {FEWEST_MAUVE_TEXTS}, says little by itself: raise sample.num_prefixes",
+                markup=False,
+                soft_wrap=True,
+            )
+        entries = [metrics.as_dict() for metrics in measured]
 
-    write_json(
-        metrics_path,
-        {
-            "model": model_name,
-            "kind": "autoregressive" if is_baseline else "denoiser",
-            "round_index": None if is_baseline else int(model_name),
-            "seed": params.seed,
-            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
-            "loss_by_time": likelihood.by_time and [bucket.as_dict() for bucket in likelihood.by_time],
-            "likelihood_on": likelihood_on,
-            "cloze": cloze and cloze.as_dict(),
-            "downstream": {name: result.as_dict() for name, result in downstream.items()},
-            "samples": entries,
-            "longest_copy_tokens": settings.longest_copy_tokens,
-            "scorer": {
-                "name": settings.scorer,
-                "revision": settings.scorer_revision,
-                "retokenized": data.is_retokenized,
+        write_json(
+            metrics_path,
+            {
+                "model": model_name,
+                "kind": "autoregressive" if is_baseline else "denoiser",
+                "round_index": None if is_baseline else int(model_name),
+                "seed": params.seed,
+                "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "validation": likelihood.as_dict(decoded_bytes(tokenizer, held_out)),
+                "loss_by_time": likelihood.by_time and [bucket.as_dict() for bucket in likelihood.by_time],
+                "likelihood_on": likelihood_on,
+                "cloze": cloze and cloze.as_dict(),
+                "downstream": {name: result.as_dict() for name, result in downstream.items()},
+                "samples": entries,
+                "longest_copy_tokens": settings.longest_copy_tokens,
+                "scorer": {
+                    "name": settings.scorer,
+                    "revision": settings.scorer_revision,
+                    "retokenized": data.is_retokenized,
+                },
+                "mauve_settings": {
+                    "features": "the scorer's last hidden state at the last token of prefix and continuation",
+                    "scaling_factor": settings.mauve_scaling_factor,
+                    "num_buckets": settings.mauve_num_buckets,
+                    "seeds": list(mauve_seeds),
+                    "fewest_texts": FEWEST_MAUVE_TEXTS,
+                    "num_references": len(prefix_rows),
+                    "num_continuations": len(first.token_ids),
+                },
+                "data": {
+                    "generative_perplexity": data.generative_perplexity.as_dict(),
+                    "entropy": data.entropy.as_dict(),
+                },
             },
-            "mauve_settings": {
-                "features": "the scorer's last hidden state at the last token of prefix and continuation",
-                "scaling_factor": settings.mauve_scaling_factor,
-                "num_buckets": settings.mauve_num_buckets,
-                "seeds": list(mauve_seeds),
-                "fewest_texts": FEWEST_MAUVE_TEXTS,
-                "num_references": len(prefix_rows),
-                "num_continuations": len(first.token_ids),
-            },
-            "data": {
-                "generative_perplexity": data.generative_perplexity.as_dict(),
-                "entropy": data.entropy.as_dict(),
-            },
-        },
-    )
-    write_steps(csv_path / "steps.csv", entries)
-    write_samples_table(csv_path / "samples.csv", measured)
-    record_stage(f"evaluate@{model_name}", metrics_path, device)
+        )
+        write_steps(csv_path / "steps.csv", entries)
+        write_samples_table(csv_path / "samples.csv", measured)
+        record_stage(f"evaluate@{model_name}", metrics_path, device)
+        work.finish()
 
 
 def _scorer_source(scorer: str) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halfstep import console
-from halfstep.errors import Interrupted
 from halfstep.settings import HubSettings, Params, PydocsSettings, StoriesSettings, TextSettings
 
 if TYPE_CHECKING:
@@ -35,42 +32,56 @@ def main(
     """Turn the corpus into packed tokens.
 
     Reads the parameters and the corpus they name (built in, local files, or a data set of the hub); writes
-    the tokens of the training and the validation documents, the tokenizer, and the cloze passages.
+    the tokens of the training and the validation documents, the tokenizer, and the cloze passages. Killed, it goes on
+    after the last documents whose tokens it had noted.
     """
     from halfstep.data.cloze import write_cloze
     from halfstep.data.packing import pack_documents, split_documents
     from halfstep.data.scratch import scratch_folder
-    from halfstep.files import atomic_path, write_json
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.files import atomic_path, link_or_copy, local_or_hub, write_json
+    from halfstep.resumption import open_work, stops_at_signals
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     data = params.data
-    stop_on_signals()
-    with scratch_folder() as scratch:
+    values = params.deciding("seed", "data") | {"corpus": fingerprint_of(params)}
+    tokenizer_source = Path(local_or_hub(data.tokenizer.source))
+    with (
+        open_work("prepare", values, [tokenizer_source] if tokenizer_source.is_dir() else []) as work,
+        stops_at_signals(lambda: "prepare: stopped; the same command goes on from there"),
+        scratch_folder() as scratch,
+    ):
+        # Before the long part, which a mistake in them would make vain.
+        with atomic_path(work.path / "cloze.jsonl") as new_cloze:
+            num_passages = write_cloze(new_cloze, cloze_of(params))
         documents = open_corpus(params, scratch)
         train, valid = split_documents(documents, data.valid_fraction, seed=params.seed)
-        tokenizer = make_tokenizer(params, train)
+        if not (work.path / "tokenizer").is_dir():
+            with atomic_path(work.path / "tokenizer") as new_tokenizer:
+                make_tokenizer(params, train).save_pretrained(new_tokenizer)
+        tokenizer = load_tokenizer(work.path / "tokenizer")
+        sizes = {}
+        for name, split in (("train", train), ("valid", valid)):
+            with console.progress(f"tokenizing {name}", len(split), unit="document") as update:
+                sizes[name] = pack_documents(
+                    split,
+                    tokenizer,
+                    work.path / f"{name}.npy",
+                    context_length=data.context_length,
+                    num_workers=data.num_workers,
+                    scratch=scratch,
+                    on_documents=update,
+                )
         with (
             atomic_path(cloze_path) as new_cloze,
             atomic_path(tokenizer_path) as new_tokenizer,
             atomic_path(tokens_path) as new_tokens,
         ):
-            num_passages = write_cloze(new_cloze, cloze_of(params))
-            tokenizer.save_pretrained(new_tokenizer)
+            shutil.copyfile(work.path / "cloze.jsonl", new_cloze)
+            shutil.copytree(work.path / "tokenizer", new_tokenizer)
             new_tokens.mkdir()
-            sizes = {}
-            for name, split in (("train", train), ("valid", valid)):
-                with console.progress(f"tokenizing {name}", len(split), unit="document") as update:
-                    sizes[name] = pack_documents(
-                        split,
-                        tokenizer,
-                        new_tokens / f"{name}.npy",
-                        context_length=data.context_length,
-                        num_workers=data.num_workers,
-                        scratch=scratch,
-                        on_documents=update,
-                    )
             manifest = {
                 "source": data.source,
                 "seed": params.seed,
@@ -80,6 +91,10 @@ def main(
                 **{name: vars(size) for name, size in sizes.items()},
             }
             write_json(new_tokens / "manifest.json", manifest)
+            for name in sizes:
+                link_or_copy(work.path / f"{name}.npy", new_tokens / f"{name}.npy")
+        record_stage("prepare", tokens_path / "manifest.json")
+        work.finish()
     console.console.print(
         f"{data.source}: "
         + "; ".join(
@@ -90,23 +105,20 @@ def main(
         markup=False,
         soft_wrap=True,
     )
-    record_stage("prepare", tokens_path / "manifest.json")
 
 
-def stop_on_signals() -> None:
-    """Let SIGINT and SIGTERM unwind the command, so that temporary files and processes go with it."""
-    main_process = os.getpid()
+def fingerprint_of(params: Params) -> object:
+    """What tells the user's own files from other ones, without reading them; None for any other corpus."""
+    from halfstep.data.corpora import find_files
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        if os.getpid() == main_process:
-            raise Interrupted(signal_number, "prepare: stopped; nothing was written")
-        # Ctrl-C reaches the tokenizing processes too. They wait for the main process to end them, and leave by
-        # unwinding: killed, they would take the pool's locks with them.
-        if signal_number == signal.SIGTERM:
-            raise SystemExit(128 + signal_number)
+    if not isinstance(params.data, TextSettings):
+        return None
+    stats = [(str(file), file.stat()) for file in find_files(_paths(params.data))]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+
+def _paths(data: TextSettings) -> list[str]:
+    return [data.path] if isinstance(data.path, str) else list(data.path)
 
 
 def open_corpus(params: Params, scratch: Path) -> Dataset:
@@ -124,7 +136,7 @@ def open_corpus(params: Params, scratch: Path) -> Dataset:
             return pydocs_corpus(max_documents=data.max_documents, scratch=scratch)
         case TextSettings():
             return text_corpus(
-                [data.path] if isinstance(data.path, str) else data.path,
+                _paths(data),
                 text_column=data.text_column,
                 split_on_blank_lines=data.split_on_blank_lines,
                 max_documents=data.max_documents,

@@ -26,6 +26,7 @@ def main(
     from halfstep.files import local_or_hub
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.checkpoint import locate_weights
+    from halfstep.resumption import open_work
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
@@ -68,25 +69,26 @@ def main(
     )
     if params.runtime.compile:
         compile_blocks(model)
-    with live_run(params.model_dump(mode="json"), model="0") as log:
-        state, checkpoints = fit(
-            "pretrain",
-            model,
-            settings,
-            objective=objective,
-            valid_objective=objective,
-            batch_at=lambda step: token_batches(train_tokens, settings.batch_size, seed=params.seed, start_step=step),
-            valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
-            seed=params.seed,
-            accelerator=accelerator,
-            log=log,
-            key_values=params.model_dump(include={"seed", "runtime", "model", "noise", "pretrain"}),
-            key_inputs=key_inputs,
-        )
-    write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
-    write_curve(state.curve, curve_path)
-    checkpoints.remove()
-    record_stage("pretrain", curve_path, accelerator.device)
+    with open_work("pretrain", params.deciding("seed", "runtime", "model", "noise", "pretrain"), key_inputs) as work:
+        with live_run(params.model_dump(mode="json"), model="0") as log:
+            state = fit(
+                work,
+                model,
+                settings,
+                objective=objective,
+                valid_objective=objective,
+                batch_at=lambda step: token_batches(
+                    train_tokens, settings.batch_size, seed=params.seed, start_step=step
+                ),
+                valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
+                seed=params.seed,
+                accelerator=accelerator,
+                log=log,
+            )
+        write_model(state, model_path, tokenizer_path, save=model.save_pretrained, keep_train_state=False)
+        write_curve(state.curve, curve_path)
+        record_stage("pretrain", curve_path, accelerator.device)
+        work.finish()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def main(
 
     Reads the parameters, the model and the validation tokens (whose first tokens are the prefixes); writes
     unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token unmasked.
+    Killed, it goes on after the last batch.
     """
     import torch
 
@@ -40,6 +41,7 @@ def main(
     )
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
+    from halfstep.resumption import open_work, stops_at_signals
     from halfstep.seeds import derive_seed
     from halfstep.settings import BASELINE, load_params
     from halfstep.stage_times import record_stage
@@ -76,48 +78,58 @@ def main(
     is_baseline = model_name == BASELINE
     model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
     model.to(device)
-    with (
-        atomic_path(samples_path) as folder,
-        autocast(device, select_precision(params.runtime.precision, device)),
-        broken_weights_told(model_path),
-    ):
-        folder.mkdir()
-        for kind, (prefixes, prefix_rows, length) in requests.items():
-            seed = derive_seed(params.seed, kind)
-            if is_baseline:
-                sampler = autoregressive_sampler(
-                    model,
-                    mask_token_id=tokenizer.mask_token_id,
-                    bos_token_id=tokenizer.bos_token_id,
-                    seed=seed,
-                    device=device,
-                )
-                num_steps = [length - max(prefixes.shape[1], 1)]
-            else:
-                sampler = denoiser_sampler(model, seed=seed, device=device)
-                num_steps = sorted(settings.num_steps)
-            total = len(num_steps) * len(prefixes)
-            with console.progress(f"sample {model_name}, {kind}", total, unit="sample") as show:
-                batches = draw_batches(
-                    sampler,
-                    prefixes,
-                    prefix_rows,
-                    length=length,
-                    num_steps=num_steps,
-                    batch_size=settings.batch_size,
-                )
-                write_samples(
-                    folder / f"{kind}.parquet",
-                    _shown(batches, show),
-                    decode=tokenizer.decode,
-                    metadata={
-                        "model": model_name,
-                        "seed": params.seed,
-                        "prefix_length": prefixes.shape[1],
-                        "length": length,
-                    },
-                )
-    record_stage(f"sample@{model_name}", samples_path / "unconditional.parquet", device)
+    precision = select_precision(params.runtime.precision, device)
+    with open_work(
+        f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), [model_path, tokens_path]
+    ) as work:
+        journal = work.journal()
+        with (
+            stops_at_signals(
+                lambda: f"{work.name}: stopped; the same command goes on after {journal.num_known} batches"
+            ),
+            atomic_path(samples_path) as folder,
+            autocast(device, precision),
+            broken_weights_told(model_path),
+        ):
+            folder.mkdir()
+            for kind, (prefixes, prefix_rows, length) in requests.items():
+                seed = derive_seed(params.seed, kind)
+                if is_baseline:
+                    sampler = autoregressive_sampler(
+                        model,
+                        mask_token_id=tokenizer.mask_token_id,
+                        bos_token_id=tokenizer.bos_token_id,
+                        seed=seed,
+                        device=device,
+                    )
+                    num_steps = [length - max(prefixes.shape[1], 1)]
+                else:
+                    sampler = denoiser_sampler(model, seed=seed, device=device)
+                    num_steps = sorted(settings.num_steps)
+                total = len(num_steps) * len(prefixes)
+                with console.progress(f"sample {model_name}, {kind}", total, unit="sample") as show:
+                    batches = draw_batches(
+                        sampler,
+                        prefixes,
+                        prefix_rows,
+                        length=length,
+                        num_steps=num_steps,
+                        batch_size=settings.batch_size,
+                        remember=journal.memory_of(kind),
+                    )
+                    write_samples(
+                        folder / f"{kind}.parquet",
+                        _shown(batches, show),
+                        decode=tokenizer.decode,
+                        metadata={
+                            "model": model_name,
+                            "seed": params.seed,
+                            "prefix_length": prefixes.shape[1],
+                            "length": length,
+                        },
+                    )
+        record_stage(f"sample@{model_name}", samples_path / "unconditional.parquet", device)
+        work.finish()
 
 
 def _shown(batches: "Iterable[Batch]", show: Callable[[int, str], None]) -> "Iterator[Batch]":

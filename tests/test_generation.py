@@ -1,4 +1,5 @@
 import json
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import torch
 from halfstep.errors import UserError
 from halfstep.generation import (
     METADATA_KEY,
+    Batch,
     autoregressive_sampler,
     broken_weights_told,
     denoiser_sampler,
@@ -16,6 +18,8 @@ from halfstep.generation import (
 )
 from halfstep.model import Denoiser
 from halfstep.model.autoregressive import new_gpt2
+from halfstep.resumption import Journal
+from halfstep.sampling import Samples
 
 CPU = torch.device("cpu")
 
@@ -82,3 +86,31 @@ def test_a_model_that_predicts_nan_is_told_instead_of_drawn_from(published: Path
     sampler = denoiser_sampler(denoiser, seed=0, device=CPU)
     with pytest.raises(UserError, match=r"models/3 predicts NaN"), broken_weights_told("models/3"):
         _tokens(sampler, torch.zeros(2, 0, dtype=torch.int64), 2)
+
+
+def test_batches_that_were_drawn_before_are_not_drawn_again(sampler, tmp_path: Path) -> None:
+    prefixes = torch.arange(12).view(4, 3)
+    arguments = {"length": 16, "num_steps": [2, 5], "batch_size": 3}
+    expected = list(draw_batches(sampler, prefixes, [7, 8, 9, 10], **arguments))
+    calls: list[int] = []
+
+    def counted(*request) -> Samples:
+        calls.append(request[-1])
+        return sampler(*request)
+
+    def drawn(num_batches: int) -> list[Batch]:
+        batches = draw_batches(
+            counted, prefixes, [7, 8, 9, 10], **arguments, remember=Journal(tmp_path / "journal").remember
+        )
+        return list(islice(batches, num_batches))
+
+    assert len(drawn(3)) == len(calls) == 3
+    found = drawn(4)
+    assert calls == [2, 2, 5, 5]
+    for batch, other in zip(found, expected, strict=True):
+        assert (batch.indices, batch.num_steps, batch.prefix_rows) == (
+            other.indices, other.num_steps, other.prefix_rows,
+        )  # fmt: skip
+        for name, tensor in vars(other.samples).items():
+            assert torch.equal(getattr(batch.samples, name), tensor)
+            assert getattr(batch.samples, name).dtype == tensor.dtype

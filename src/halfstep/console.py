@@ -1,10 +1,12 @@
 """How commands talk to a person: one console, one progress display, one way to fail."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -34,6 +36,12 @@ def run(command: Callable[..., None]) -> None:
     Args:
         command: the function whose signature and docstring define the command line.
     """
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal_number, "stopped; the same command goes on from what is kept")
+
+    # Work that takes long says more about where it stands, by handlers of its own.
+    signal.signal(signal.SIGTERM, stop)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_app(app)

@@ -9,8 +9,10 @@ class UserError(Exception):
     """
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A signal asked a command to stop, and what it had done is saved.
+
+    No `Exception`, as KeyboardInterrupt is none: libraries that catch those are not to swallow it.
 
     Attributes:
         signal_number: SIGINT or SIGTERM; the command exits with 128 plus it.

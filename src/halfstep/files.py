@@ -43,6 +43,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is never changed again a second name, or a copy where the file system has no such names."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, whole or not at all; NaN and infinity are refused (ValueError)."""
     with atomic_path(path) as temporary:

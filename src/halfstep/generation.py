@@ -15,6 +15,7 @@ from halfstep.errors import UserError
 from halfstep.files import atomic_path
 from halfstep.model import Denoiser
 from halfstep.model.autoregressive import next_logits
+from halfstep.resumption import Arrays, Remember, anew
 from halfstep.sampling import Samples, sample, sample_autoregressive, sample_uniforms
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def draw_batches(
     length: int,
     num_steps: Iterable[int],
     batch_size: int,
+    remember: Remember = anew,
 ) -> Iterator[Batch]:
     """Draw one sample per row of `prefixes` at every number of steps.
 
@@ -113,15 +115,25 @@ def draw_batches(
         length: tokens per sample, the prefix included.
         num_steps: numbers of denoising steps.
         batch_size: samples drawn together; it does not change them.
+        remember: keeps the batches of a run that may be cut off, see `halfstep.resumption`.
     Yields:
         batches, ordered by number of steps, then index.
     """
     for steps in num_steps:
         for start in range(0, len(prefixes), batch_size):
             indices = range(start, min(start + batch_size, len(prefixes)))
-            drawn = sampler(prefixes[start : start + batch_size], length, indices, steps)
-            on_cpu = Samples(drawn.tokens.cpu(), drawn.nfe.cpu(), drawn.unmask_step.cpu())
-            yield Batch(indices, steps, prefix_rows[start : start + batch_size], on_cpu)
+            given = prefixes[start : start + batch_size]
+            kept = remember(
+                "samples",
+                [steps, length, list(indices), given.tolist()],
+                partial(_drawn, sampler, given, length, indices, steps),
+            )
+            samples = Samples(**{name: torch.from_numpy(array) for name, array in kept.items()})
+            yield Batch(indices, steps, prefix_rows[start : start + batch_size], samples)
+
+
+def _drawn(sampler: Sampler, prefix: Tensor, length: int, indices: Sequence[int], num_steps: int) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in vars(sampler(prefix, length, indices, num_steps)).items()}
 
 
 def write_samples(

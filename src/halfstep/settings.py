@@ -5,7 +5,7 @@ nowhere else. `load_params` reads and checks all of it; a stage unpacks its own 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -164,6 +164,7 @@ class TrainingSettings(Settings):
     validate_every_steps: PositiveInt
     num_valid_sequences: PositiveInt
     checkpoint_every_seconds: PositiveFloat
+    checkpoint_every_steps: PositiveInt | None
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> "TrainingSettings":
@@ -173,6 +174,10 @@ class TrainingSettings(Settings):
                 f" {self.num_accumulation_steps}"
             )
         return self
+
+
+WITHOUT_INFLUENCE = {"checkpoint_every_seconds", "checkpoint_every_steps"}
+"""Training settings on which no result depends."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -328,6 +333,11 @@ class Params(Settings):
     evaluate: EvaluateSettings
     latency: LatencySettings
     tracking: TrackingSettings
+
+    def deciding(self, *sections: str) -> dict[str, Any]:
+        """Some sections as plain values, without those on which no result depends."""
+        without = {name: WITHOUT_INFLUENCE for name in sections if isinstance(getattr(self, name), TrainingSettings)}
+        return self.model_dump(mode="json", include=set(sections), exclude=without)
 
 
 def load_params(path: Path) -> Params:

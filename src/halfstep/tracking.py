@@ -54,6 +54,8 @@ COMPLETED_TAG = "halfstep.completed"
 SEND_SECONDS = 2.0
 RETRY_SECONDS = 60.0
 FLUSH_SECONDS = 10.0
+# Who stops a command waits for it.
+INTERRUPTED_FLUSH_SECONDS = 3.0
 LOCK_SECONDS = 120.0
 
 # MLflow refuses larger batches. Servers of different age take 250, 500 or 6000 characters of a parameter; the
@@ -152,17 +154,19 @@ def live_run(params: Mapping[str, Any], *, model: str) -> Iterator[Log]:
             if value is not None:
                 points.put((name, step, float(value)))
 
+    flush_seconds = FLUSH_SECONDS
     try:
         yield log
     except (KeyboardInterrupt, Interrupted):
         status[0] = "KILLED"
+        flush_seconds = INTERRUPTED_FLUSH_SECONDS
         raise
     except BaseException:
         status[0] = "FAILED"
         raise
     finally:
         ended.set()
-        sender.join(FLUSH_SECONDS)
+        sender.join(flush_seconds)
 
 
 def complete(

@@ -1,5 +1,6 @@
 """Packing against a slow version in plain lists, at any number of processes."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def pack(
         folder / "train.npy",
         context_length=context_length,
         num_workers=num_workers,
-        scratch=folder / "scratch",
+        scratch=Path(tempfile.mkdtemp(dir=folder)),
         on_documents=lambda num_done, note: None,
     )
     return np.load(folder / "train.npy"), size
@@ -113,3 +114,43 @@ def test_split_depends_on_the_seed() -> None:
 def test_one_document_cannot_be_split() -> None:
     with pytest.raises(UserError, match=r"has 1 document.*data\.split_on_blank_lines=1"):
         split_documents(Dataset.from_dict({"text": ["one"]}), 0.1, seed=0)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_cut_off_and_called_again_it_writes_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Killed in every call after one more piece, with what was written since the last note left in the file."""
+    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 3)
+    monkeypatch.setattr(packing, "BATCHES_PER_WORKER", 2)
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_NOTES", 0.0)
+    whole, size = pack(TEXTS, tmp_path / "whole")
+    encoded: list[int] = []
+    original = packing._Rows.append
+
+    def append(rows: Any, tokens: Any, num_documents: int) -> None:
+        original(rows, tokens, num_documents)
+        encoded.append(num_documents)
+        rows._file.flush()
+        if sum(encoded) > 12:
+            raise Killed
+
+    monkeypatch.setattr(packing._Rows, "append", append)
+    num_calls = 0
+    while True:
+        encoded.clear()
+        num_calls += 1
+        try:
+            tokens, resumed_size = pack(TEXTS, tmp_path / "cut", num_workers=num_workers)
+            break
+        except Killed:
+            continue
+    assert num_calls == 4
+    assert sum(encoded) == 40 - 3 * 12
+    assert (tmp_path / "cut/train.npy").read_bytes() == (tmp_path / "whole/train.npy").read_bytes()
+    assert resumed_size == size
+    np.testing.assert_array_equal(tokens, whole)

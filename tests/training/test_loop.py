@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from halfstep.errors import Interrupted, UserError
-from halfstep.training.checkpoint import CheckpointFolder, run_key
+from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.optimizer import build_optimizer
@@ -52,6 +52,7 @@ def _train(state: TrainState, num_train_steps: int, **changes) -> None:
         "progress": lambda step, loss: None,
         "save_checkpoint": lambda state: None,
         "checkpoint_every_seconds": 1e9,
+        "checkpoint_every_steps": None,
     }
     train(state, **{**arguments, **changes})
 
@@ -146,30 +147,56 @@ def test_validation_sees_the_averaged_weights() -> None:
     assert not torch.equal(seen[-1], state.model[0].weight)
 
 
-def test_checkpoints_keep_the_newest_two_and_restore_the_last(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    folder = CheckpointFolder("pretrain", "key")
+def test_checkpoints_keep_the_newest_two_and_restore_the_last(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
     state = _new_state()
     assert not folder.restore(state)
-    for steps in (1, 2, 3):
-        _train(state, steps, save_checkpoint=folder.save)
-        folder.save(state)
-    assert sorted(path.name for path in folder.path.iterdir()) == ["step-000000002", "step-000000003"]
+    _train(state, 3, save_checkpoint=folder.save, checkpoint_every_steps=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002", "step-000000003"]
     restored = _new_state()
     assert folder.restore(restored)
     assert restored.step == 3
-    folder.remove()
-    assert not folder.path.exists()
 
 
-def test_the_key_changes_with_parameters_and_with_the_content_of_inputs(tmp_path: Path) -> None:
-    file = tmp_path / "tokens"
-    file.write_text("a")
-    key = run_key({"seed": 1}, [file])
-    assert key == run_key({"seed": 1}, [file])
-    assert key != run_key({"seed": 2}, [file])
-    file.write_text("b")
-    assert key != run_key({"seed": 1}, [file])
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["train_state.safetensors", "train_state.json", "hashes.json"])
+@pytest.mark.parametrize("damage", [_cut, _flip_a_bit, Path.unlink])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path: Path, caplog, file: str, damage) -> None:
+    folder = CheckpointFolder(tmp_path)
+    _train(_new_state(), 3, save_checkpoint=folder.save, checkpoint_every_steps=1)
+    damage(tmp_path / "step-000000003" / file)
+    restored, expected = _new_state(), _new_state()
+    assert folder.restore(restored)
+    assert "step-000000003 is damaged" in caplog.text
+    _train(expected, 2)
+    assert restored.step == 2
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(restored), _tensors(expected), strict=True))
+
+
+@pytest.mark.parametrize(("every", "saved"), [(None, [9]), (4, [4, 8, 9]), (3, [3, 6, 9])])
+def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(every: int | None, saved: list[int]) -> None:
+    seen: list[int] = []
+    _train(_new_state(), 9, checkpoint_every_steps=every, save_checkpoint=lambda state: seen.append(state.step))
+    assert seen == saved
+
+
+def test_checkpoints_are_written_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that every step advances by a second."""
+    now = iter(range(1000))
+    monkeypatch.setattr("halfstep.training.loop.time.monotonic", lambda: next(now))
+    seen: list[int] = []
+    _train(_new_state(), 9, checkpoint_every_seconds=2.5, save_checkpoint=lambda state: seen.append(state.step))
+    assert seen[-1] == 9
+    assert 2 < len(seen) < 6
 
 
 def test_the_gradient_is_that_of_the_mean_loss() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import UserError
+from halfstep.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +28,11 @@ BYTES_PER_BATCH = 4_000_000
 """Text that is tokenized at once; its tokens are what is held in memory."""
 
 MAX_DOCUMENTS_PER_BATCH = 1000
+
+BATCHES_PER_WORKER = 64
+"""What processes tokenize before their tokens are gathered, and can be gone on after."""
+
+SECONDS_BETWEEN_NOTES = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,11 @@ def pack_documents(
     """Write documents as rows of tokens: joined with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
 
     The last chunk is dropped where it is not full. Text that spells a special token is tokenized as the text
-    it is. What is written does not depend on `num_workers`.
+    it is. What is written does not depend on `num_workers`, nor on whether the work was cut off on the way: how far
+    it came lies beside `path`, and a second call goes on from there.
 
     Args:
-        documents: column "text"; a null is no document.
+        documents: column "text"; a null is no document. The same ones in every call for one `path`.
         tokenizer: with BOS and EOS and the mask token as its last id.
         path: `.npy` file to write, uint16 if the ids fit and else uint32, [num_sequences, context_length].
         context_length: tokens per row, BOS and EOS included.
@@ -83,38 +92,38 @@ def pack_documents(
     """
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     num_workers = min(num_workers, len(documents))
-    encode = _encode_alone if num_workers == 1 else _encode_in_processes
-    num_tokens, num_sequences = _write_rows(
-        encode(documents, tokenizer, dtype, num_workers, scratch / path.stem, on_documents),
-        path,
-        context_length=context_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        dtype=dtype,
-    )
-    if not num_sequences:
+    documents_per_batch = _documents_per_batch(documents)
+    with _Rows(path, context_length, tokenizer.bos_token_id, tokenizer.eos_token_id, dtype) as rows:
+        while rows.num_documents < len(documents):
+            start = rows.num_documents
+            if num_workers == 1:
+                end = min(start + documents_per_batch, len(documents))
+                batches = _encode_alone(documents.select(range(start, end)), tokenizer, dtype)
+            else:
+                end = min(start + documents_per_batch * BATCHES_PER_WORKER * num_workers, len(documents))
+                piece = documents.select(range(start, end))
+                folder = scratch / f"{path.stem}-{start}"
+                batches = _encode_in_processes(piece, tokenizer, dtype, num_workers, documents_per_batch, folder)
+            for num_documents, tokens in batches:
+                rows.append(tokens, num_documents)
+                on_documents(rows.num_documents, "")
+            rows.keep()
+        size = PackedSize(len(documents), rows.num_tokens, rows.num_sequences)
+    if not size.num_sequences:
         raise UserError(
-            f"the {path.stem} split has {num_tokens} tokens in {len(documents)} documents, but one context"
+            f"the {path.stem} split has {size.num_tokens} tokens in {len(documents)} documents, but one context"
             f" needs {context_length - 2}: give more text, or set data.context_length below {context_length}"
             + (", or set a larger data.valid_fraction" if path.stem == "valid" else "")
         )
-    return PackedSize(len(documents), num_tokens, num_sequences)
+    return size
 
 
 def _encode_alone(
-    documents: Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-    dtype: np.dtype[Any],
-    num_workers: int,
-    scratch: Path,
-    on_documents: Callable[[int, str], None],
-) -> Iterator[Ids]:
-    """Yield the documents' tokens in order, several documents at a time."""
-    num_done = 0
-    for batch in documents.iter(_documents_per_batch(documents)):
-        yield np.concatenate(_encode(batch["text"], tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype))
-        num_done += len(batch["text"])
-        on_documents(num_done, "")
+    documents: Dataset, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, Ids]]:
+    """Yield (number of documents, their tokens) in order."""
+    texts = documents["text"][:]
+    yield len(texts), np.concatenate(_encode(texts, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype))
 
 
 def _encode_in_processes(
@@ -122,15 +131,14 @@ def _encode_in_processes(
     tokenizer: PreTrainedTokenizerFast,
     dtype: np.dtype[Any],
     num_workers: int,
+    documents_per_batch: int,
     scratch: Path,
-    on_documents: Callable[[int, str], None],
-) -> Iterator[Ids]:
+) -> Iterator[tuple[int, Ids]]:
     """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read."""
     from datasets import Features, List, Value
     from multiprocess import TimeoutError
 
     backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
-    documents_per_batch = _documents_per_batch(documents)
 
     def encode_batch(texts: list[str | None]) -> dict[str, list[Ids]]:
         # Threads inside the processes would compete for the same cores, and do not survive the fork.
@@ -147,7 +155,7 @@ def _encode_in_processes(
             writer_batch_size=documents_per_batch,
             remove_columns=documents.column_names,
             features=Features({"token_ids": List(Value(dtype.name))}),
-            num_proc=num_workers,
+            num_proc=min(num_workers, len(documents)),
             cache_file_name=str(scratch / "tokens.arrow"),
             # The folder is new, so there is nothing to find; a fixed name spares hashing the function.
             load_from_cache_file=False,
@@ -158,12 +166,10 @@ def _encode_in_processes(
         # When a signal stops it, `map` asks its processes for their results once more and hides the signal's
         # exception behind theirs.
         raise (error.__context__ or error) from None
-    num_done = 0
     for table in encoded.with_format("arrow").iter(documents_per_batch):
-        for column in table["token_ids"].chunks:
-            yield column.flatten().to_numpy(zero_copy_only=False)
-        num_done += len(table)
-        on_documents(num_done, "")
+        ids = [column.flatten().to_numpy(zero_copy_only=False) for column in table["token_ids"].chunks]
+        yield len(table), np.concatenate(ids)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _documents_per_batch(documents: Dataset) -> int:
@@ -183,41 +189,77 @@ def _encode(texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtyp
     return [np.array([*next(encodings).ids, eos_token_id] if text else [], dtype=dtype) for text in texts]
 
 
-def _write_rows(
-    batches: Iterable[Ids],
-    path: Path,
-    *,
-    context_length: int,
-    bos_token_id: int,
-    eos_token_id: int,
-    dtype: np.dtype[Any],
-) -> tuple[int, int]:
-    """Cut a stream of tokens into rows and write them as they come; returns (num_tokens, num_sequences).
+class _Rows:
+    """The file of rows as it grows, and how far it is: a stream of tokens goes in, rows come out.
 
     NumPy pads the header of a `.npy` file so that its first dimension can grow in place: it is written once
     for no rows and, when their number is known, again.
+
+    Attributes:
+        num_documents, num_tokens, num_sequences: written so far.
     """
-    chunk_length = context_length - 2
-    num_tokens = num_sequences = 0
-    rest = np.empty(0, dtype)
-    with path.open("wb") as file:
-        _write_header(file, (0, context_length), dtype)
-        header_size = file.tell()
-        for tokens in batches:
-            num_tokens += len(tokens)
-            stream = np.concatenate([rest, tokens])
-            num_rows = len(stream) // chunk_length
-            rows = np.empty((num_rows, context_length), dtype)
-            rows[:, 0] = bos_token_id
-            rows[:, -1] = eos_token_id
-            rows[:, 1:-1] = stream[: num_rows * chunk_length].reshape(num_rows, chunk_length)
-            file.write(rows.tobytes())
-            num_sequences += num_rows
-            rest = stream[num_rows * chunk_length :]
-        file.seek(0)
-        _write_header(file, (num_sequences, context_length), dtype)
-        assert file.tell() == header_size, "the header grew into the rows"
-    return num_tokens, num_sequences
+
+    def __init__(
+        self, path: Path, context_length: int, bos_token_id: int, eos_token_id: int, dtype: np.dtype[Any]
+    ) -> None:
+        self.num_documents = self.num_tokens = self.num_sequences = 0
+        self._rest = np.empty(0, dtype)
+        self._context_length, self._dtype = context_length, dtype
+        self._bos_token_id, self._eos_token_id = bos_token_id, eos_token_id
+        self._progress_path = path.with_suffix(".progress.json")
+        self._kept_at = time.monotonic()
+        is_begun = self._progress_path.is_file()
+        self._file = path.open("rb+" if is_begun else "wb")
+        _write_header(self._file, (0, context_length), dtype)
+        if is_begun:
+            progress = read_json(self._progress_path)
+            self.num_documents, self.num_tokens = progress["num_documents"], progress["num_tokens"]
+            self.num_sequences = progress["num_sequences"]
+            self._rest = np.array(progress["rest"], dtype)
+            # What was written after progress was last kept is written again.
+            self._file.seek(self.num_sequences * context_length * dtype.itemsize, os.SEEK_CUR)
+            self._file.truncate()
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def append(self, tokens: Ids, num_documents: int) -> None:
+        """Add the tokens of some more documents."""
+        chunk_length = self._context_length - 2
+        stream = np.concatenate([self._rest, tokens])
+        num_rows = len(stream) // chunk_length
+        rows = np.empty((num_rows, self._context_length), self._dtype)
+        rows[:, 0] = self._bos_token_id
+        rows[:, -1] = self._eos_token_id
+        rows[:, 1:-1] = stream[: num_rows * chunk_length].reshape(num_rows, chunk_length)
+        self._file.write(rows.tobytes())
+        self.num_documents += num_documents
+        self.num_tokens += len(tokens)
+        self.num_sequences += num_rows
+        self._rest = stream[num_rows * chunk_length :]
+
+    def keep(self) -> None:
+        """Note how far the file is, now and then; the documents before are not read again by the next call."""
+        if time.monotonic() - self._kept_at < SECONDS_BETWEEN_NOTES:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        progress = {
+            "num_documents": self.num_documents,
+            "num_tokens": self.num_tokens,
+            "num_sequences": self.num_sequences,
+            "rest": self._rest.tolist(),
+        }
+        write_json(self._progress_path, progress)
+        self._kept_at = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None:
+            end = self._file.tell()
+            self._file.seek(0)
+            _write_header(self._file, (self.num_sequences, self._context_length), self._dtype)
+            self._file.seek(end)
+        self._file.close()
 
 
 def _write_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:

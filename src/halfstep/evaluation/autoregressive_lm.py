@@ -3,18 +3,25 @@
 import copy
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lm_eval.models.huggingface import HFLM
 
 from halfstep.errors import UserError
 from halfstep.evaluation.harness import encode_pair
+from halfstep.resumption import Arrays, Remember, anew
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+REQUESTS_AT_ONCE = 16
+"""Batches that lm-eval sorts by length together, and that are kept together."""
 
 
 class AutoregressiveLM(HFLM):
@@ -26,12 +33,20 @@ class AutoregressiveLM(HFLM):
         num_truncated: contexts that lost tokens on the left to fit.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        batch_size: int,
+        remember: Remember = anew,
+    ) -> None:
         """
         Args:
             model: causal language model in evaluation mode, on its device.
             tokenizer: with BOS.
             batch_size: passages per forward pass.
+            remember: keeps a few batches at a time, see `halfstep.resumption`.
         """
         logger = logging.getLogger("lm_eval")
         level = logger.level
@@ -43,6 +58,8 @@ class AutoregressiveLM(HFLM):
         finally:
             logger.setLevel(level)
         self.num_truncated = 0
+        self._remember = remember
+        self._requests_at_once = REQUESTS_AT_ONCE * batch_size
 
     def forget(self) -> None:
         """Begin `num_truncated` anew."""
@@ -66,7 +83,16 @@ class AutoregressiveLM(HFLM):
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        answers = super()._loglikelihood_tokens(requests, *args, **kwargs)
+        def answer(some: Any) -> Arrays:
+            answers = super(AutoregressiveLM, self)._loglikelihood_tokens(some, *args, **kwargs)
+            log_likelihoods, is_greedy = zip(*answers, strict=True)
+            return {"log_likelihoods": np.array(log_likelihoods), "is_greedy": np.array(is_greedy)}
+
+        answers: list[tuple[float, bool]] = []
+        for start in range(0, len(requests), self._requests_at_once):
+            some = requests[start : start + self._requests_at_once]
+            kept = self._remember("log-likelihoods", [ids for _, *ids in some], partial(answer, some))
+            answers += zip(kept["log_likelihoods"].tolist(), kept["is_greedy"].tolist(), strict=True)
         for (texts, _, _), (log_likelihood, _) in zip(requests, answers, strict=True):
             if math.isnan(log_likelihood):
                 what = f" for {texts[1][:60]!r}" if texts else ""

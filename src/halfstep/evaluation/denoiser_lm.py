@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from halfstep.diffusion.subs import masked_log_probs
 from halfstep.errors import UserError
 from halfstep.evaluation.harness import cut_at_stops, encode_pair, generation_limits
 from halfstep.evaluation.order_agnostic import LogLikelihood, Maskings, draw_maskings, log_likelihood
+from halfstep.resumption import Arrays, Remember, anew
 from halfstep.sampling import LogitsAt, sample, sample_uniforms
 from halfstep.seeds import derive_seed
 
@@ -68,6 +70,7 @@ class DenoiserLM(LM):
         seed: int,
         device: torch.device,
         num_steps: int | None = None,
+        remember: Remember = anew,
     ) -> None:
         """
         Args:
@@ -80,6 +83,7 @@ class DenoiserLM(LM):
             seed: each request's draws depend on it and the request alone.
             device: where the denoiser computes.
             num_steps: denoising steps of a generated text; None refuses to generate.
+            remember: keeps the batches, see `halfstep.resumption`.
         """
         super().__init__()
         self.tokenizer = tokenizer
@@ -93,6 +97,7 @@ class DenoiserLM(LM):
         self._batch_size = batch_size
         self._seed = seed
         self._num_steps = num_steps
+        self._remember = remember
 
     @property
     def eot_token_id(self) -> int:
@@ -244,15 +249,21 @@ class DenoiserLM(LM):
 
     def _predict(self, batch: Sequence[_Query]) -> list[tuple[torch.Tensor, bool]]:
         """(log-probability of each masked token float64 [num_masked], whether each is the most likely)."""
+        inputs = [[query.xt, query.x0, query.is_masked] for query in batch]
+        kept = self._remember("masked tokens", inputs, partial(self._evaluate, batch))
+        sizes = [sum(query.is_masked) for query in batch]
+        of_target = torch.from_numpy(kept["log_p"]).split(sizes)
+        is_best = torch.from_numpy(kept["is_best"]).split(sizes)
+        return [(values, bool(best.all())) for values, best in zip(of_target, is_best, strict=True)]
+
+    def _evaluate(self, batch: Sequence[_Query]) -> Arrays:
         xt = torch.tensor([query.xt for query in batch], device=self._device)
         x0 = torch.tensor([query.x0 for query in batch], device=self._device)
         is_masked = torch.tensor([query.is_masked for query in batch], device=self._device)
         log_p = masked_log_probs(self._logits_at(xt, is_masked), self._mask_token_id)
         targets = x0[is_masked]
-        sizes = is_masked.sum(dim=1).tolist()
-        of_target = log_p.gather(-1, targets[:, None])[:, 0].double().cpu().split(sizes)
-        is_best = (log_p.argmax(dim=-1) == targets).cpu().split(sizes)
-        return [(values, bool(best.all())) for values, best in zip(of_target, is_best, strict=True)]
+        of_target = log_p.gather(-1, targets[:, None])[:, 0].double()
+        return {"log_p": of_target.cpu().numpy(), "is_best": (log_p.argmax(dim=-1) == targets).cpu().numpy()}
 
     def _bound(self, maskings: Maskings, rows: Sequence[torch.Tensor], target: _Target) -> LogLikelihood:
         log_p = torch.zeros(maskings.is_masked.shape, dtype=torch.float64)

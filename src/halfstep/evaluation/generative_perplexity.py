@@ -59,7 +59,9 @@ def sample_quality(
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 4 (under GPT-2 large; Llama 3 8B in 4.3).
     """
     ids, is_retokenized = to_scorer_ids(samples, tokenizer, scorer)
-    scored = token_nlls(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length)
+    scored = token_nlls(
+        scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, remember=scorer.remember
+    )
     entropies = [unigram_entropy(token_ids) for token_ids in samples]
     perplexity = perplexity_estimate(scored.nlls, scored.num_tokens, name="generative perplexity")
     entropy = mean_estimate(entropies, "nats", name="entropy")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from halfstep.errors import UserError
 from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
 from halfstep.evaluation.scorer import token_nlls
+from halfstep.resumption import Arrays, Remember, anew
 from halfstep.sampling import LogitsAt
 from halfstep.seeds import derive_seed
 
@@ -141,6 +143,7 @@ def denoiser_likelihood(
     batch_size: int,
     seed: int,
     device: torch.device,
+    remember: Remember = anew,
 ) -> Likelihood:
     """The negative ELBO of a denoiser, per token, all positions counted.
 
@@ -157,6 +160,7 @@ def denoiser_likelihood(
         batch_size: noised sequences per forward pass.
         seed: of the noise.
         device: where the denoiser computes.
+        remember: keeps the batches, see `halfstep.resumption`.
     Raises:
         UserError: the network gives NaN or infinity.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Eq. 10 and 11; the paper draws one time per sequence.
@@ -164,12 +168,17 @@ def denoiser_likelihood(
     looks = _noised(tokens, schedule, min_time, mask_token_id, num_draws, seed)
     nelbos: list[float] = []
     times: list[float] = []
-    while batch := list(islice(looks, batch_size)):
-        x0, xt, t = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
+
+    def nelbos_of(x0: Tensor, xt: Tensor, t: Tensor) -> Arrays:
+        x0, xt, t = x0.to(device), xt.to(device), t.to(device)
         is_masked = xt == mask_token_id
-        times += t.tolist()
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
-        nelbos += nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).tolist()
+        return {"nelbos": nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).cpu().numpy()}
+
+    while batch := list(islice(looks, batch_size)):
+        parts = [torch.stack(part) for part in zip(*batch, strict=True)]
+        times += parts[2].tolist()
+        nelbos += remember("nelbos", [part.tolist() for part in parts], partial(nelbos_of, *parts))["nelbos"].tolist()
     per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
     likelihood = _likelihood(per_look.mean(axis=1).tolist(), [tokens.shape[1]] * len(tokens), num_draws)
     by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])
@@ -192,17 +201,20 @@ def _noised(
         yield from zip(x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True)
 
 
-def autoregressive_likelihood(model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int) -> Likelihood:
+def autoregressive_likelihood(
+    model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int, remember: Remember = anew
+) -> Likelihood:
     """The negative log-likelihood of an autoregressive model, per scored token: all but the first.
 
     Args:
         model: causal language model in evaluation mode.
         tokens: held-out sequences, integers [num_sequences, length].
         batch_size: sequences per forward pass.
+        remember: keeps the batches, see `halfstep.resumption`.
     Raises:
         UserError: the network gives NaN or infinity.
     """
-    scored = token_nlls(model, tokens.tolist(), batch_size=batch_size)
+    scored = token_nlls(model, tokens.tolist(), batch_size=batch_size, remember=remember)
     return _likelihood(scored.nlls, scored.num_tokens, None)
 
 

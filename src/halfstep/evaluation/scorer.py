@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from halfstep.errors import UserError
 from halfstep.model.autoregressive import load_autoregressive
+from halfstep.resumption import Arrays, Remember, anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,10 +27,12 @@ class Scorer:
     Attributes:
         model: on its device.
         tokenizer: the model's own.
+        remember: keeps the batches of a run that may be cut off, see `halfstep.resumption`.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    remember: Remember = anew
 
     @property
     def max_length(self) -> int | None:
@@ -51,13 +55,14 @@ class TokenNlls:
     num_truncated: int
 
 
-def load_scorer(source: str, revision: str | None, device: torch.device) -> Scorer:
+def load_scorer(source: str, revision: str | None, device: torch.device, remember: Remember = anew) -> Scorer:
     """Load a causal language model and its tokenizer, from safetensors, running no code that comes with it.
 
     Args:
         source: local folder or hub id.
         revision: branch, tag or commit of a hub id.
         device: where the model computes.
+        remember: see `Scorer`.
     Raises:
         UserError: it is neither a causal model's folder nor to be had from the hub, or has no tokenizer.
     """
@@ -75,7 +80,7 @@ def load_scorer(source: str, revision: str | None, device: torch.device) -> Scor
             f"evaluate.scorer {source} brings no tokenizer ({reason}): evaluate.scorer takes a local folder"
             " that holds one"
         ) from None
-    return Scorer(model.to(device), tokenizer)
+    return Scorer(model.to(device), tokenizer, remember)
 
 
 @torch.inference_mode()
@@ -85,6 +90,7 @@ def token_nlls(
     *,
     batch_size: int,
     max_length: int | None = None,
+    remember: Remember = anew,
 ) -> TokenNlls:
     """Negative log-likelihood of each sequence under a causal model.
 
@@ -96,10 +102,12 @@ def token_nlls(
         sequences: token ids, of any lengths, empty ones included.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
+        remember: keeps the batches, see `halfstep.resumption`.
     Raises:
         UserError: the model gives NaN or infinity.
     """
-    nlls, num_tokens, num_truncated = [], [], 0
+    nlls: list[float] = []
+    num_tokens, num_truncated = [], 0
     for batch in _batches(sequences, batch_size):
         cut = [list(ids[:max_length]) for ids in batch]
         num_truncated += sum(len(short) < len(ids) for short, ids in zip(cut, batch, strict=True))
@@ -107,14 +115,7 @@ def token_nlls(
         if max(map(len, cut)) < 2:
             nlls += [0.0] * len(cut)
             continue
-        tokens, is_token = _pad(cut, model.device)
-        logits = model(input_ids=tokens, attention_mask=is_token).logits
-        # Row by row: the log-softmax of a whole batch over a large vocabulary takes as much memory as the
-        # logits.
-        for row_logits, row, ids in zip(logits, tokens, cut, strict=True):
-            end = max(len(ids), 1)
-            losses = F.cross_entropy(row_logits[: end - 1].float(), row[1:end], reduction="none")
-            nlls.append(losses.double().sum().item())
+        nlls += remember("nlls", cut, partial(_batch_nlls, model, cut))["nlls"].tolist()
     for index, nll in enumerate(nlls):
         if not math.isfinite(nll):
             raise UserError(
@@ -124,6 +125,18 @@ def token_nlls(
     return TokenNlls(nlls, num_tokens, num_truncated)
 
 
+def _batch_nlls(model: "PreTrainedModel", sequences: list[list[int]]) -> Arrays:
+    tokens, is_token = _pad(sequences, model.device)
+    logits = model(input_ids=tokens, attention_mask=is_token).logits
+    nlls = []
+    # Row by row: the log-softmax of a whole batch over a large vocabulary takes as much memory as the logits.
+    for row_logits, row, ids in zip(logits, tokens, sequences, strict=True):
+        end = max(len(ids), 1)
+        losses = F.cross_entropy(row_logits[: end - 1].float(), row[1:end], reduction="none")
+        nlls.append(losses.double().sum().item())
+    return {"nlls": np.array(nlls)}
+
+
 @torch.inference_mode()
 def features(
     model: "PreTrainedModel",
@@ -131,6 +144,7 @@ def features(
     *,
     batch_size: int,
     max_length: int | None = None,
+    remember: Remember = anew,
 ) -> Tensor:
     """One vector per text: the last layer's hidden state at the text's last token.
 
@@ -139,6 +153,7 @@ def features(
         sequences: token ids, at least one token each.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: longer sequences are cut to it; None is no limit.
+        remember: keeps the batches, see `halfstep.resumption`.
     Returns:
         float32 [num_sequences, hidden_size], on the CPU.
     Raises:
@@ -150,11 +165,15 @@ def features(
         cut = [list(ids[:max_length]) for ids in batch]
         if not all(cut):
             raise ValueError("a text without tokens has no features")
-        tokens, is_token = _pad(cut, model.device)
-        hidden = model.base_model(input_ids=tokens, attention_mask=is_token).last_hidden_state
-        last = torch.tensor([len(ids) - 1 for ids in cut], device=hidden.device)
-        rows.append(hidden[torch.arange(len(cut), device=hidden.device), last].float().cpu())
+        rows.append(torch.from_numpy(remember("features", cut, partial(_batch_features, model, cut))["features"]))
     return torch.cat(rows)
+
+
+def _batch_features(model: "PreTrainedModel", sequences: list[list[int]]) -> Arrays:
+    tokens, is_token = _pad(sequences, model.device)
+    hidden = model.base_model(input_ids=tokens, attention_mask=is_token).last_hidden_state
+    last = torch.tensor([len(ids) - 1 for ids in sequences], device=hidden.device)
+    return {"features": hidden[torch.arange(len(sequences), device=hidden.device), last].float().cpu().numpy()}
 
 
 def text_features(
@@ -167,7 +186,9 @@ def text_features(
     ids, _ = to_scorer_ids(samples, tokenizer, scorer)
     nothing = [scorer.tokenizer.eos_token_id or 0]
     texts = [text or nothing for text in ids]
-    return features(scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length).numpy()
+    return features(
+        scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length, remember=scorer.remember
+    ).numpy()
 
 
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:

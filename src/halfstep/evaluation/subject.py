@@ -11,6 +11,7 @@ from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.denoiser_lm import DenoiserLM
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
 from halfstep.model import Denoiser
+from halfstep.resumption import Remember, anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ class DenoiserSubject:
         batch_size: sequences per forward pass.
         seed: of every draw.
         device: where it computes.
+        remember: keeps the batches, see `halfstep.resumption`.
     """
 
     denoiser: Denoiser
@@ -56,6 +58,7 @@ class DenoiserSubject:
     batch_size: int
     seed: int
     device: torch.device
+    remember: Remember = anew
 
     def likelihood(self, tokens: np.ndarray) -> Likelihood:
         """See `denoiser_likelihood`."""
@@ -69,6 +72,7 @@ class DenoiserSubject:
             batch_size=self.batch_size,
             seed=self.seed,
             device=self.device,
+            remember=self.remember,
         )
 
     def lm(self, num_draws: int) -> DenoiserLM:
@@ -82,6 +86,7 @@ class DenoiserSubject:
             batch_size=self.batch_size,
             seed=self.seed,
             device=self.device,
+            remember=self.remember,
         )
 
 
@@ -93,16 +98,18 @@ class AutoregressiveSubject:
         model: in evaluation mode, on its device.
         tokenizer: its own.
         batch_size: sequences per forward pass.
+        remember: keeps the batches, see `halfstep.resumption`.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     batch_size: int
+    remember: Remember = anew
 
     def likelihood(self, tokens: np.ndarray) -> Likelihood:
         """See `autoregressive_likelihood`."""
-        return autoregressive_likelihood(self.model, tokens, batch_size=self.batch_size)
+        return autoregressive_likelihood(self.model, tokens, batch_size=self.batch_size, remember=self.remember)
 
     def lm(self, num_draws: int) -> AutoregressiveLM:
         """See `AutoregressiveLM`; there is nothing to draw."""
-        return AutoregressiveLM(self.model, self.tokenizer, batch_size=self.batch_size)
+        return AutoregressiveLM(self.model, self.tokenizer, batch_size=self.batch_size, remember=self.remember)

@@ -1,64 +1,61 @@
-"""Checkpoints that outlive a killed stage.
-
-DVC deletes a stage's outputs before it runs it, so checkpoints live outside them, in `.halfstep/checkpoints` of the
-real project, under a key that changes with everything the result depends on.
-"""
+"""Checkpoints of a training run: written whole, told whole from torn, the newest few kept."""
 
 import hashlib
-import json
+import logging
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from halfstep.files import atomic_path, project_root
+from halfstep.files import atomic_path, read_json, write_json
 from halfstep.training.state import TrainState
 
 NUM_KEPT = 2
+HASHES_FILE = "hashes.json"
 
-
-def run_key(values: dict[str, Any], inputs: Iterable[Path]) -> str:
-    """A name for a run: the hash of its parameters and of the contents of the files it reads."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-    for path in inputs:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
     """The checkpoints of one run, newest last.
 
     Args:
-        stage: name of the stage, such as `distill-2`.
-        key: of `run_key`.
+        path: of the run's unfinished work, see `halfstep.resumption`.
     """
 
-    def __init__(self, stage: str, key: str) -> None:
-        self.path = project_root() / ".halfstep" / "checkpoints" / f"{stage}-{key}"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint whole or not at all, and drop all but the newest."""
         with atomic_path(self.path / f"step-{state.step:09d}") as folder:
             folder.mkdir()
             state.save(folder)
+            write_json(folder / HASHES_FILE, {file.name: _hash(file) for file in sorted(folder.iterdir())})
         for old in self._steps()[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, state: TrainState) -> bool:
-        """Load the newest checkpoint into `state`; False if there is none."""
-        steps = self._steps()
-        if not steps:
-            return False
-        state.load(steps[-1])
-        return True
+        """Load the newest checkpoint that is whole into `state`; False if there is none.
 
-    def remove(self) -> None:
-        """Forget the run: its result is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        One that is torn or was changed is passed over with a warning.
+        """
+        for folder in reversed(self._steps()):
+            if _is_whole(folder):
+                state.load(folder)
+                return True
+            _LOG.warning("the checkpoint %s is damaged and not used", folder)
+        return False
 
     def _steps(self) -> list[Path]:
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return all(_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
+    except (OSError, ValueError, AttributeError):
+        return False

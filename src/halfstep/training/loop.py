@@ -35,6 +35,7 @@ def train(
     progress: Callable[[int, float], None],
     save_checkpoint: Callable[[TrainState], None],
     checkpoint_every_seconds: float,
+    checkpoint_every_steps: int | None,
 ) -> None:
     """Train until `num_train_steps` steps are made, from wherever the state stands.
 
@@ -56,7 +57,8 @@ def train(
         log_every_steps: how often a point is added to the curve; also whenever validated.
         log: called with each point.
         progress: called after each step with its number and loss.
-        save_checkpoint: called at most every `checkpoint_every_seconds`, and when a signal stops the run.
+        save_checkpoint: called when `checkpoint_every_seconds` have passed since the last time, every
+            `checkpoint_every_steps` (None: never for that), after the last step, and when a signal stops the run.
     Raises:
         UserError: the loss or a gradient is NaN or infinite.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
@@ -93,15 +95,17 @@ def train(
                 point = CurvePoint(state.step, loss, rate, grad_norm, valid_loss)
                 state.curve.append(point)
                 log(point)
-            if received:
+            is_due = is_last or time.monotonic() - last_checkpoint > checkpoint_every_seconds
+            if checkpoint_every_steps is not None and state.step % checkpoint_every_steps == 0:
+                is_due = True
+            if received or is_due:
                 save_checkpoint(state)
+                last_checkpoint = time.monotonic()
+            if received:
                 raise Interrupted(
                     received[0],
                     f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there",
                 )
-            if not is_last and time.monotonic() - last_checkpoint > checkpoint_every_seconds:
-                save_checkpoint(state)
-                last_checkpoint = time.monotonic()
 
 
 def _accumulate(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from halfstep.console import console, progress
 from halfstep.errors import UserError
 from halfstep.files import read_json
+from halfstep.resumption import Work
 from halfstep.seeds import derive_seed
 from halfstep.settings import TrainingSettings
-from halfstep.training.checkpoint import CheckpointFolder, run_key
+from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.objectives import Objective, mean_loss
@@ -50,7 +50,7 @@ class CarriedOver:
 
 
 def fit(
-    name: str,
+    work: Work,
     model: nn.Module,
     settings: TrainingSettings,
     *,
@@ -61,14 +61,12 @@ def fit(
     seed: int,
     accelerator: Accelerator,
     log: Callable[[int, dict[str, float | None]], None],
-    key_values: dict[str, Any],
-    key_inputs: Iterable[Path],
     carried_over: CarriedOver | None = None,
-) -> tuple[TrainState, CheckpointFolder]:
-    """Train a model, from its checkpoint if a run with the same parameters and inputs was cut off.
+) -> TrainState:
+    """Train a model, from the last checkpoint of its work if there is one.
 
     Args:
-        name: of the run, such as `distill-2`.
+        work: keeps the checkpoints; its name is that of the run, such as `distill-2`.
         model: trained in place.
         settings: of the optimizer and the loop.
         objective: the loss.
@@ -78,11 +76,9 @@ def fit(
         seed: of data noise and dropout.
         accelerator: device and precision.
         log: called with the step and values of each point of the curve, the restored ones included.
-        key_values: parameters the result depends on.
-        key_inputs: files the result depends on.
         carried_over: what to take from the round before.
     Returns:
-        the final state, and the checkpoints, to be removed when the result is written.
+        the final state, which is also the last checkpoint: a run killed before its result is written has lost nothing.
     Raises:
         UserError: the loss is not finite.
         Interrupted: a signal stopped the run; its checkpoint is written.
@@ -101,9 +97,9 @@ def fit(
     def log_point(point: CurvePoint) -> None:
         log(point.step, {name: value for name, value in vars(point).items() if name != "step"})
 
-    checkpoints = CheckpointFolder(name, run_key({"name": name, **key_values}, key_inputs))
+    checkpoints = CheckpointFolder(work.path)
     if checkpoints.restore(state):
-        console.print(f"{name}: goes on after step {state.step} of {settings.num_train_steps}")
+        console.print(f"{work.name}: goes on after step {state.step} of {settings.num_train_steps}")
         for point in state.curve:
             log_point(point)
 
@@ -124,7 +120,7 @@ def fit(
         with accelerator.autocast():
             return mean_loss(valid_objective, model, batches, seed=VALIDATION_SEED)
 
-    with progress(name, settings.num_train_steps, unit="step", start=state.step) as show:
+    with progress(work.name, settings.num_train_steps, unit="step", start=state.step) as show:
         train(
             state,
             objective=objective,
@@ -133,7 +129,7 @@ def fit(
             num_train_steps=settings.num_train_steps,
             num_accumulation_steps=settings.num_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
-            seed=derive_seed(seed, name),
+            seed=derive_seed(seed, work.name),
             accelerator=accelerator,
             validate=validate,
             validate_every_steps=settings.validate_every_steps,
@@ -142,8 +138,9 @@ def fit(
             progress=lambda step, loss: show(step, f"loss {loss:.4g}"),
             save_checkpoint=checkpoints.save,
             checkpoint_every_seconds=settings.checkpoint_every_seconds,
+            checkpoint_every_steps=settings.checkpoint_every_steps,
         )
-    return state, checkpoints
+    return state
 
 
 def _carry_over(state: TrainState, carried_over: CarriedOver) -> None:

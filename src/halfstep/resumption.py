@@ -1,0 +1,305 @@
+"""Work that goes on where a killed run left off.
+
+DVC deletes a stage's outputs before it runs it, so what a stage has done so far lies outside them, in
+`.halfstep/work` of the real project, under a key that changes with everything the result depends on: parameters,
+the contents of the files read, the code, torch's version.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from halfstep.console import console
+from halfstep.errors import Interrupted
+from halfstep.files import project_root, read_json, write_json
+
+Arrays = dict[str, np.ndarray]
+"""What a piece of work gave, by name."""
+
+Remember = Callable[[str, Any, Callable[[], Arrays]], Arrays]
+"""(kind of work, what it is done on as plain values, the work) -> what the work gives, done now or kept from before."""
+
+DESCRIPTION_FILE = "work.json"
+FINISHED_FILE = "finished"
+JOURNAL_FILE = "journal.jsonl"
+NUM_NAMED = 3
+"""Differences to another run's work that are named in a line."""
+
+WITHOUT_INFLUENCE = ("bench", "report", "templates", "cli.py", "console.py", "lm_eval_command.py", "tracking.py")
+"""Parts of the package on which no result depends that could be gone on with."""
+
+
+def anew(kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+    """A `Remember` that remembers nothing."""
+    return compute()
+
+
+class Journal:
+    """Pieces of work that are done, one line each, in a file that only grows.
+
+    A line that a killed process left torn is noticed by its hash, and the file is cut there.
+
+    Attributes:
+        num_known: pieces kept so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        path.touch()
+        with path.open("rb+") as file:
+            end = 0
+            for line in file:
+                key = _key_of_line(line)
+                if key is None:
+                    break
+                self._places[key] = (end, len(line))
+                end += len(line)
+            file.truncate(end)
+
+    @property
+    def num_known(self) -> int:
+        return len(self._places)
+
+    def memory_of(self, who: str) -> Remember:
+        """`remember` for one among several who do the same kinds of work, such as a model and its scorer."""
+
+        def remember(kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+            return self.remember(f"{who}: {kind}", inputs, compute)
+
+        return remember
+
+    def remember(self, kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+        """What `compute` gives: read from the journal if it was computed before, else computed and kept.
+
+        Args:
+            kind: of work.
+            inputs: plain values that tell this piece of work from all others of its kind in the same run.
+            compute: gives arrays by name.
+        """
+        key = hashlib.sha256(json.dumps([kind, inputs]).encode()).hexdigest()
+        if key in self._places:
+            start, length = self._places[key]
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return _decode(json.loads(file.read(length).split(b" ", 1)[1])["arrays"])
+        arrays = compute()
+        body = json.dumps({"key": key, "arrays": _encode(arrays)}).encode()
+        line = _digest(body) + b" " + body + b"\n"
+        with self.path.open("ab") as file:
+            start = file.tell()
+            file.write(line)
+        self._places[key] = (start, len(line))
+        return arrays
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run's unfinished work.
+
+    Attributes:
+        name: of the stage, such as `distill-2`.
+        path: a folder that outlives the run.
+    """
+
+    name: str
+    path: Path
+
+    def journal(self) -> Journal:
+        """The pieces of work done so far."""
+        journal = Journal(self.path / JOURNAL_FILE)
+        if journal.num_known:
+            console.print(f"{self.name}: goes on after {journal.num_known} batches", markup=False)
+        return journal
+
+    def finish(self) -> None:
+        """Say that the result is written.
+
+        What was kept stays until another stage begins: only then has DVC taken the result.
+        """
+        (self.path / FINISHED_FILE).touch()
+
+
+@contextmanager
+def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[Work]:
+    """The unfinished work of a stage, nobody else's while the block lasts.
+
+    A second process with the same work waits until the first is done, and then finds it done. Work of other runs of
+    the same stage is mentioned, with what is different, and not used.
+
+    Args:
+        name: of the stage, such as `distill-2`; part of a folder's name.
+        values: parameters the result depends on, as plain values.
+        inputs: files and folders the result depends on.
+    """
+    description = {
+        "name": name,
+        "parameters": values,
+        "files": {str(path): _content_hash(path) for path in inputs},
+        "code": code_hash(),
+        "torch": version("torch"),
+    }
+    text = json.dumps(description, sort_keys=True, default=str)
+    root = project_root() / ".halfstep" / "work"
+    path = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_lock_path(path))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{name}: another process is at the same work; waiting for it to end", markup=False)
+        lock.acquire()
+    try:
+        # Whoever held the lock may have swept the folder.
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / DESCRIPTION_FILE).is_file():
+            write_json(path / DESCRIPTION_FILE, json.loads(text))
+            _mention_others(name, path, json.loads(text))
+        _sweep_finished(root, path)
+        yield Work(name, path)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM stop the command at once with a line; what it did is to be kept already.
+
+    Args:
+        message: where the work stands and how to go on.
+    Raises:
+        Interrupted: a signal came.
+    """
+    process = os.getpid()
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Interrupted(signal_number, message())
+        # Ctrl-C reaches worker processes too. They wait for the main process to end them, and leave by unwinding:
+        # killed, they would take the pool's locks with them.
+        if signal_number == signal.SIGTERM:
+            raise SystemExit(128 + signal_number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def code_hash() -> str:
+    """Hash of the package's sources, but for the parts in `WITHOUT_INFLUENCE`."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package)
+        if name.parts[0] not in WITHOUT_INFLUENCE:
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a file's content, or of a folder's file names and contents."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> None:
+    ours = _flat(description)
+    for other in sorted(path.parent.glob(f"{name}-{'[0-9a-f]' * 16}")):
+        if other == path or (other / FINISHED_FILE).exists():
+            continue
+        try:
+            theirs = _flat(read_json(other / DESCRIPTION_FILE))
+        except (OSError, ValueError):
+            continue
+        keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        named = ", ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys[:NUM_NAMED])
+        more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
+        console.print(
+            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> str:
+    kind, _, rest = key.partition(".")
+    if kind == "parameters":
+        return f"{rest} ({theirs}, now {ours})"
+    return f"the file {rest}" if kind == "files" else kind
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined by dots."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _sweep_finished(root: Path, own: Path) -> None:
+    for marker in sorted(root.glob(f"*/{FINISHED_FILE}")):
+        folder = marker.parent
+        if folder == own:
+            continue
+        try:
+            with FileLock(_lock_path(folder), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            continue
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _key_of_line(line: bytes) -> str | None:
+    """The key of a whole line; None if it is torn."""
+    digest, _, body = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or digest != _digest(body):
+        return None
+    return json.loads(body)["key"]
+
+
+def _encode(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: {
+            "dtype": array.dtype.str,
+            "shape": array.shape,
+            "data": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode(),
+        }
+        for name, array in arrays.items()
+    }
+
+
+def _decode(entries: dict[str, Any]) -> Arrays:
+    return {
+        name: np.frombuffer(base64.b64decode(entry["data"]), dtype=entry["dtype"]).reshape(entry["shape"]).copy()
+        for name, entry in entries.items()
+    }

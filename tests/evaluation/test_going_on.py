@@ -1,0 +1,113 @@
+"""Every measure, cut off after each of its batches and called again, gives what it gives in one go."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.denoiser_lm import DenoiserLM
+from halfstep.evaluation.likelihood import autoregressive_likelihood, denoiser_likelihood
+from halfstep.evaluation.scorer import Scorer, features, text_features, token_nlls
+from halfstep.resumption import Arrays, Journal, Remember, anew
+
+SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], [0, 4, 4], [6, 6, 6, 6]]
+REQUESTS = [
+    SimpleNamespace(args=pair)
+    for pair in [("the cat", " saw a"), ("a red", " dog"), ("the", " house"), ("a bird", " ran"), ("the dog", " saw")]
+]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class OneBatchACall:
+    """Ends the process with every piece of work that is done, and counts them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_done = 0
+
+    def remember(self, kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+        journal = Journal(self.path)
+        num_known = journal.num_known
+        arrays = journal.remember(kind, inputs, compute)
+        if journal.num_known > num_known:
+            self.num_done += 1
+            raise Killed
+        return arrays
+
+
+def in_many_calls(measure: Callable[[Remember], Any], path: Path) -> tuple[Any, int]:
+    """(what a measure gives in the end, how many pieces of work were done)."""
+    calls = OneBatchACall(path)
+    for _ in range(100):
+        try:
+            return measure(calls.remember), calls.num_done
+        except Killed:
+            continue
+    raise AssertionError("no progress")
+
+
+def one_row(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """A denoiser that looks at the position left of the one it predicts."""
+    table = torch.randn(14, 14, generator=torch.Generator().manual_seed(0))
+    return table[xt.roll(1, dims=1)[at]]
+
+
+def denoiser_lm(tokenizer, remember):
+    settings = {"max_length": 16, "mask_token_id": tokenizer.mask_token_id, "num_draws": 5, "batch_size": 3}
+    return DenoiserLM(one_row, tokenizer, **settings, seed=0, device=torch.device("cpu"), remember=remember)
+
+
+def held_out_nelbo(remember: Remember):
+    tokens = np.random.default_rng(0).integers(0, 13, size=(5, 12)).astype(np.uint16)
+    settings = {"schedule": LogLinearSchedule(1e-3), "min_time": 1e-5, "mask_token_id": 13, "num_draws": 3}
+    return denoiser_likelihood(
+        one_row, tokens, **settings, batch_size=4, seed=0, device=torch.device("cpu"), remember=remember
+    )
+
+
+@pytest.fixture
+def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Remember], Any], int]]:
+    """By name: a measure, and how many batches it has."""
+    tokens = np.array([[0, 3, 4], [0, 5, 6], [0, 7, 8]])
+    return {
+        "nlls": (lambda r: token_nlls(gpt2, SEQUENCES, batch_size=2, remember=r), 3),
+        "features": (lambda r: features(gpt2, SEQUENCES, batch_size=4, remember=r).tolist(), 2),
+        "text features": (
+            lambda r: text_features(SEQUENCES, tokenizer, Scorer(gpt2, tokenizer, r), batch_size=4).tolist(),
+            2,
+        ),
+        "denoiser's likelihood": (held_out_nelbo, 4),
+        "autoregressive likelihood": (
+            lambda r: autoregressive_likelihood(gpt2, tokens, batch_size=2, remember=r),
+            2,
+        ),
+        "denoiser's tasks": (lambda r: denoiser_lm(tokenizer, r).loglikelihood(REQUESTS, disable_tqdm=True), 3),
+        "autoregressive tasks": (
+            lambda r: AutoregressiveLM(gpt2, tokenizer, batch_size=2, remember=r).loglikelihood(REQUESTS, True),
+            3,
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nlls", "features", "text features", "denoiser's likelihood", "autoregressive likelihood", "denoiser's tasks",
+        "autoregressive tasks",
+    ],
+)  # fmt: skip
+def test_cut_off_after_every_batch(measures, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfstep.evaluation.autoregressive_lm.REQUESTS_AT_ONCE", 1)
+    measure, num_batches = measures[name]
+    found, num_done = in_many_calls(measure, tmp_path / "journal")
+    assert found == measure(anew)
+    assert num_done == num_batches

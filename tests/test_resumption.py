@@ -1,0 +1,184 @@
+"""What a killed run leaves is found by the next run of the same work, and by no other."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfstep import resumption
+from halfstep.errors import Interrupted
+from halfstep.resumption import Journal, open_work, stops_at_signals
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's root."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def arrays(value: float) -> dict[str, np.ndarray]:
+    return {"a": np.array([value, 1 / 3, np.inf]), "b": np.arange(6, dtype=np.int32).reshape(2, 3), "c": np.array([])}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def never() -> dict[str, np.ndarray]:
+    raise AssertionError("done a second time")
+
+
+def test_a_piece_of_work_is_done_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    for number in range(3):
+        assert_same(journal.remember("kind", [number, "x"], lambda n=number: arrays(n)), arrays(number))
+    for again in (journal, Journal(tmp_path / "journal")):
+        assert again.num_known == 3
+        for number in range(3):
+            assert_same(again.remember("kind", [number, "x"], never), arrays(number))
+    assert_same(journal.remember("another kind", [0, "x"], lambda: arrays(7)), arrays(7))
+    assert_same(journal.memory_of("one")("kind", [0, "x"], lambda: arrays(8)), arrays(8))
+    assert_same(journal.memory_of("other")("kind", [0, "x"], lambda: arrays(9)), arrays(9))
+
+
+def test_cut_anywhere_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    journal = Journal(whole)
+    ends = [0]
+    for number in range(3):
+        journal.remember("kind", number, lambda n=number: arrays(n))
+        ends.append(whole.stat().st_size)
+    content = whole.read_bytes()
+    for cut in range(len(content) + 1):
+        file = tmp_path / "cut"
+        file.write_bytes(content[:cut])
+        journal = Journal(file)
+        num_whole = sum(end <= cut for end in ends[1:])
+        assert journal.num_known == num_whole
+        if cut % 97 == 0:
+            for number in range(3):
+                compute = never if number < num_whole else lambda n=number: arrays(n)
+                assert_same(journal.remember("kind", number, compute), arrays(number))
+            assert file.read_bytes() == content
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    journal = Journal(file)
+    journal.remember("kind", 0, lambda: arrays(0))
+    first = file.stat().st_size
+    journal.remember("kind", 1, lambda: arrays(1))
+    content = bytearray(file.read_bytes())
+    content[first + 60] ^= 1
+    file.write_bytes(content)
+    assert Journal(file).num_known == 1
+
+
+def path_of(values: dict, inputs: list[Path]) -> Path:
+    with open_work("stage", values, inputs) as work:
+        return work.path
+
+
+def test_work_is_found_by_the_same_parameters_files_and_code_only(tmp_path: Path, monkeypatch, capsys) -> None:
+    file, folder = tmp_path / "tokens", tmp_path / "model"
+    folder.mkdir()
+    file.write_text("a")
+    (folder / "weights").write_text("w")
+    path = path_of({"rate": 1, "more": {"x": 2}}, [file, folder])
+    assert path_of({"more": {"x": 2}, "rate": 1}, [file, folder]) == path
+    assert capsys.readouterr().err == ""
+
+    assert path_of({"rate": 1, "more": {"x": 3}}, [file, folder]) != path
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the unfinished work in {path} is not used, for it differs in more.x (2, now 3)" in said
+    (folder / "weights").write_text("v")
+    assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
+    assert f"differs in the file {folder}" in " ".join(capsys.readouterr().err.split())
+    (folder / "weights").rename(folder / "other")
+    assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
+    (folder / "other").unlink()
+    (folder / "weights").write_text("w")
+    assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) == path
+    monkeypatch.setattr(resumption, "code_hash", lambda: "changed")
+    assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
+
+
+def test_the_code_counts_but_for_what_no_result_depends_on(tmp_path: Path, monkeypatch) -> None:
+    package = tmp_path / "halfstep"
+    for name in ("resumption.py", "report/page.py", "cli.py", "data/cli.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("x = 1\n")
+    monkeypatch.setattr(resumption, "__file__", str(package / "resumption.py"))
+    before = resumption.code_hash()
+    for name in ("report/page.py", "cli.py"):
+        (package / name).write_text("x = 2\n")
+    assert resumption.code_hash() == before
+    (package / "data/cli.py").write_text("x = 2\n")
+    assert resumption.code_hash() != before
+
+
+def test_finished_work_is_kept_until_another_stage_begins(root: Path) -> None:
+    with open_work("first", {}, []) as first:
+        (first.path / "kept").touch()
+        first.finish()
+    with open_work("first", {}, []) as first:
+        assert (first.path / "kept").is_file()
+    with open_work("unfinished", {}, []) as unfinished:
+        assert not first.path.exists()
+    with open_work("third", {}, []):
+        assert unfinished.path.exists()
+
+
+def _hold(root: str, seconds: float, started) -> None:
+    os.environ["DVC_ROOT"] = root
+    with open_work("stage", {}, []) as work:
+        started.set()
+        time.sleep(seconds)
+        (work.path / "done").touch()
+
+
+def test_a_second_process_with_the_same_work_waits_and_says_so(root: Path, capsys) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    other = context.Process(target=_hold, args=(str(root), 2.0, started))
+    other.start()
+    assert started.wait(60)
+    with open_work("stage", {}, []) as work:
+        assert (work.path / "done").is_file()
+    other.join()
+    assert "another process is at the same work" in capsys.readouterr().err
+
+
+def test_work_of_a_killed_process_is_free(root: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    other = context.Process(target=_hold, args=(str(root), 60.0, started))
+    other.start()
+    assert started.wait(60)
+    other.kill()
+    other.join()
+    with open_work("stage", {}, []) as work:
+        assert not (work.path / "done").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_line_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def work() -> None:
+        with stops_at_signals(lambda: "after 3 batches"):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    with pytest.raises(Interrupted, match="after 3 batches") as raised:
+        work()
+    assert raised.value.signal_number == number
+    assert signal.getsignal(number) == before
