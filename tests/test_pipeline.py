@@ -131,25 +131,21 @@ def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> 
         assert {point.step: point.value for point in curve} == pytest.approx(expected)
 
 
-def locked_outputs(project: Project) -> dict[str, str]:
-    """Hashes of what every stage wrote, by stage and path, but for the stages that keep times."""
-    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
-    return {
-        f"{stage} {out['path']}": out["md5"]
-        for stage, lock in stages.items()
-        if stage not in ("latency", "report", "track")
-        for out in lock.get("outs", [])
-    }
+SECONDS_A_STAGE = 8.0
+"""About what a stage of the smoke preset takes; it decides only when the kills come."""
 
 
-def test_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
+def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
     """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
-    again = Project(tmp_path / "again")
-    again.dvc("exp", "run", "-S", "preset=smoke", *(f"evaluate@{model}" for model in ("ar", 0, 1)))
-    first = locked_outputs(project)
-    assert {"prepare data/tokens", "pretrain models/0", "baseline models/ar", "distill@1 models/1"} <= first.keys()
-    assert {f"sample@{model} samples/{model}" for model in ("ar", 0, 1)} <= first.keys()
-    assert locked_outputs(again) == first
+    (tmp_path / "undisturbed").symlink_to(project.path)
+    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
+    (tmp_path / "undisturbed.seconds.json").write_text(json.dumps(dict.fromkeys(stages, SECONDS_A_STAGE)))
+    Project(tmp_path / "killed")
+    script = str(ROOT / "tests/soak/soak.py")
+    output = project.run(sys.executable, script, str(tmp_path), "--preset", "smoke", "--num-kills", "5")
+    assert "5 kills" in output
+    for out in ("data/tokens", "models/0", "models/ar", "models/1", "samples/1", "metrics/1.json"):
+        assert out in json.loads((tmp_path / "hashes.json").read_text())
 
 
 def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: Project) -> None:

@@ -4,7 +4,8 @@
 
 In FOLDER/undisturbed one clone of this repository runs to its end, in FOLDER/killed another is killed (SIGKILL to its
 whole process group) and started again. Each kill comes after a random time, drawn so that the kills spread over what is
-left to do. Prints a line for each kill; exit code 0 if every output that does not hold times has the same hash.
+left to do. Prints a line for each kill; exit code 0 if every output that does not hold times has the same hash. Leaves
+kills.json and hashes.json in FOLDER.
 """
 
 import json
@@ -36,7 +37,6 @@ def main(
     preset: Annotated[str | None, typer.Option(help="Preset; none is the committed params.yaml.")] = None,
     num_kills: Annotated[int, typer.Option(min=0)] = 50,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    log_path: Annotated[Path | None, typer.Option("--log", help="Write kills and hashes there (JSON).")] = None,
 ) -> None:
     """Kill the pipeline at random moments and compare its outputs with those of a run that was left alone."""
     folder = folder.resolve()
@@ -70,12 +70,8 @@ def main(
         f"{len(kills)} kills in {total:.0f} s, undisturbed {whole:.0f} s: {lost:.1f} s a kill, starting again included"
     )
     print(f"{len(expected) - len(different)} of {len(expected)} outputs have the same hash; different: {different}")
-    if log_path is not None:
-        result = {
-            "preset": preset, "seed": seed, "kills": kills, "seconds": total, "undisturbed_seconds": whole,
-            "hashes": found, "different": different,
-        }  # fmt: skip
-        log_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "kills.json").write_text(json.dumps(kills, indent=1) + "\n", encoding="utf-8")
+    (folder / "hashes.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     sys.exit(1 if different or not found else 0)
 
 

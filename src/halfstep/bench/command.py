@@ -178,6 +178,39 @@ def latency(
 
 
 @app.command()
+def profile(
+    work: Annotated[str, typer.Argument(help="train, distill or sample.")],
+    size: SizeName = "S1",
+    num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of sample.")] = 64,
+    vocab_size: VocabSize = None,
+    hidden_size: HiddenSize = None,
+    num_heads: NumHeads = None,
+    num_blocks: NumBlocks = None,
+    length: Length = None,
+    batch_size: BatchSize = None,
+    teacher_num_steps: TeacherSteps = 16,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_threads: Threads = None,
+    json_path: Json = None,
+) -> None:
+    """Show which of torch's operators the time of ours goes to."""
+    from halfstep.bench.measure import operator_shares
+    from halfstep.bench.work import WORKS, build
+
+    if work not in WORKS:
+        raise UserError(f"work is {work!r}: {', '.join(WORKS)} are known")
+    run = _Run(locals())
+    dt = 1 / teacher_num_steps
+    built = build(work, run.size, num_steps=num_steps, dt=dt, device=run.device)
+    with run.autocast():
+        operators = operator_shares(built.ours, run.device)
+    for operator in operators:
+        run.add({**_describe(work, num_steps, dt), **operator})
+    run.finish(title=f"Time of {work} by operator, one call")
+
+
+@app.command()
 def scaling(
     size: SizeName = "S1",
     vocab_size: VocabSize = None,
@@ -215,7 +248,7 @@ def scaling(
         run.add(point)
     run.finish(title="Scaling of ours")
     if plot_path is not None:
-        draw(run.results["cases"], plot_path)
+        draw(run.results["cases"], run.size, plot_path)
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -340,6 +373,8 @@ def _rows(case: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
         name, rival = f"latency, batch {case['batch_size']}", _amount(case["autoregressive"])
         rows = [(f"{name}, {e['num_steps']} steps", rival, _amount(e), f"{e['ratio']:.2f}") for e in case["denoiser"]]
         return [(*row, "") for row in rows]
+    if "operator" in case:
+        return [(case["operator"], "", f"{100 * case['share']:.1f} %", "", "")]
     shown = ("num_steps", "teacher_dt", "vocab_size", "length", "batch_size")
     name = ", ".join([case["work"], *(f"{key} {case[key]:g}" for key in shown if key in case)])
     rival = _amount(case["plain"]) if "plain" in case else ""

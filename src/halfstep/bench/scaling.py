@@ -1,5 +1,6 @@
 """How ours grows with denoising steps, vocabulary, length and batch."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -68,12 +69,22 @@ def curves(
             yield {"work": name, "axis": axis, axis: value, "ours": ours}
 
 
-def draw(cases: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the curves, one panel per axis, seconds above and memory below, into a PNG."""
+def draw(cases: Sequence[dict[str, Any]], size: Size, path: Path) -> None:
+    """Draw the curves, one panel per axis, seconds above and memory below, into a PNG.
+
+    Beside the memory stands that of a single [batch, length, vocab] tensor in float32, of which the published
+    computation holds several.
+
+    Args:
+        cases: of `curves`.
+        size: where the axes cross.
+        path: the file.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     axes = list(dict.fromkeys(case["axis"] for case in cases))
     figure, panels = pyplot.subplots(2, len(axes), figsize=(3.2 * len(axes), 5.2), layout="constrained", squeeze=False)
@@ -81,17 +92,34 @@ def draw(cases: Sequence[dict[str, Any]], path: Path) -> None:
         points = [case for case in cases if case["axis"] == axis]
         x = [case[axis] for case in points]
         upper.plot(x, [case["ours"]["seconds"]["median"] for case in points], "o-")
-        upper.set(xscale="log", yscale="log", title=f"{points[0]['work']}: {axis}", ylabel="seconds")
+        upper.set(xscale="log", yscale="log", title=f"{points[0]['work']}: {axis}")
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_major_formatter("{x:g}")
+        upper.yaxis.set_minor_locator(NullLocator())
         measured = [case for case in points if "peak_bytes" in case["ours"]]
         if measured:
             # Beyond the networks, which grow with the vocabulary whatever is done with them.
             extra = [(case["ours"]["peak_bytes"] - case["ours"]["before_bytes"]) / 2**30 for case in measured]
             lower.plot(x, [case["ours"]["peak_bytes"] / 2**30 for case in measured], "o-", label="in all")
             lower.plot(x, extra, "s--", label="beyond the networks")
-            lower.set(xscale="log", ylim=(0, None), xlabel=axis, ylabel="GiB")
-            lower.legend(frameon=False)
+            one = [4 * math.prod(_shape(replace(size, **{axis: value}))) / 2**30 for value in x]
+            lower.plot(x, one, ":", color="grey", label="one [batch, length, vocab]")
+            lower.set(xscale="log", ylim=(0, None))
         else:
             lower.set_axis_off()
+        for panel in (upper, lower):
+            panel.xaxis.set_major_locator(FixedLocator(x))
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_xticks(x, [f"{value // 1000}k" if value >= 4000 else f"{value}" for value in x], fontsize="small")
+    panels[0, 0].set_ylabel("seconds")
+    handles, labels = panels[1, -1].get_legend_handles_labels()
+    if handles:
+        panels[1, -1].set_ylabel("GiB")
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _shape(size: Size) -> tuple[int, int, int]:
+    return size.batch_size, size.length, size.vocab_size

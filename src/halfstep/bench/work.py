@@ -49,8 +49,7 @@ def build(name: str, size: Size, *, num_steps: int, dt: float, device: torch.dev
         device: where to compute.
         is_compiled: our networks' blocks go through `torch.compile`, as `runtime.compile` has it in training.
     """
-    builders = {"train": _train, "distill": _distill, "sample": _sample}
-    return builders[name](size, num_steps, dt, device, is_compiled)
+    return WORKS[name](size, num_steps, dt, device, is_compiled)
 
 
 def _clean_tokens(size: Size, device: torch.device) -> Tensor:
@@ -185,3 +184,6 @@ def _body_flops(size: Size, num_tokens: int, num_wanted: int) -> float:
 
 def _head_flops(size: Size, num_rows: int) -> float:
     return 2 * size.hidden_size * size.vocab_size * num_rows
+
+
+WORKS = {"train": _train, "distill": _distill, "sample": _sample}
