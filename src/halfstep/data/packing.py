@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import UserError
+from halfstep.errors import MachineFault, UserError
+from halfstep.files import storage_faults_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +26,9 @@ BYTES_PER_BATCH = 4_000_000
 """Text that is tokenized at once; its tokens are what is held in memory."""
 
 MAX_DOCUMENTS_PER_BATCH = 1000
+
+AT_WORK = "at-work-"
+"""Each process keeps a file of this name and its number while it tokenizes a batch, which outlives the process."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def pack_documents(
         on_documents: told the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
+        MachineFault: a process died.
     """
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     num_workers = min(num_workers, len(documents))
@@ -132,15 +137,21 @@ def _encode_in_processes(
     backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     documents_per_batch = _documents_per_batch(documents)
 
-    def encode_batch(texts: list[str | None]) -> dict[str, list[Ids]]:
+    def encode_batch(texts: list[str | None], indices: list[int], rank: int) -> dict[str, list[Ids]]:
         # Threads inside the processes would compete for the same cores, and do not survive the fork.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        return {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
+        at_work = scratch / f"{AT_WORK}{rank}"
+        at_work.write_text(f"process {rank + 1} of {num_workers} at documents {indices[0]} to {indices[-1]}")
+        encoded = {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
+        at_work.unlink()
+        return encoded
 
     scratch.mkdir(parents=True)
     try:
         encoded = documents.map(
             encode_batch,
+            with_indices=True,
+            with_rank=True,
             input_columns=["text"],
             batched=True,
             batch_size=documents_per_batch,
@@ -158,6 +169,19 @@ def _encode_in_processes(
         # When a signal stops it, `map` asks its processes for their results once more and hides the signal's
         # exception behind theirs.
         raise (error.__context__ or error) from None
+    except OSError:
+        with storage_faults_named(scratch):
+            raise
+    except RuntimeError as error:
+        if "abruptly died" not in str(error):
+            raise
+        at_work = sorted(scratch.glob(f"{AT_WORK}*"))
+        where = "; at work: " + ", ".join(path.read_text() for path in at_work) if at_work else ""
+        raise MachineFault(
+            f"tokenizing {scratch.name}: one of the {num_workers} processes was ended from outside, perhaps for want of"
+            f" memory{where}. Nothing was written; give the same command again, with fewer processes if it happens"
+            f" again: -S data.num_workers={max(num_workers // 2, 1)}"
+        ) from None
     num_done = 0
     for table in encoded.with_format("arrow").iter(documents_per_batch):
         for column in table["token_ids"].chunks:
