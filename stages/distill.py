@@ -29,6 +29,8 @@ def main(
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.distillation import teacher_step_size
+    from halfstep.generation import broken_weights_told
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.seeds import derive_seed
     from halfstep.settings import load_params
@@ -40,6 +42,7 @@ def main(
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "distill"))
     settings = params.distill
     teacher_path = teacher_path or Path(f"models/{round_index - 1}")
     student_path = student_path or Path(f"models/{round_index}")
@@ -63,7 +66,7 @@ def main(
 
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
-    with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
+    with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, broken_weights_told(teacher_path):
         state, checkpoints = fit(
             f"distill-{round_index}",
             student,

@@ -159,6 +159,10 @@ class TrainingSettings(Settings):
     adam_epsilon: PositiveFloat
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
+    on_nonfinite: Literal["stop", "skip"]
+    """What a NaN or infinite loss or gradient does: end the run, or leave out the step's update."""
+    max_nonfinite_steps: NonNegativeInt
+    """With skip: steps left out in the whole run at most; one more ends it."""
     ema_decay: Probability
     log_every_steps: PositiveInt
     validate_every_steps: PositiveInt

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from halfstep.settings import TrainingSettings
 from halfstep.training.checkpoint import CheckpointFolder, run_key
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
+from halfstep.training.nonfinite import keep_nonfinite_step
 from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
 from halfstep.training.state import (
@@ -32,6 +34,10 @@ from halfstep.training.state import (
 
 VALIDATION_SEED = 0
 """Validation noise is the same at every step and in every run, so that curves compare."""
+
+
+NONFINITE_POLICY = ("on_nonfinite", "max_nonfinite_steps")
+"""Settings that do not change a step, only what follows one that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,9 @@ def fit(
     def log_point(point: CurvePoint) -> None:
         log(point.step, {name: value for name, value in vars(point).items() if name != "step"})
 
-    checkpoints = CheckpointFolder(name, run_key({"name": name, **key_values}, key_inputs))
+    checkpoints = CheckpointFolder(name, run_key({"name": name, **without_policy(key_values)}, key_inputs))
     if checkpoints.restore(state):
+        check_skipped_steps(state, settings, checkpoints.path)
         console.print(f"{name}: goes on after step {state.step} of {settings.num_train_steps}")
         for point in state.curve:
             log_point(point)
@@ -133,6 +140,9 @@ def fit(
             num_train_steps=settings.num_train_steps,
             num_accumulation_steps=settings.num_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
+            on_nonfinite=settings.on_nonfinite,
+            max_nonfinite_steps=settings.max_nonfinite_steps,
+            keep_nonfinite_step=partial(keep_nonfinite_step, name),
             seed=derive_seed(seed, name),
             accelerator=accelerator,
             validate=validate,
@@ -144,6 +154,31 @@ def fit(
             checkpoint_every_seconds=settings.checkpoint_every_seconds,
         )
     return state, checkpoints
+
+
+def without_policy(key_values: dict[str, Any]) -> dict[str, Any]:
+    """Without what says how to go on after a NaN, so that a run stopped by one goes on when that is changed."""
+    return {
+        key: {name: v for name, v in value.items() if name not in NONFINITE_POLICY}
+        if isinstance(value, dict)
+        else value
+        for key, value in key_values.items()
+    }
+
+
+def check_skipped_steps(state: TrainState, settings: TrainingSettings, folder: Path) -> None:
+    """Refuse to go on from steps that were skipped under a policy that would not have skipped them.
+
+    Raises:
+        UserError: more were skipped than `settings` allow.
+    """
+    allowed = settings.max_nonfinite_steps if settings.on_nonfinite == "skip" else 0
+    if state.num_skipped_steps > allowed:
+        raise UserError(
+            f"{folder}: the run was cut off after {state.num_skipped_steps} skipped steps, but on_nonfinite is"
+            f" {settings.on_nonfinite} and max_nonfinite_steps {settings.max_nonfinite_steps}: allow them, or remove"
+            " the folder to start over"
+        )
 
 
 def _carry_over(state: TrainState, carried_over: CarriedOver) -> None:
