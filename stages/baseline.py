@@ -22,6 +22,7 @@ def main(
     """
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
+    from halfstep.memory_advice import memory_advice
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
@@ -32,6 +33,7 @@ def main(
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "baseline"))
     settings = params.baseline
     accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")

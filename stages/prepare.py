@@ -41,10 +41,12 @@ def main(
     from halfstep.data.packing import pack_documents, split_documents
     from halfstep.data.scratch import scratch_folder
     from halfstep.files import atomic_path, write_json
+    from halfstep.memory_advice import memory_advice
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "prepare"))
     data = params.data
     stop_on_signals()
     with scratch_folder() as scratch:

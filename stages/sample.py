@@ -38,6 +38,7 @@ def main(
         draw_batches,
         write_samples,
     )
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.seeds import derive_seed
@@ -45,6 +46,7 @@ def main(
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
