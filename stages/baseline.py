@@ -22,6 +22,7 @@ def main(
     """
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
+    from halfstep.memory_advice import memory_advice
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
     from halfstep.resumption import open_work
     from halfstep.settings import load_params
@@ -33,6 +34,7 @@ def main(
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "baseline"))
     settings = params.baseline
     accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")

@@ -29,6 +29,8 @@ def main(
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.distillation import teacher_step_size
+    from halfstep.generation import broken_weights_told
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.resumption import open_work
     from halfstep.seeds import derive_seed
@@ -41,6 +43,7 @@ def main(
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "distill"))
     settings = params.distill
     teacher_path = teacher_path or Path(f"models/{round_index - 1}")
     student_path = student_path or Path(f"models/{round_index}")
@@ -67,7 +70,7 @@ def main(
     with open_work(
         f"distill-{round_index}", params.deciding("seed", "runtime", "noise", "distill"), [tokens_path, teacher_path]
     ) as work:
-        with live_run(params.model_dump(mode="json"), model=str(round_index)) as log:
+        with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, broken_weights_told(teacher_path):
             state = fit(
                 work,
                 student,

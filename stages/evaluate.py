@@ -44,6 +44,7 @@ def main(
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
     from halfstep.files import resolve_user_path, write_json
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.resumption import open_work, stops_at_signals
@@ -51,6 +52,7 @@ def main(
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "evaluate"))
     settings = params.evaluate
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name

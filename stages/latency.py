@@ -25,12 +25,14 @@ def main(
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.evaluation.latency import time_generation
     from halfstep.files import write_json
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.autoregressive import new_gpt2
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "latency"))
     settings = params.latency
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)

@@ -40,11 +40,13 @@ def main(
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.files import atomic_path, link_or_copy, local_or_hub, write_json
+    from halfstep.memory_advice import memory_advice
     from halfstep.resumption import open_work, stops_at_signals
     from halfstep.settings import load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "prepare"))
     data = params.data
     values = params.deciding("seed", "data") | {"corpus": fingerprint_of(params)}
     tokenizer_source = Path(local_or_hub(data.tokenizer.source))

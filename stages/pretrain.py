@@ -24,6 +24,7 @@ def main(
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
     from halfstep.files import local_or_hub
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.checkpoint import locate_weights
     from halfstep.resumption import open_work
@@ -36,6 +37,7 @@ def main(
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "pretrain"))
     settings = params.pretrain
     accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
     train_tokens = load_tokens(tokens_path / "train.npy")

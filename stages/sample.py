@@ -39,6 +39,7 @@ def main(
         draw_batches,
         write_samples,
     )
+    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.resumption import open_work, stops_at_signals
@@ -47,6 +48,7 @@ def main(
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
+    console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name

@@ -1,10 +1,11 @@
+import errno
 import signal
 
 import pytest
 import typer
 
 from halfstep import console
-from halfstep.errors import Interrupted, UserError
+from halfstep.errors import Interrupted, MachineFault, UserError
 
 
 def _exit_code_of(command) -> int | str | None:
@@ -31,6 +32,50 @@ def test_an_interruption_exits_with_128_plus_the_signal(capfd: pytest.CaptureFix
 
     assert _exit_code_of(command) == 143
     assert "stopped after step 3 of 9" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MachineFault("a process was\nended"), "error: a process was ended"),
+        (OSError(errno.ENOSPC, "No space left on device", "models/0"), "models/0: no space is left on the disk"),
+        (MemoryError(), "error: memory ran out; free memory"),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
+    capfd: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def command() -> None:
+        raise error
+
+    assert _exit_code_of(command) == 1
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_lack_of_memory_comes_with_the_commands_advice(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_memory_advice", None)
+
+    def command() -> None:
+        console.advise_on_memory("-S pretrain.batch_size=8 [now 16]")
+        raise MemoryError
+
+    assert _exit_code_of(command) == 1
+    assert capfd.readouterr().err.strip() == "error: memory ran out; -S pretrain.batch_size=8 [now 16]"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "models/0")
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["command"])
+        with pytest.raises(FileNotFoundError):
+            console.run_app(app)
 
 
 def test_progress_without_a_terminal_ends_with_a_line_that_says_all(capfd: pytest.CaptureFixture[str]) -> None:

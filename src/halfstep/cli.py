@@ -216,6 +216,45 @@ def lm_eval(context: typer.Context) -> None:
     run_lm_eval(context.args)
 
 
+@app.command("fit-batch")
+def fit_batch(
+    stage: Annotated[str, typer.Option(help="pretrain, distill, baseline or sample.")] = "pretrain",
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters.")] = Path("params.yaml"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens: their vocabulary.")] = Path(
+        "data/tokens"
+    ),
+    limit: Annotated[
+        float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have [nine tenths of the free].")
+    ] = None,
+) -> None:
+    """Find the batch that memory holds: each trial runs the stage's own loop in a process of its own."""
+    from rich.table import Table
+
+    from halfstep.bench.fit import STAGES, memory_limit, vocab_size_for
+    from halfstep.bench.fit import fit_batch as search
+    from halfstep.settings import load_params
+
+    if stage not in STAGES:
+        raise UserError(f"--stage is {stage!r}: {', '.join(STAGES)} are known")
+    params = load_params(params_path)
+    limit_bytes = memory_limit(params, limit)
+    found = search(params, params_path, stage, limit_bytes=limit_bytes, vocab_size=vocab_size_for(params, tokens_path))
+    shown = "all of the accelerator" if limit_bytes is None else f"{limit_bytes / 2**30:.2f} GiB"
+    table = Table("batch", "accumulation steps", "sequences at once", "peak", "fits", title=f"{stage} in {shown}")
+    for trial in found.trials:
+        peak = "more" if trial.peak_bytes is None else f"{trial.peak_bytes / 2**30:.2f} GiB"
+        parts = trial.num_accumulation_steps
+        sizes = (str(trial.batch_size), str(parts), str(trial.batch_size // parts))
+        table.add_row(*sizes, peak, "yes" if trial.fits else "no")
+    Console().print(table)
+    if not found.overrides:
+        raise UserError(
+            f"{stage} does not fit into {shown} with one sequence: take a smaller data.context_length or model"
+            " (dvc exp run -S model=tiny), or a larger --limit"
+        )
+    print("dvc exp run " + " ".join(f"-S {override}" for override in found.overrides))
+
+
 NUM_COMPARED_SAMPLES = 2
 
 

@@ -20,12 +20,14 @@ from rich.progress import (
 )
 
 from halfstep.errors import Interrupted, UserError
+from halfstep.faults import told_in_one_line
 
 STARTED = time.monotonic()
 """When this process began to run a command, by the monotonic clock; commands import this module first."""
 
 console = Console(stderr=True, highlight=False)
 
+EXIT_MACHINE_FAULT = 1
 EXIT_USER_ERROR = 2
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -48,7 +50,11 @@ def run(command: Callable[..., None]) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a Typer app: a `UserError` is one line and exit code 2, an interruption one line and 128 + signal."""
+    """Run a Typer app, and end it with one line where one says it all.
+
+    The exit code is 2 for a `UserError`, 1 for a fault of the machine (see `halfstep.faults`), 128 + signal for an
+    interruption.
+    """
     # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -62,6 +68,21 @@ def run_app(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         console.print("interrupted", style="yellow")
         sys.exit(130)
+    except Exception as error:
+        line = told_in_one_line(error, _memory_advice)
+        if line is None:
+            raise
+        console.print(f"error: {' '.join(line.split())}", style="red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_MACHINE_FAULT)
+
+
+_memory_advice: str | None = None
+
+
+def advise_on_memory(advice: str | None) -> None:
+    """Say what helps the running command if memory is short; `run_app` prints it if that comes to pass."""
+    global _memory_advice
+    _memory_advice = advice
 
 
 @contextmanager

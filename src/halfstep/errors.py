@@ -1,4 +1,4 @@
-"""The one exception that means "you can mend this yourself"."""
+"""The exceptions that end a command with one line instead of a traceback."""
 
 
 class UserError(Exception):
@@ -6,6 +6,15 @@ class UserError(Exception):
 
     The message is one line: the offending value, where it stands, and the way out. Commands print it without
     a traceback and exit with code 2 (see `halfstep.console`).
+    """
+
+
+class MachineFault(Exception):
+    """Something the machine did, such as ending one of our processes; neither the user nor the program is wrong.
+
+    The message is one line: what happened, to what, and how to go on. Commands print it without a traceback and exit
+    with code 1. A full disk and a lack of memory stay the `OSError`, `MemoryError` or `RuntimeError` that they are,
+    and get their line from `halfstep.faults`.
     """
 
 

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and where the project's root is."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from halfstep.errors import UserError
+from halfstep.faults import storage_fault
+from halfstep.retries import with_retries
 
 
 def project_root() -> Path:
@@ -29,18 +34,86 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that is renamed to it when the block succeeds.
 
     On an exception nothing is left behind and an existing file or directory at `path` stays as it was. The
-    block may create a file or a directory at the yielded path; parents of `path` are created.
+    block may create a file or a directory at the yielded path; parents of `path` are created. What stands under the
+    name has reached the disk: a power cut leaves the whole of it, or what was there before.
+
+    Raises:
+        OSError: the disk is full, read-only or broken, whichever library told it; with `path` as its file's name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with storage_faults_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            temporary = folder / path.name
+            yield temporary
+            _sync_tree(temporary)
+            if temporary.is_dir() and path.exists():
+                path.rename(folder / "replaced")
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def storage_faults_named(path: Path) -> Iterator[None]:
+    """Within the block a fault of the disk is an `OSError` that names `path`, or what was already named elsewhere.
+
+    Writes that fail name no file, and libraries name the temporary one.
+    """
     try:
-        temporary = folder / path.name
-        yield temporary
-        if temporary.is_dir() and path.exists():
-            path.rename(folder / "replaced")
-        temporary.replace(path)
+        yield
+    except Exception as error:
+        found = storage_fault(error)
+        if found is None:
+            raise
+        number, name = found
+        is_ours = name is None or f".{path.name}." in name or path.is_relative_to(name)
+        raise OSError(number, os.strerror(number), str(path) if is_ours else name) from error
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Within the block a file is read, which nobody may write to meanwhile.
+
+    Raises:
+        UserError: its size or the time of its last change is another one after the block.
+    """
+    before = path.stat()
+    yield
+    try:
+        after = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} was removed while it was read: put it back, then the same command goes on") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError(
+            f"{path} changed while it was read ({before.st_size} bytes before, {after.st_size} after): wait until"
+            " nothing writes to it, then give the same command again"
+        )
+
+
+def _sync_tree(path: Path) -> None:
+    """Have the contents of a file, or of a folder and all in it, reach the disk."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for entry in path.iterdir():
+            _sync_tree(entry)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # a folder cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do this for folders, or at all; that is no fault of what was written.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -59,7 +132,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(with_retries(str(path), lambda: path.read_text(encoding="utf-8")))
 
 
 def local_or_hub(source: str) -> str:

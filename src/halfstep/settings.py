@@ -159,6 +159,10 @@ class TrainingSettings(Settings):
     adam_epsilon: PositiveFloat
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
+    on_nonfinite: Literal["stop", "skip"]
+    """What a NaN or infinite loss or gradient does: end the run, or leave out the step's update."""
+    max_nonfinite_steps: NonNegativeInt
+    """With skip: steps left out in the whole run at most; one more ends it."""
     ema_decay: Probability
     log_every_steps: PositiveInt
     validate_every_steps: PositiveInt
@@ -176,8 +180,8 @@ class TrainingSettings(Settings):
         return self
 
 
-WITHOUT_INFLUENCE = {"checkpoint_every_seconds", "checkpoint_every_steps"}
-"""Training settings on which no result depends."""
+WITHOUT_INFLUENCE = {"checkpoint_every_seconds", "checkpoint_every_steps", "on_nonfinite", "max_nonfinite_steps"}
+"""Training settings that change no step: a run that was cut off goes on when they are changed."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -335,7 +339,7 @@ class Params(Settings):
     tracking: TrackingSettings
 
     def deciding(self, *sections: str) -> dict[str, Any]:
-        """Some sections as plain values, without those on which no result depends."""
+        """Some sections as plain values, without those that change no step."""
         without = {name: WITHOUT_INFLUENCE for name in sections if isinstance(getattr(self, name), TrainingSettings)}
         return self.model_dump(mode="json", include=set(sections), exclude=without)
 

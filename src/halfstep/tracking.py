@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from halfstep.errors import Interrupted, UserError
+from halfstep.faults import storage_fault
 from halfstep.files import atomic_path, project_root, read_json
 
 if TYPE_CHECKING:
@@ -242,6 +243,10 @@ def _complete_runs(
         digest = _hash_of({"runs": run_ids, "files": [upload.content_hash for upload in report]})
         _finish(client, parent, report, digest)
     except (MlflowException, OSError) as error:
+        found = storage_fault(error)
+        if found is not None:
+            place = found[1] or _shown_uri()
+            raise OSError(found[0], os.strerror(found[0]), place) from error
         raise UserError(
             f"MLflow at {_shown_uri()} could not take the runs ({_first_line(error)}); all results are in"
             " reports/. Start the server or change MLFLOW_TRACKING_URI, then: dvc repro track"

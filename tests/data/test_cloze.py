@@ -85,3 +85,14 @@ def test_without_network_the_message_names_the_parameter(
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(UserError, match=r"someone/cloze of the hub .*-S data\.cloze=FILE"):
         load("someone/cloze", tmp_path)
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "cloze.jsonl"
+    file.write_text('{"text": "two words"}\n' * 2)
+    passages = load_cloze(str(file), cache=tmp_path)
+    assert next(passages) == "two words"
+    with file.open("a") as stream:
+        stream.write('{"text": "two words"}\n')
+    with pytest.raises(UserError, match=r"cloze\.jsonl changed while it was read \(44 bytes before, 66 after\)"):
+        list(passages)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
 
+from halfstep.data import corpora
 from halfstep.data.corpora import (
     decode_text,
     docstrings_of,
@@ -213,3 +215,46 @@ def test_without_network_the_message_names_the_parameter(tmp_path: Path, monkeyp
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(UserError, match=r"someone/texts of the hub .*-S data=text -S data\.path=FILES"):
         load_hub(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["longer", "same size", "gone"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_file_that_changes_while_it_is_read_is_noticed(
+    read: Read, root: Path, monkeypatch: pytest.MonkeyPatch, change: str, name: str
+) -> None:
+    """Its first document is out when the file changes; the next file is not reached."""
+    file = root / name
+    line = json.dumps({"text": "one"}) + "\n" if name == "a.jsonl" else "one\n\n"
+    file.write_text(line * 3)
+    os.utime(file, ns=(0, 1_000_000_000))
+    yielded = corpora.READERS[file.suffix]
+
+    def reader(*arguments: Any) -> Any:
+        texts = yielded(*arguments)
+        yield next(iter(texts))
+        if change == "longer":
+            file.write_text(line * 4)
+        elif change == "same size":
+            file.write_text((line * 3).replace("one", "two"))
+        else:
+            file.unlink()
+
+    monkeypatch.setitem(corpora.READERS, file.suffix, reader)
+    with pytest.raises(UserError, match="removed while it was read" if change == "gone" else "changed while") as raised:
+        read(name, blank_lines=1)
+    assert str(file) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_full_disk_under_a_data_set_of_the_hub_is_not_the_hubs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device", "cache/a.arrow")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    options = {"config": None, "revision": None, "split": "train", "text_column": "text", "streaming": False}
+    with pytest.raises(OSError, match=r"cache/a\.arrow"):
+        hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, scratch=tmp_path)

@@ -1,6 +1,9 @@
 """Packing against a slow version in plain lists, at any number of processes."""
 
+import os
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from datasets import Dataset
 from halfstep.data import packing
 from halfstep.data.packing import PackedSize, pack_documents, split_documents
 from halfstep.data.tokenizer import train_bpe_tokenizer
-from halfstep.errors import UserError
+from halfstep.errors import MachineFault, UserError
 
 TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|> here." for i in range(40)]
 TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
@@ -154,3 +157,56 @@ def test_cut_off_and_called_again_it_writes_the_same_file(
     assert (tmp_path / "cut/train.npy").read_bytes() == (tmp_path / "whole/train.npy").read_bytes()
     assert resumed_size == size
     np.testing.assert_array_equal(tokens, whole)
+
+
+@pytest.fixture
+def guard() -> Iterator[None]:
+    """A hang fails the test: nothing here takes a hundredth of this."""
+
+    def fail(signal_number: int, frame: object) -> None:
+        raise AssertionError("tokenization hangs")
+
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.usefixtures("guard")
+@pytest.mark.parametrize("victim", [0, 25])
+def test_a_process_that_is_killed_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
+) -> None:
+    """As the kernel does when memory is short: no exception, no farewell."""
+    encode = packing._encode
+
+    def encode_or_die(texts: list[str | None], *rest: Any) -> list[Any]:
+        if texts[0] == TEXTS[victim]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(packing, "_encode", encode_or_die)
+    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 5)
+    with pytest.raises(MachineFault, match=r"from document 0: one of the 2 processes was ended") as raised:
+        pack(TEXTS, tmp_path, num_workers=2)
+    told = str(raised.value)
+    assert "\n" not in told
+    assert f"process {1 + victim // 20} of 2 at documents {victim} to {victim + 4}" in told
+    assert told.endswith("-S data.num_workers=1")
+    monkeypatch.undo()
+    (tmp_path / "again").mkdir()
+    tokens, _ = pack(TEXTS, tmp_path / "again", num_workers=2)
+    assert tokens.tolist() == packed_slowly(TEXTS, 16)[0]
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_process_without_room_on_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(texts: list[str | None], *rest: Any) -> list[Any]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_encode", refuse)
+    with pytest.raises(OSError, match="No space left") as raised:
+        pack(TEXTS, tmp_path, num_workers=2)
+    assert raised.value.errno == 28
+    assert Path(raised.value.filename).name == "train-0"

@@ -86,3 +86,28 @@ def test_vocab_size_is_the_manifests(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {})
     with pytest.raises(UserError, match="does not say vocab_size"):
         vocab_size_of(tmp_path)
+
+
+def _prepared(folder: Path) -> Path:
+    np.save(folder / "train.npy", ROWS)
+    write_json(folder / "manifest.json", {"context_length": 3, "train": {"num_sequences": 10}})
+    return folder / "train.npy"
+
+
+def test_tokens_that_changed_since_they_were_counted_are_noticed(tmp_path: Path) -> None:
+    path = _prepared(tmp_path)
+    assert np.array_equal(load_tokens(path), ROWS)
+    np.save(path, ROWS[:9])
+    with pytest.raises(UserError, match=r"9 sequences of 3 tokens.*counts 10 of 3: it changed since.*-f prepare"):
+        load_tokens(path)
+    np.save(path, np.zeros((10, 4), np.uint16))
+    with pytest.raises(UserError, match="10 sequences of 4 tokens"):
+        load_tokens(path)
+
+
+def test_tokens_with_bytes_beyond_their_rows_are_noticed(tmp_path: Path) -> None:
+    path = _prepared(tmp_path)
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="in 64 bytes"):
+        load_tokens(path)

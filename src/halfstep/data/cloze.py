@@ -5,11 +5,14 @@ Source: Paperno et al. 2016, arXiv:1606.06031.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from halfstep.data.corpora import read_json_lines
 from halfstep.errors import UserError
-from halfstep.files import atomic_path, resolve_user_path
+from halfstep.faults import storage_fault
+from halfstep.files import atomic_path, resolve_user_path, unchanged
+from halfstep.retries import with_retries
 
 HUB_SPLIT = "test"
 
@@ -30,12 +33,13 @@ def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
         raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
     else:
         rows = enumerate(_hub_texts(source, cache), start=1)
-    for number, text in rows:
-        if not isinstance(text, str):
-            raise UserError(f'{source} line {number} has no "text" of a string')
-        if len(text.split()) < 2:
-            raise UserError(f"{source} line {number} is {text!r}: a cloze passage has two words at least")
-        yield text
+    with unchanged(path) if path.is_file() else nullcontext():
+        for number, text in rows:
+            if not isinstance(text, str):
+                raise UserError(f'{source} line {number} has no "text" of a string')
+            if len(text.split()) < 2:
+                raise UserError(f"{source} line {number} is {text!r}: a cloze passage has two words at least")
+            yield text
 
 
 def write_cloze(path: Path, passages: Iterable[str]) -> int:
@@ -53,8 +57,10 @@ def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache))
+        rows = with_retries(f"data set {hub_id}", lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache)))
     except (OSError, ValueError, DatasetsError) as error:
+        if storage_fault(error):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(
             f"cloze data set {hub_id} of the hub cannot be loaded ({reason}); without network, take a local"

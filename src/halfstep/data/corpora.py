@@ -23,7 +23,9 @@ import pyarrow.parquet
 
 from halfstep.data.stories import stories
 from halfstep.errors import UserError
-from halfstep.files import resolve_user_path
+from halfstep.faults import storage_fault
+from halfstep.files import resolve_user_path, storage_faults_named, unchanged
+from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +97,12 @@ def hub_corpus(
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(cache))
+        rows = with_retries(
+            f"data set {hub_id}",
+            lambda: load_dataset(
+                hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(cache)
+            ),
+        )
         if not streaming:
             _check_column(rows.column_names, text_column, f"data set {hub_id}")
             documents = rows.select_columns([text_column]).rename_column(text_column, "text")
@@ -105,6 +112,8 @@ def hub_corpus(
             return documents
         return _store(_stream(rows, text_column, f"data set {hub_id}"), max_documents, scratch)
     except (OSError, ValueError, DatasetsError) as error:
+        if storage_fault(error):
+            raise
         raise UserError(
             f"data set {hub_id} of the hub cannot be loaded ({_one_line(error)}); without network, take local"
             " files: dvc exp run -S data=text -S data.path=FILES"
@@ -141,10 +150,11 @@ def find_files(paths: Sequence[str]) -> list[Path]:
 def _read_files(files: Iterable[Path], text_column: str, split_on_blank_lines: int) -> Iterator[str]:
     for file in files:
         num_documents = 0
-        for text in READERS[file.suffix](file, text_column, split_on_blank_lines):
-            if text and not text.isspace():
-                num_documents += 1
-                yield text
+        with unchanged(file):
+            for text in READERS[file.suffix](file, text_column, split_on_blank_lines):
+                if text and not text.isspace():
+                    num_documents += 1
+                    yield text
         if not num_documents:
             raise UserError(f"data.path: {file} holds no text; take it out of data.path, or fill it")
 
@@ -165,7 +175,7 @@ def decode_text(file: Path) -> str:
         UserError: the file cannot be read, or is no text in either encoding.
     """
     try:
-        data = file.read_bytes()
+        data = with_retries(str(file), file.read_bytes)
     except OSError as error:
         raise UserError(f"data.path: {file} cannot be read ({error.strerror})") from None
     if b"\0" in data:
@@ -281,7 +291,11 @@ def _store(texts: Iterator[str], max_documents: int | None, scratch: Path) -> Da
     schema = pa.schema({"text": pa.large_string()})
     path = scratch / "documents.arrow"
     texts = islice(texts, max_documents)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+    with (
+        storage_faults_named(path),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
         while batch := list(islice(texts, DOCUMENTS_PER_WRITE)):
             writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
     return Dataset.from_file(str(path))

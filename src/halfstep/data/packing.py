@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import UserError
-from halfstep.files import read_json, write_json
+from halfstep.errors import MachineFault, UserError
+from halfstep.files import read_json, storage_faults_named, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,6 +33,9 @@ BATCHES_PER_WORKER = 64
 """What processes tokenize before their tokens are gathered, and can be gone on after."""
 
 SECONDS_BETWEEN_NOTES = 5.0
+
+AT_WORK = "at-work-"
+"""Each process keeps a file of this name and its number while it tokenizes a batch, which outlives the process."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def pack_documents(
         on_documents: told the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
+        MachineFault: a process died.
     """
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     num_workers = min(num_workers, len(documents))
@@ -103,7 +107,7 @@ def pack_documents(
                 end = min(start + documents_per_batch * BATCHES_PER_WORKER * num_workers, len(documents))
                 piece = documents.select(range(start, end))
                 folder = scratch / f"{path.stem}-{start}"
-                batches = _encode_in_processes(piece, tokenizer, dtype, num_workers, documents_per_batch, folder)
+                batches = _encode_in_processes(piece, tokenizer, dtype, num_workers, documents_per_batch, folder, start)
             for num_documents, tokens in batches:
                 rows.append(tokens, num_documents)
                 on_documents(rows.num_documents, "")
@@ -133,22 +137,34 @@ def _encode_in_processes(
     num_workers: int,
     documents_per_batch: int,
     scratch: Path,
+    first: int,
 ) -> Iterator[tuple[int, Ids]]:
-    """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read."""
+    """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read.
+
+    `first` is the number of the first of these documents among all, for messages.
+    """
     from datasets import Features, List, Value
     from multiprocess import TimeoutError
 
     backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
 
-    def encode_batch(texts: list[str | None]) -> dict[str, list[Ids]]:
+    def encode_batch(texts: list[str | None], indices: list[int], rank: int) -> dict[str, list[Ids]]:
         # Threads inside the processes would compete for the same cores, and do not survive the fork.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        return {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
+        at_work = scratch / f"{AT_WORK}{rank}"
+        at_work.write_text(
+            f"process {rank + 1} of {num_workers} at documents {first + indices[0]} to {first + indices[-1]}"
+        )
+        encoded = {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
+        at_work.unlink()
+        return encoded
 
     scratch.mkdir(parents=True)
     try:
         encoded = documents.map(
             encode_batch,
+            with_indices=True,
+            with_rank=True,
             input_columns=["text"],
             batched=True,
             batch_size=documents_per_batch,
@@ -160,12 +176,25 @@ def _encode_in_processes(
             # The folder is new, so there is nothing to find; a fixed name spares hashing the function.
             load_from_cache_file=False,
             new_fingerprint=f"tokens-of-{scratch.name}",
-            desc=f"tokenizing {scratch.name}",
+            desc=f"tokenizing from document {first}",
         )
     except TimeoutError as error:
         # When a signal stops it, `map` asks its processes for their results once more and hides the signal's
         # exception behind theirs.
         raise (error.__context__ or error) from None
+    except OSError:
+        with storage_faults_named(scratch):
+            raise
+    except RuntimeError as error:
+        if "abruptly died" not in str(error):
+            raise
+        at_work = sorted(scratch.glob(f"{AT_WORK}*"))
+        where = "; at work: " + ", ".join(path.read_text() for path in at_work) if at_work else ""
+        raise MachineFault(
+            f"tokenizing from document {first}: one of the {num_workers} processes was ended from outside, perhaps for"
+            f" want of memory{where}. The same command goes on from there, with fewer processes if it happens again:"
+            f" -S data.num_workers={max(num_workers // 2, 1)}"
+        ) from None
     for table in encoded.with_format("arrow").iter(documents_per_batch):
         ids = [column.flatten().to_numpy(zero_copy_only=False) for column in table["token_ids"].chunks]
         yield len(table), np.concatenate(ids)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.errors import UserError
+from halfstep.faults import storage_fault
 from halfstep.files import resolve_user_path
+from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -91,10 +93,15 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         raise UserError(f"tokenizer {source}: there is no folder {folder}")
     name = str(folder) if is_local else str(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=None if is_local else revision, local_files_only=is_local, trust_remote_code=False
+        tokenizer = with_retries(
+            f"tokenizer {name}",
+            lambda: AutoTokenizer.from_pretrained(
+                name, revision=None if is_local else revision, local_files_only=is_local, trust_remote_code=False
+            ),
         )
     except (OSError, ValueError, KeyError) as error:
+        if storage_fault(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         way_out = (
             "it should hold tokenizer.json and tokenizer_config.json"

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from halfstep.errors import UserError
 from halfstep.files import read_json
+from halfstep.retries import with_retries
+
+MANIFEST_FILE = "manifest.json"
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 """Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`."""
@@ -25,7 +28,7 @@ def load_tokens(path: Path) -> Tokens:
         UserError: the file is missing, or is not what `prepare` writes.
     """
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens = with_retries(str(path), lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
     except (OSError, ValueError, EOFError) as error:
@@ -36,7 +39,27 @@ def load_tokens(path: Path) -> Tokens:
             f"{path} holds {tokens.dtype} of shape {tokens.shape}, but unsigned token ids [num_sequences,"
             " context_length] are expected; write it again: dvc repro -f prepare"
         )
+    _check_against_manifest(tokens, path)
     return tokens
+
+
+def _check_against_manifest(tokens: Tokens, path: Path) -> None:
+    """Notice a file of tokens that was written or cut after `prepare` had counted its rows.
+
+    Tokens without a manifest beside them, or of another name than it counts, are the caller's own.
+    """
+    manifest = path.with_name(MANIFEST_FILE)
+    try:
+        values = read_json(manifest)
+        counted = values[path.stem]["num_sequences"], values["context_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    num_bytes = path.stat().st_size - tokens.offset if isinstance(tokens, np.memmap) else tokens.nbytes
+    if tokens.shape != counted or num_bytes != tokens.nbytes:
+        raise UserError(
+            f"{path} holds {tokens.shape[0]} sequences of {tokens.shape[1]} tokens in {num_bytes} bytes, but"
+            f" {manifest} counts {counted[0]} of {counted[1]}: it changed since; write it again: dvc repro -f prepare"
+        )
 
 
 def vocab_size_of(tokens_path: Path) -> int:
@@ -45,7 +68,7 @@ def vocab_size_of(tokens_path: Path) -> int:
     Raises:
         UserError: there is no manifest, or it does not say.
     """
-    path = tokens_path / "manifest.json"
+    path = tokens_path / MANIFEST_FILE
     try:
         return int(read_json(path)["vocab_size"])
     except FileNotFoundError:

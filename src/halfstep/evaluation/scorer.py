@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.errors import UserError
+from halfstep.faults import storage_fault
 from halfstep.model.autoregressive import load_autoregressive
 from halfstep.resumption import Arrays, Remember, anew
+from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,8 +75,12 @@ def load_scorer(source: str, revision: str | None, device: torch.device, remembe
     except UserError as error:
         raise UserError(f"evaluate.scorer: {error}, such as -S evaluate.scorer=models/ar") from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        tokenizer = with_retries(
+            f"tokenizer {source}", lambda: AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        )
     except (OSError, ValueError) as error:
+        if storage_fault(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"evaluate.scorer {source} brings no tokenizer ({reason}): evaluate.scorer takes a local folder"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from halfstep.errors import UserError
+from halfstep.faults import storage_fault
+from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel
@@ -58,10 +60,15 @@ def load_autoregressive(
 
     _hide_progress_bars()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32
+        model = with_retries(
+            f"model {source}",
+            lambda: AutoModelForCausalLM.from_pretrained(
+                str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32
+            ),
         )
     except (OSError, ValueError) as error:
+        if storage_fault(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source} is not a causal language model's folder, nor to be had from the hub ({reason}); without"

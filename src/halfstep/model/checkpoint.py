@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfstep.errors import UserError
+from halfstep.faults import storage_fault
 from halfstep.files import atomic_path
 from halfstep.model.denoiser import Denoiser, DenoiserConfig
 from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
 from halfstep.model.training_checkpoint import read_training_checkpoint
+from halfstep.retries import with_retries
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -105,7 +107,10 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     )
 
     try:
-        folder = snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+        folder = with_retries(
+            f"model {source}",
+            lambda: snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]),
+        )
     except (
         HfHubHTTPError,
         HFValidationError,
@@ -113,6 +118,8 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
         OfflineModeIsEnabled,
         OSError,
     ) as error:
+        if storage_fault(error):
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         at_revision = f" at revision {revision!r}" if revision else ""
         raise UserError(
@@ -167,7 +174,7 @@ def _checked_config(values: Any, path: Path) -> DenoiserConfig:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return with_retries(str(path), lambda: load_file(path))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
 from halfstep.seeds import derive_seed
+from halfstep.training.nonfinite import NonFiniteStep, nonfinite_gradients
 from halfstep.training.objectives import Objective
 from halfstep.training.state import CurvePoint, TrainState
 
@@ -26,6 +29,9 @@ def train(
     num_train_steps: int,
     num_accumulation_steps: int,
     max_grad_norm: float,
+    on_nonfinite: Literal["stop", "skip"],
+    max_nonfinite_steps: int,
+    keep_nonfinite_step: Callable[[TrainState, Tensor, NonFiniteStep], str],
     seed: int,
     accelerator: Accelerator,
     validate: Callable[[], float],
@@ -50,6 +56,12 @@ def train(
         num_train_steps: steps of this run, those already made included.
         num_accumulation_steps: equal parts a batch is computed in.
         max_grad_norm: gradients are scaled down to this 2-norm.
+        on_nonfinite: what a NaN or infinite loss or gradient does, before the update: stop the run, or skip the step,
+            which then counts as made (the data and the learning rate move on) and changes neither weights nor
+            moments nor average.
+        max_nonfinite_steps: steps skipped in the whole run at most; one more stops it.
+        keep_nonfinite_step: called with the state before such a step, its batch and what went wrong, to keep them for
+            inspection; returns where they are, as part of a sentence.
         seed: of noise and dropout.
         accelerator: device and precision.
         validate: loss of the averaged weights on validation data.
@@ -58,9 +70,10 @@ def train(
         log: called with each point.
         progress: called after each step with its number and loss.
         save_checkpoint: called when `checkpoint_every_seconds` have passed since the last time, every
-            `checkpoint_every_steps` (None: never for that), after the last step, and when a signal stops the run.
+            `checkpoint_every_steps` (None: never for that), after the last step, and when a signal or a loss that is
+            not finite stops the run.
     Raises:
-        UserError: the loss or a gradient is NaN or infinite.
+        UserError: the loss or a gradient is NaN or infinite, and may not be skipped.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
     state.model.train()
@@ -74,16 +87,23 @@ def train(
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             loss, grad_norm = _accumulate(state, objective, x0, generator, num_accumulation_steps, accelerator)
-            if not math.isfinite(loss) or not math.isfinite(grad_norm):
-                raise UserError(
-                    f"step {state.step + 1}: the loss is {loss} and the gradient's norm {grad_norm}; the weights were"
-                    " not updated: try a lower learning_rate, or more num_warmup_steps"
-                )
-            if grad_norm > max_grad_norm:
-                _scale_gradients(state, max_grad_norm / grad_norm)
-            state.optimizer.step()
+            is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+            if is_finite:
+                if grad_norm > max_grad_norm:
+                    _scale_gradients(state, max_grad_norm / grad_norm)
+                state.optimizer.step()
+                state.ema.update(state.model)
+            else:
+                names = nonfinite_gradients(state.model)
+                fault = NonFiniteStep(state.step + 1, generator.initial_seed(), loss, grad_norm, rate, names)
+                place = keep_nonfinite_step(state, x0, fault)
+                if on_nonfinite == "stop" or state.num_skipped_steps >= max_nonfinite_steps:
+                    save_checkpoint(state)  # nothing broken is in it, and another policy goes on from here
+                    raise UserError(_why_stopped(fault, place, on_nonfinite, max_nonfinite_steps))
+                state.num_skipped_steps += 1
+                count = f"{state.num_skipped_steps} of at most {max_nonfinite_steps}"
+                console.print(f"{_told(fault)}: skipped ({count}), {place}", markup=False, soft_wrap=True)
             state.optimizer.zero_grad(set_to_none=True)
-            state.ema.update(state.model)
             state.step += 1
             state.optimizer_step += 1
             progress(state.step, loss)
@@ -92,7 +112,14 @@ def train(
             validates = is_last or state.step % validate_every_steps == 0
             if validates or state.step % log_every_steps == 0:
                 valid_loss = _validated(state, validate) if validates else None
-                point = CurvePoint(state.step, loss, rate, grad_norm, valid_loss)
+                point = CurvePoint(
+                    state.step,
+                    loss if is_finite else None,
+                    rate,
+                    grad_norm if is_finite else None,
+                    valid_loss,
+                    state.num_skipped_steps,
+                )
                 state.curve.append(point)
                 log(point)
             is_due = is_last or time.monotonic() - last_checkpoint > checkpoint_every_seconds
@@ -106,6 +133,21 @@ def train(
                     received[0],
                     f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there",
                 )
+
+
+def _told(fault: NonFiniteStep) -> str:
+    return f"step {fault.step}: the loss is {fault.loss} and the gradient's norm {fault.grad_norm}"
+
+
+def _why_stopped(fault: NonFiniteStep, place: str, on_nonfinite: str, max_nonfinite_steps: int) -> str:
+    """The one line of a run that a NaN or an infinity ends."""
+    ways_out = "try a lower learning_rate, or more num_warmup_steps, or go on without such steps: "
+    if on_nonfinite == "stop":
+        return f"{_told(fault)}; the weights were not updated, {place}: {ways_out}on_nonfinite=skip"
+    return (
+        f"{_told(fault)}, after max_nonfinite_steps {max_nonfinite_steps} were skipped; the weights were not updated,"
+        f" {place}: {ways_out}max_nonfinite_steps={2 * max_nonfinite_steps + 1}"
+    )
 
 
 def _accumulate(
@@ -139,7 +181,13 @@ def _scale_gradients(state: TrainState, factor: float) -> None:
 
 def _validated(state: TrainState, validate: Callable[[], float]) -> float:
     with state.ema.applied(state.model):
-        return validate()
+        loss = validate()
+    if not math.isfinite(loss):
+        raise UserError(
+            f"step {state.step}: the validation loss of the averaged weights is {loss}: try a lower learning_rate, or"
+            " more num_warmup_steps"
+        )
+    return loss
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:

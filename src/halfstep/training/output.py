@@ -38,10 +38,10 @@ def write_model(
 
 
 def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Write a training curve as CSV; a loss that was not measured at a step is empty."""
+    """Write a training curve as CSV; what was not measured at a step is empty."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
         writer.writerows(
-            {**vars(point), "valid_loss": "" if point.valid_loss is None else point.valid_loss} for point in curve
+            {name: "" if value is None else value for name, value in vars(point).items()} for point in curve
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from halfstep.settings import TrainingSettings
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
+from halfstep.training.nonfinite import keep_nonfinite_step
 from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
 from halfstep.training.state import (
@@ -99,6 +101,7 @@ def fit(
 
     checkpoints = CheckpointFolder(work.path)
     if checkpoints.restore(state):
+        check_skipped_steps(state, settings, checkpoints.path)
         console.print(f"{work.name}: goes on after step {state.step} of {settings.num_train_steps}")
         for point in state.curve:
             log_point(point)
@@ -129,6 +132,9 @@ def fit(
             num_train_steps=settings.num_train_steps,
             num_accumulation_steps=settings.num_accumulation_steps,
             max_grad_norm=settings.max_grad_norm,
+            on_nonfinite=settings.on_nonfinite,
+            max_nonfinite_steps=settings.max_nonfinite_steps,
+            keep_nonfinite_step=partial(keep_nonfinite_step, work.name),
             seed=derive_seed(seed, work.name),
             accelerator=accelerator,
             validate=validate,
@@ -141,6 +147,21 @@ def fit(
             checkpoint_every_steps=settings.checkpoint_every_steps,
         )
     return state
+
+
+def check_skipped_steps(state: TrainState, settings: TrainingSettings, folder: Path) -> None:
+    """Refuse to go on from steps that were skipped under a policy that would not have skipped them.
+
+    Raises:
+        UserError: more were skipped than `settings` allow.
+    """
+    allowed = settings.max_nonfinite_steps if settings.on_nonfinite == "skip" else 0
+    if state.num_skipped_steps > allowed:
+        raise UserError(
+            f"{folder}: the run was cut off after {state.num_skipped_steps} skipped steps, but on_nonfinite is"
+            f" {settings.on_nonfinite} and max_nonfinite_steps {settings.max_nonfinite_steps}: allow them, or remove"
+            " the folder to start over"
+        )
 
 
 def _carry_over(state: TrainState, carried_over: CarriedOver) -> None:

@@ -17,13 +17,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class CurvePoint:
-    """One logged step of a training run; losses in nats (or the divergence's unit) per term."""
+    """One logged step of a training run; losses in nats (or the divergence's unit) per term.
+
+    Of a step that was skipped, loss and gradient are None. `num_skipped_steps` counts those of the run so far.
+    """
 
     step: int
-    loss: float
+    loss: float | None
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
     valid_loss: float | None
+    num_skipped_steps: int
 
 
 @dataclass
@@ -36,8 +40,9 @@ class TrainState:
         model: raw weights.
         optimizer: AdamW over the model's parameters.
         ema: average of the weights.
-        step: optimizer steps made in this run.
-        optimizer_step: optimizer steps made since the optimizer was new; more than `step` when it was carried over.
+        step: steps made in this run, those included whose update was skipped.
+        optimizer_step: likewise since the optimizer was new; more than `step` when it was carried over.
+        num_skipped_steps: steps of this run whose loss or gradient was not finite and that changed no weight.
         curve: what was logged so far.
     """
 
@@ -46,6 +51,7 @@ class TrainState:
     ema: EMA
     step: int = 0
     optimizer_step: int = 0
+    num_skipped_steps: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
@@ -59,6 +65,7 @@ class TrainState:
         values = {
             "step": self.step,
             "optimizer_step": self.optimizer_step,
+            "num_skipped_steps": self.num_skipped_steps,
             "ema_num_updates": self.ema.num_updates,
             "curve": [vars(point) for point in self.curve],
         }
@@ -77,6 +84,7 @@ class TrainState:
         load_moments(self.optimizer, self.model, tensors)
         self.step = values["step"]
         self.optimizer_step = values["optimizer_step"]
+        self.num_skipped_steps = values["num_skipped_steps"]
         self.curve = [CurvePoint(**point) for point in values["curve"]]
 
 

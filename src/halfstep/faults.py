@@ -1,0 +1,102 @@
+"""Faults of the machine in one line each: a disk that is full, read-only or broken, and a lack of memory.
+
+Libraries tell them in their own ways, some only by a message, so a fault is looked for in an exception and in those
+behind it.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+
+from halfstep.errors import Interrupted, MachineFault, UserError
+
+STORAGE_FAULTS = {
+    errno.ENOSPC: ("no space is left on the disk", "free space"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, or have the quota raised"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EFBIG: ("the file is larger than may be written here", "raise the limit (ulimit -f)"),
+    errno.EIO: ("the disk reports an input/output error", "see to the disk"),
+}
+"""What each error number means, and the way out."""
+
+# As Python, and pyarrow; as Rust prints an error (tokenizers), and its debug form (safetensors).
+_NUMBER = re.compile(r"\[[Ee]rrno (\d+)\]|\(os error (\d+)\)|\bOs \{ code: (\d+)")
+# NumPy drops the number when a write comes up short; SQLite has words of its own.
+_WORDS = (
+    (re.compile(r"\b\d+ requested and \d+ written\b"), errno.ENOSPC),
+    (re.compile(r"\bdatabase or disk is full\b"), errno.ENOSPC),
+    (re.compile(r"\battempt to write a readonly database\b"), errno.EROFS),
+)
+_MEMORY_WORDS = re.compile(r"DefaultCPUAllocator|can't allocate memory|not enough memory", re.IGNORECASE)
+_AMOUNT = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]iB|\d+ bytes)|[Uu]nable to allocate ([\d.]+ [KMGTP]iB)")
+
+
+def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
+    """The fault of a disk that an exception tells, itself or through what caused it.
+
+    Returns:
+        (error number, one of `STORAGE_FAULTS`; the file's name if the exception has it); None for other exceptions.
+    """
+    for cause in _chain(error):
+        number = _storage_errno(cause)
+        if number is not None:
+            name = getattr(cause, "filename", None)
+            return number, None if name is None else str(name)
+    return None
+
+
+def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
+    """The line for a fault of the machine; None where an exception is none, so that its traceback should be seen.
+
+    Args:
+        error: what ended the command.
+        memory_advice: what helps this command where memory is short; None for nothing in particular.
+    """
+    if isinstance(error, MachineFault):
+        return str(error)
+    if lacks_memory(error):
+        amount = _AMOUNT.search(str(error))
+        asked = f" (it asked for {_readable(amount[1] or amount[2])} at once)" if amount else ""
+        return f"memory ran out{asked}; {memory_advice or 'free memory, then give the same command again'}"
+    found = storage_fault(error)
+    if found is None:
+        return None
+    number, name = found
+    what, way_out = STORAGE_FAULTS[number]
+    return f"{name or 'a file'}: {what}: {way_out}, then the same command goes on"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and not isinstance(current, UserError | Interrupted):
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _storage_errno(error: BaseException) -> int | None:
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if number is not None:
+        return number if number in STORAGE_FAULTS else None
+    text = str(error)
+    written = _NUMBER.search(text)
+    if written:
+        number = int(next(group for group in written.groups() if group))
+        return number if number in STORAGE_FAULTS else None
+    return next((number for words, number in _WORDS if words.search(text)), None)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had, on the CPU or an accelerator."""
+    # torch is not imported for this: commands that do without it start at once. Its errors are RuntimeErrors.
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    is_torch = isinstance(error, RuntimeError)
+    return is_torch and (type(error).__name__ == "OutOfMemoryError" or _MEMORY_WORDS.search(str(error)) is not None)
+
+
+def _readable(amount: str) -> str:
+    number, unit = amount.split()
+    return f"{int(number) / 2**30:.3g} GiB" if unit == "bytes" else amount

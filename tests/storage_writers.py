@@ -1,0 +1,190 @@
+"""Run every writer of the library on a disk that refuses: `python tests/storage_writers.py FAULT FOLDER`, from a test.
+
+FAULT is `full` or `read-only`, for which FOLDER becomes a small tmpfs (in a namespace of this process: run under
+`unshare -rm`), or `limit`, where no file may grow beyond a few bytes. Each writer is called twice: while the disk
+refuses, and after it was mended. What happened is printed as JSON by writer.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halfstep.data.cloze import write_cloze
+from halfstep.data.packing import pack_documents
+from halfstep.data.scratch import scratch_folder
+from halfstep.data.tokenizer import train_bpe_tokenizer
+from halfstep.evaluation.steps_table import write_steps
+from halfstep.faults import told_in_one_line
+from halfstep.files import atomic_path, write_json
+from halfstep.generation import Batch, write_samples
+from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.autoregressive import new_gpt2
+from halfstep.sampling import Samples
+from halfstep.stage_times import record_stage
+from halfstep.training.checkpoint import CheckpointFolder
+from halfstep.training.ema import EMA
+from halfstep.training.nonfinite import NonFiniteStep, keep_nonfinite_step
+from halfstep.training.optimizer import build_optimizer
+from halfstep.training.output import write_curve, write_model
+from halfstep.training.state import CurvePoint, TrainState
+
+SMALL, LARGE = 32 * 1024, 64 * 1024 * 1024
+"""Bytes the disk holds before and after it is mended; every writer needs more than the first."""
+
+RANDOM = random.Random(0)
+WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(4000)]
+TEXTS = [" ".join(WORDS[start : start + 50]) for start in range(0, len(WORDS), 50)]
+
+
+def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
+    """What to call, by the name of what it writes into `folder`; `source` is on a disk with room."""
+    from datasets import Dataset
+
+    tokenizer = train_bpe_tokenizer(TEXTS, 4000)
+    tokenizer.save_pretrained(source / "tokenizer")
+    denoiser = Denoiser(DenoiserConfig(400, 399, 16, 32, 1, 2, 8, 0.0, 1e-3))
+    gpt2 = new_gpt2(vocab_size=1000, length=16, hidden_size=32, num_blocks=1, num_heads=2, dropout=0.0)
+    optimizer = build_optimizer(denoiser, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
+    state = TrainState(denoiser, optimizer, EMA(denoiser, 0.9), step=7)
+    points = [CurvePoint(i, i / 7, i / 11, i / 13, None, 0) for i in range(3000)]
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
+    batch = Batch(range(64), 4, [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens)))
+    entry = {
+        "num_steps": 4, "nfe": {"value": 1 / 3},
+        **{key: {"value": 1 / 3, "standard_error": 1 / 7} for key in ("generative_perplexity", "entropy", "mauve")},
+    }  # fmt: skip
+
+    def whole_folder(name: str, save: Callable[[Path], object]) -> None:
+        with atomic_path(folder / name) as temporary:
+            temporary.mkdir()
+            save(temporary)
+
+    def packed(temporary: Path) -> None:
+        documents = Dataset.from_dict({"text": TEXTS * 20})
+        pack_documents(
+            documents,
+            tokenizer,
+            temporary / "train.npy",
+            context_length=16,
+            num_workers=1,
+            scratch=source,
+            on_documents=lambda done, note: None,
+        )
+
+    def corpus() -> None:
+        from halfstep.data.corpora import stories_corpus
+
+        with scratch_folder() as scratch:
+            stories_corpus(3000, seed=0, max_documents=None, scratch=scratch)
+
+    def kept() -> None:
+        place = keep_nonfinite_step("pretrain", state, tokens, NonFiniteStep(8, 1, float("nan"), 1.0, 0.1, []))
+        if "could not be kept" in place:
+            raise OSError(int(place.split("[Errno ")[1].split("]")[0]), place, place.split(" in ")[1].split(" (")[0])
+
+    return {
+        "denoiser": lambda: whole_folder("denoiser", denoiser.save_pretrained),
+        "baseline": lambda: whole_folder("baseline", gpt2.save_pretrained),
+        "tokenizer": lambda: whole_folder("tokenizer", tokenizer.save_pretrained),
+        "tokens": lambda: whole_folder("tokens", packed),
+        "checkpoint": lambda: CheckpointFolder(folder / "work").save(state),
+        "student": lambda: write_model(
+            state,
+            folder / "student",
+            source / "tokenizer",
+            save=denoiser.save_pretrained,
+            keep_train_state=True,
+        ),
+        "curve.csv": lambda: write_curve(points, folder / "curve.csv"),
+        "samples.parquet": lambda: write_samples(
+            folder / "samples.parquet", [batch], decode=lambda ids: str(ids), metadata={}
+        ),
+        "metrics.json": lambda: write_json(folder / "metrics.json", WORDS * 2),
+        "steps.csv": lambda: write_steps(folder / "steps.csv", [entry] * 1000),
+        "cloze.jsonl": lambda: write_cloze(folder / "cloze.jsonl", TEXTS * 2),
+        "reports": lambda: report_project(source).report(str(folder / "reports")),
+        "corpus": corpus,
+        "fault": kept,
+        "stage time": lambda: record_stage("x" * 10, source / "tokenizer" / "tokenizer.json"),
+    }
+
+
+def report_project(source: Path) -> Any:
+    """A finished pipeline run on the disk with room, as the tests of the report have it."""
+    path = Path(__file__).parent / "report" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("report_conftest", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Project(source)
+
+
+def break_disk(fault: str, folder: Path) -> None:
+    """Make `folder` refuse."""
+    if fault == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL // 4, resource.RLIM_INFINITY))
+        return
+    options = f"size={SMALL}" + (",ro" if fault == "read-only" else "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def mend_disk(fault: str, folder: Path) -> None:
+    """Have it take anything."""
+    if fault == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return
+    subprocess.run(["mount", "-o", f"remount,rw,size={LARGE}", folder], check=True)
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Path and hash of what a reader could take for a result: locks, which are empty, are none."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def attempt(write: Callable[[], object]) -> dict[str, Any]:
+    """What calling a writer came to."""
+    try:
+        write()
+    except Exception as error:
+        return {"line": told_in_one_line(error, None), "error": repr(error)}
+    return {"line": None, "error": None}
+
+
+def main(fault: str, folder: Path, source: Path) -> None:
+    logging.disable()
+    os.environ["DVC_ROOT"] = str(folder)
+    found = {}
+    chosen = writers(folder, source)
+    if fault != "full":
+        del chosen["reports"]  # seconds, for what JSON, CSV and text have shown
+    for name, write in chosen.items():
+        break_disk(fault, folder)
+        refused = attempt(write)
+        left = files_in(folder)
+        mend_disk(fault, folder)
+        again = attempt(write)
+        found[name] = {**refused, "left": left, "again": again["error"], "written": files_in(folder)}
+        if fault == "limit":
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+        else:
+            subprocess.run(["umount", folder], check=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

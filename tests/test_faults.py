@@ -1,0 +1,83 @@
+"""Which exceptions are faults of the machine, however a library words them."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from halfstep.errors import UserError
+from halfstep.faults import lacks_memory, storage_fault, told_in_one_line
+
+
+def _caused_by(outer: Exception, inner: Exception) -> Exception:
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "name"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC, None),
+        (OSError(errno.EROFS, "Read-only file system", "models/0"), errno.EROFS, "models/0"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), errno.EDQUOT, None),
+        (OSError("4096 requested and 512 written"), errno.ENOSPC, None),
+        (
+            SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No'),
+            errno.ENOSPC,
+            None,
+        ),
+        (Exception("No space left on device (os error 28)"), errno.ENOSPC, None),
+        (OSError("[Errno 27] Error writing bytes to file. Detail: File too large"), errno.EFBIG, None),
+        (RuntimeError("(sqlite3.OperationalError) database or disk is full"), errno.ENOSPC, None),
+        (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), errno.EROFS, None),
+        (_caused_by(RuntimeError("generation failed"), OSError(errno.EIO, "I/O", "a.arrow")), errno.EIO, "a.arrow"),
+    ],
+)
+def test_faults_of_the_disk_are_known_by_number_or_word(error: Exception, number: int, name: str | None) -> None:
+    assert storage_fault(error) == (number, name)
+    line = told_in_one_line(error, None)
+    assert line is not None
+    assert line.startswith(f"{name or 'a file'}: ")
+    assert line.endswith("then the same command goes on")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        PermissionError(errno.EACCES, "Permission denied", "a"),
+        UserError("[Errno 28] is in the text of the user"),
+        ValueError("28 requested"),
+        RuntimeError("size mismatch"),
+    ],
+)
+def test_other_errors_are_none(error: Exception) -> None:
+    assert storage_fault(error) is None
+    assert told_in_one_line(error, "advice") is None
+
+
+def _torch_asks_for_too_much() -> None:
+    torch.empty(2**50)
+
+
+def _numpy_asks_for_too_much() -> None:
+    np.empty(2**50)
+
+
+@pytest.mark.parametrize(
+    ("ask", "amount"), [(_torch_asks_for_too_much, "4.19e+06 GiB"), (_numpy_asks_for_too_much, "8.00 PiB")]
+)
+def test_a_lack_of_memory_is_told_with_its_amount(ask, amount: str) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as raised:
+        ask()
+    assert lacks_memory(raised.value)
+    line = told_in_one_line(raised.value, "take less")
+    assert line == f"memory ran out (it asked for {amount} at once); take less"
+
+
+def test_a_lack_of_memory_on_an_accelerator_is_one() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ...")
+    assert told_in_one_line(error, "take less") == "memory ran out (it asked for 2.50 GiB at once); take less"
+    assert not lacks_memory(RuntimeError("CUDA error: device-side assert triggered"))
