@@ -23,7 +23,7 @@ WRITTEN = {
     "baseline": "baseline",
     "tokenizer": "tokenizer",
     "tokens": "tokens",
-    "checkpoint": ".halfstep/checkpoints/pretrain-key/step-000000007",
+    "checkpoint": "work/step-000000007",
     "student": "student",
     "curve.csv": "curve.csv",
     "samples.parquet": "samples.parquet",

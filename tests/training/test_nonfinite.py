@@ -83,6 +83,7 @@ def run(state: TrainState, num_train_steps: int, objective, **changes: Any) -> K
         "progress": lambda step, loss: None,
         "save_checkpoint": lambda state: None,
         "checkpoint_every_seconds": 1e9,
+        "checkpoint_every_steps": None,
     }
     train(state, **{**arguments, **changes})
     return kept
