@@ -102,10 +102,10 @@ def test_work_is_found_by_the_same_parameters_files_and_code_only(tmp_path: Path
     (folder / "weights").write_text("v")
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
     assert f"differs in the file {folder}" in " ".join(capsys.readouterr().err.split())
+    (folder / "weights").write_text("w")
     (folder / "weights").rename(folder / "other")
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
-    (folder / "other").unlink()
-    (folder / "weights").write_text("w")
+    (folder / "other").rename(folder / "weights")
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) == path
     monkeypatch.setattr(resumption, "code_hash", lambda: "changed")
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path

@@ -168,7 +168,7 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
         if not (path / DESCRIPTION_FILE).is_file():
             write_json(path / DESCRIPTION_FILE, json.loads(text))
             _mention_others(name, path, json.loads(text))
-        _sweep_finished(root, path)
+        _sweep_finished(root)
         yield Work(name, path)
     finally:
         lock.release()
@@ -263,11 +263,10 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sweep_finished(root: Path, own: Path) -> None:
+def _sweep_finished(root: Path) -> None:
     for marker in sorted(root.glob(f"*/{FINISHED_FILE}")):
         folder = marker.parent
-        if folder == own:
-            continue
+        # The lock of the work at hand is not free either.
         try:
             with FileLock(_lock_path(folder), timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)

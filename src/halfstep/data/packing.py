@@ -245,9 +245,8 @@ class _Rows:
             self.num_documents, self.num_tokens = progress["num_documents"], progress["num_tokens"]
             self.num_sequences = progress["num_sequences"]
             self._rest = np.array(progress["rest"], dtype)
-            # What was written after progress was last kept is written again.
+            # What was written after progress was last kept is written again, the same.
             self._file.seek(self.num_sequences * context_length * dtype.itemsize, os.SEEK_CUR)
-            self._file.truncate()
 
     def __enter__(self) -> _Rows:
         return self
