@@ -32,7 +32,6 @@ from halfstep.generation import Batch, write_samples
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.model.autoregressive import new_gpt2
 from halfstep.sampling import Samples
-from halfstep.stage_times import record_stage
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.nonfinite import NonFiniteStep, keep_nonfinite_step
@@ -117,7 +116,6 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         "reports": lambda: report_project(source).report(str(folder / "reports")),
         "corpus": corpus,
         "fault": kept,
-        "stage time": lambda: record_stage("x" * 10, source / "tokenizer" / "tokenizer.json"),
     }
 
 
