@@ -16,13 +16,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from halfstep import stage_times
 from halfstep.data.cloze import write_cloze
 from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
@@ -95,11 +93,6 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         if "could not be kept" in place:
             raise OSError(int(place.split("[Errno ")[1].split("]")[0]), place, place.split(" in ")[1].split(" (")[0])
 
-    def stage_time() -> None:
-        # Written twice, it must be the same.
-        stage_times.time = SimpleNamespace(monotonic=lambda: stage_times.STARTED + 1)
-        stage_times.record_stage("x" * 10, source / "tokenizer" / "tokenizer.json")
-
     return {
         "denoiser": lambda: whole_folder("denoiser", denoiser.save_pretrained),
         "baseline": lambda: whole_folder("baseline", gpt2.save_pretrained),
@@ -123,7 +116,6 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         "reports": lambda: report_project(source).report(str(folder / "reports")),
         "corpus": corpus,
         "fault": kept,
-        "stage time": stage_time,
     }
 
 

@@ -53,10 +53,14 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert said in line
 
 
-def test_lack_of_memory_comes_with_the_commands_advice(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(console, "_memory_advice", None)
+def test_lack_of_memory_comes_with_the_advice_of_its_command_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    console.advise_on_memory("advice of the command before")
+
+    def other() -> None:
+        raise MemoryError
+
+    assert _exit_code_of(other) == 1
+    assert "the command before" not in capfd.readouterr().err
 
     def command() -> None:
         console.advise_on_memory("-S pretrain.batch_size=8 [now 16]")

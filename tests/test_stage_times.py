@@ -1,5 +1,7 @@
 """The record of how long a stage took belongs to what the stage made."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -40,4 +42,17 @@ def test_a_broken_record_counts_as_none(output: Path) -> None:
     record_stage("distill@1", output)
     (record,) = output.parent.glob(".halfstep/stages/*.json")
     record.write_text("{")
+    assert find_stage_time("distill@1", output) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_the_record_does_not_fail_the_stage(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("halfstep.stage_times.write_json", refuse)
+    record_stage("distill@1", output)
+    assert "distill@1: its time was not recorded" in capfd.readouterr().err
     assert find_stage_time("distill@1", output) is None

@@ -1,7 +1,9 @@
 """MLflow shows what the files hold: once, completely, and whatever happened on the way."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -362,6 +364,30 @@ def test_training_goes_on_without_a_server_with_one_warning(
     assert len(warnings) == 1
     assert "training goes on" in warnings[0]
     assert "secret" not in warnings[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_training_goes_on_when_the_disk_refuses_mlflow(
+    project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number), "mlflow.lock")
+
+    monkeypatch.setattr(tracking, "_lock", refuse)
+    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.01)
+    steps = []
+    with caplog.at_level(logging.WARNING, logger="halfstep.tracking"):
+        with tracking.live_run(project.params, model="0") as log:
+            for step in range(20):
+                log(step, {"loss": 1.0})
+                steps.append(step)
+        warnings = [record.getMessage() for record in caplog.records if record.name == "halfstep.tracking"]
+    assert steps == list(range(20))
+    assert len(warnings) == 1
+    assert os.strerror(number) in warnings[0]
+    with pytest.raises(OSError, match=r"mlflow\.lock") as raised:
+        project.complete()
+    assert raised.value.errno == number
 
 
 def test_completing_without_a_server_says_what_to_do(unreachable: Project) -> None:

@@ -57,6 +57,7 @@ def run_app(app: typer.Typer) -> None:
     """
     # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    advise_on_memory(None)
     try:
         app()
     except UserError as error:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from halfstep.console import STARTED
+from halfstep.console import STARTED, console
+from halfstep.faults import storage_fault
 from halfstep.files import project_root, read_json, write_json
 
 
@@ -35,6 +36,8 @@ class StageTime:
 def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
     """Keep the time since this process started for the output that the stage has just written.
 
+    Where the disk refuses that is said, and no more: the stage's results are there, and worth more than its time.
+
     Args:
         stage: as DVC names it, such as `distill@2`.
         output: a file whose content tells this run from others.
@@ -42,7 +45,12 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
     """
     seconds = time.monotonic() - STARTED
     versions = f"Python {platform.python_version()}, torch {version('torch')}"
-    write_json(_path(stage, output), asdict(StageTime(round(seconds, 1), _hardware(str(device)), versions)))
+    try:
+        write_json(_path(stage, output), asdict(StageTime(round(seconds, 1), _hardware(str(device)), versions)))
+    except OSError as error:
+        if storage_fault(error) is None:
+            raise
+        console.print(f"{stage}: its time was not recorded ({error})", style="yellow", markup=False, soft_wrap=True)
 
 
 def find_stage_time(stage: str, output: Path) -> StageTime | None:

@@ -252,6 +252,14 @@ def test_a_validation_that_is_not_finite_stops_the_run() -> None:
     assert isinstance(state.curve[-1], CurvePoint)
 
 
+def test_a_checkpoint_without_room_does_not_hide_the_fault() -> None:
+    def full(state: TrainState) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="step 1: the loss is nan"):
+        run(new_state(), 2, broken_at(1), on_nonfinite="stop", save_checkpoint=full)
+
+
 def _settings(**changes: Any) -> PretrainSettings:
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
     return PretrainSettings.model_validate(values["pretrain"] | changes)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
+from halfstep.faults import storage_fault
 from halfstep.seeds import derive_seed
 from halfstep.training.nonfinite import NonFiniteStep, nonfinite_gradients
 from halfstep.training.objectives import Objective
@@ -98,7 +99,9 @@ def train(
                 fault = NonFiniteStep(state.step + 1, generator.initial_seed(), loss, grad_norm, rate, names)
                 place = keep_nonfinite_step(state, x0, fault)
                 if on_nonfinite == "stop" or state.num_skipped_steps >= max_nonfinite_steps:
-                    save_checkpoint(state)  # nothing broken is in it, and another policy goes on from here
+                    # Nothing broken is in it, and another policy goes on from there.
+                    with _no_storage_faults():
+                        save_checkpoint(state)
                     raise UserError(_why_stopped(fault, place, on_nonfinite, max_nonfinite_steps))
                 state.num_skipped_steps += 1
                 count = f"{state.num_skipped_steps} of at most {max_nonfinite_steps}"
@@ -113,12 +116,12 @@ def train(
             if validates or state.step % log_every_steps == 0:
                 valid_loss = _validated(state, validate) if validates else None
                 point = CurvePoint(
-                    state.step,
-                    loss if is_finite else None,
-                    rate,
-                    grad_norm if is_finite else None,
-                    valid_loss,
-                    state.num_skipped_steps,
+                    step=state.step,
+                    loss=loss if is_finite else None,
+                    learning_rate=rate,
+                    grad_norm=grad_norm if is_finite else None,
+                    valid_loss=valid_loss,
+                    num_skipped_steps=state.num_skipped_steps,
                 )
                 state.curve.append(point)
                 log(point)
@@ -148,6 +151,16 @@ def _why_stopped(fault: NonFiniteStep, place: str, on_nonfinite: str, max_nonfin
         f"{_told(fault)}, after max_nonfinite_steps {max_nonfinite_steps} were skipped; the weights were not updated,"
         f" {place}: {ways_out}max_nonfinite_steps={2 * max_nonfinite_steps + 1}"
     )
+
+
+@contextmanager
+def _no_storage_faults() -> Iterator[None]:
+    """Within the block a disk that refuses is passed over: there is something more urgent to say."""
+    try:
+        yield
+    except Exception as error:
+        if storage_fault(error) is None:
+            raise
 
 
 def _accumulate(
