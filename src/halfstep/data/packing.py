@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -179,7 +179,13 @@ def _encode(texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtyp
     backend.no_truncation()
     backend.no_padding()
     texts = [text if text and not text.isspace() else None for text in texts]
-    encodings = iter(backend.encode_batch_fast([text for text in texts if text], add_special_tokens=False))
+    try:
+        encodings = iter(backend.encode_batch_fast([text for text in texts if text], add_special_tokens=False))
+    # The library raises plain exceptions, as where a word is not known and there is no token for that.
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer cannot tokenize the corpus ({one_line(error)}): set data.tokenizer.source to another"
+        ) from None
     return [np.array([*next(encodings).ids, eos_token_id] if text else [], dtype=dtype) for text in texts]
 
 
