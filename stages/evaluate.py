@@ -29,7 +29,7 @@ def main(
     """
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
-    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens, token_pieces
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
@@ -46,11 +46,12 @@ def main(
     from halfstep.files import resolve_user_path, write_json
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
-    from halfstep.settings import BASELINE, load_params
+    from halfstep.settings import BASELINE, check_model_name, load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     settings = params.evaluate
+    check_model_name(model_name)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     metrics_path = metrics_path or Path(f"metrics/{model_name}.json")
@@ -93,6 +94,12 @@ def main(
             seed=params.seed,
             device=device,
         )
+    check_vocabulary(
+        tokenizer,
+        model_path,
+        vocab_size=model.config.vocab_size,
+        mask_token_id=None if is_baseline else model.config.mask_token_id,
+    )
     scorer = load_scorer(_scorer_source(settings.scorer), settings.scorer_revision, device)
 
     copied = copied_share(
