@@ -134,6 +134,7 @@ def run_stage(
         text = output.out + output.err
         assert left.value.code == console.EXIT_USER_ERROR, text
         assert "Traceback" not in text
+        assert "Exception ignored" not in text
         line = text.strip().splitlines()[-1]
         assert line.startswith("error: ")
         assert text.count("error: ") == 1, text

@@ -55,6 +55,7 @@ REFUSED: dict[str, tuple[str, bytes]] = {
     "zero bytes": ("a.txt", SENTENCE.encode() + b"\0" + SENTENCE.encode()),
     "UTF-16": ("a.txt", SENTENCE.encode("utf-16")),
     "gzip named .txt": ("a.txt", gzip.compress(SENTENCE.encode() * 50, mtime=0x01020304)),
+    "binary without a zero byte": ("a.txt", b"\x1f\x8b\x08\x01\xff\xfe\x02\x03" * 20),
     "zip named .txt": ("a.txt", zipped(SENTENCE * 50)),
     "parquet named .txt": ("a.txt", PARQUET),
     "gzip": ("a.txt.gz", gzip.compress(SENTENCE.encode())),
@@ -282,10 +283,14 @@ BROKEN_TOKENS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_TOKENS)
-def test_broken_tokens_are_refused(case: str, tmp_path: Path, refuse: Callable[..., None]) -> None:
+def test_broken_tokens_are_refused(
+    case: str, tmp_path: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert BROKEN_TOKENS[case] != TOKENS
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "train.npy").write_bytes(BROKEN_TOKENS[case])
     refuse("packed tokens", lambda: load_tokens(tmp_path / "train.npy"), "train.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.npy"], "a pickle was run"
 
 
 def test_mutated_tokens_are_tokens_or_refused(

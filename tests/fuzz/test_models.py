@@ -352,6 +352,29 @@ def test_tokenizers_without_what_is_needed_are_refused(
     refuse("tokenizers", lambda: with_mask_token(load_tokenizer(folder)), str(folder), named)
 
 
+def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
+    tmp_path: Path, refuse: Callable[..., None]
+) -> None:
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}))
+    wrapped = with_mask_token(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
+    refuse(
+        "tokenizers",
+        lambda: pack_documents(
+            Dataset.from_dict({"text": ["b"]}),
+            wrapped,
+            tmp_path / "train.npy",
+            context_length=8,
+            num_workers=1,
+            scratch=tmp_path,
+            on_documents=lambda done, note: None,
+        ),
+        "data.tokenizer.source",
+    )
+
+
 def test_a_vocabulary_with_gaps_is_refused(tmp_path: Path, refuse: Callable[..., None]) -> None:
     vocabulary = {"a": 0, "<s>": 2, "</s>": 7}
     folder = saved(tmp_path / "tokenizer", vocabulary, bos_token="<s>", eos_token="</s>")

@@ -119,6 +119,28 @@ def test_what_no_field_takes_is_refused_in_every_field(
             refuse(KIND, lambda: load_params(Path("params.yaml")), "params.yaml", str(key[0]), *named)
 
 
+def test_nothing_is_made_a_number_or_text_that_is_not_one(
+    refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_values: list[Any] = []
+    monkeypatch.setattr(settings, "_read_yaml", lambda path: given_values[0])
+    for corpus, key in KEYS:
+        value = get(SOUND[corpus], key)
+        if isinstance(value, bool):
+            others: tuple[Any, ...] = (int(value), str(value), float(value))
+        elif isinstance(value, int):
+            others = (str(value), value + 0.5, str(float(value)), True)
+        elif isinstance(value, float):
+            others = (str(value), True)
+        else:
+            others = (5, 0.5, True) if isinstance(value, str) else ()
+        for other in others:
+            if key[-2:] == ("evaluate", "mauve_num_buckets") and other == 5 and not isinstance(other, bool):
+                continue
+            given_values[:] = [put(sound_once(corpus), key, other)]
+            refuse(KIND, lambda: load_params(Path("params.yaml")), str(key[0]), shown(other))
+
+
 def sound_once(corpus: str) -> dict[str, Any]:
     return copy.deepcopy(SOUND[corpus])
 
@@ -235,7 +257,7 @@ TRAPS: dict[str, str | bytes] = {
     "two documents": f"{TEXT}---\n{TEXT}",
     "a key twice": f"{TEXT}seed: 1\n",
     "a nested key twice": TEXT.replace("  epsilon: 0.001\n", "  epsilon: 0.001\n  epsilon: 0.002\n"),
-    "aliases": TEXT.replace("seed: 0", "seed: &s 0").replace("rounds: 4", "rounds: *s"),
+    "aliases": TEXT.replace("seed: 0", "seed: &s 4").replace("rounds: 4", "rounds: *s"),
     "an alias bomb": f"{BOMB}{TEXT}",
     "an alias bomb in a field": TEXT.replace("models:\n", f"{BOMB}models:\n"),
     "an alias of itself": f"x: &x [*x]\n{TEXT}",
@@ -252,7 +274,7 @@ TRAPS: dict[str, str | bytes] = {
     "no such time": TEXT.replace("preset: laptop", "preset: !!timestamp soon"),
     "an empty hexadecimal": TEXT.replace("seed: 0", "seed: 0x_"),
     "5000 digits": TEXT.replace("seed: 0", f"seed: {'1' * 5000}"),
-    "5000 hexadecimal digits": TEXT.replace("seed: 0", f"seed: 0x{'f' * 5000}"),
+    "5000 hexadecimal digits": TEXT.replace("device: auto", f"device: 0x{'f' * 5000}"),
     "a list as a key": f"{TEXT}? [1, 2]\n: 3\n",
     "a mapping as a key": f"{TEXT}? {{a: b}}\n: 3\n",
     "a number as a key": f"{TEXT}1: 2\n",
@@ -286,6 +308,12 @@ def test_yaml_traps_are_refused(trap: str, tmp_path: Path, refuse: Callable[...,
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refuse(KIND, lambda: load_params(path), str(path))
     assert [found.name for found in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_number_too_long_to_show_is_told_by_its_line(tmp_path: Path, refuse: Callable[..., None]) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace("seed: 0", f"seed: 0x{'f' * 5000}"))
+    refuse(KIND, lambda: load_params(path), "is too large", "line 2")
 
 
 def test_the_same_in_other_words_is_accepted(tmp_path: Path, attempt: Callable[..., Any]) -> None:
