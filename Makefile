@@ -1,9 +1,9 @@
-# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: run test ui lint setup clean-venv
+.PHONY: run test ui lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -17,6 +17,11 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+# Reports, which fail nothing: neither a finding nor an index that cannot be reached.
+audit: setup
+	-python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 5 --constraint constraints.txt --editable '.[audit]'
+	-python scripts/audit
 
 ui: setup
 	halfstep ui

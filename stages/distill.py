@@ -25,10 +25,11 @@ def main(
     """
     import copy
 
-    from halfstep.data.tokens import first_batches, load_tokens, token_batches
+    from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.distillation import teacher_step_size
+    from halfstep.errors import UserError
     from halfstep.generation import broken_weights_told
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
@@ -45,6 +46,11 @@ def main(
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "distill"))
     settings = params.distill
+    if round_index > params.rounds:
+        raise UserError(
+            f"round {round_index} is not one of the {params.rounds} rounds in {params_path}:"
+            f" dvc exp run -S rounds={round_index}"
+        )
     teacher_path = teacher_path or Path(f"models/{round_index - 1}")
     student_path = student_path or Path(f"models/{round_index}")
     curve_path = curve_path or Path(f"curves/{round_index}.csv")
@@ -55,6 +61,11 @@ def main(
     # The first teacher is a finished model; from then on the paper's rounds go on from the training state.
     carried_over = None
     teacher = Denoiser.from_pretrained(teacher_path)
+    if teacher.config.vocab_size != (vocab_size := vocab_size_of(tokens_path)):
+        raise UserError(
+            f"the teacher {teacher_path} has {teacher.config.vocab_size} tokens, but {tokens_path} are of {vocab_size}:"
+            " give --teacher and --tokens that belong together, or make both again: dvc repro"
+        )
     if round_index > 1:
         if settings.next_teacher == "student":
             load_raw_weights(teacher, teacher_path)

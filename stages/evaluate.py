@@ -29,7 +29,7 @@ def main(
     """
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
-    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens, token_pieces
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
@@ -48,12 +48,13 @@ def main(
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.resumption import open_work, stops_at_signals
-    from halfstep.settings import BASELINE, load_params
+    from halfstep.settings import BASELINE, check_model_name, load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "evaluate"))
     settings = params.evaluate
+    check_model_name(model_name)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     metrics_path = metrics_path or Path(f"metrics/{model_name}.json")
@@ -105,6 +106,12 @@ def main(
                 device=device,
                 remember=journal.memory_of("model"),
             )
+        check_vocabulary(
+            tokenizer,
+            model_path,
+            vocab_size=model.config.vocab_size,
+            mask_token_id=None if is_baseline else model.config.mask_token_id,
+        )
         scorer = load_scorer(scorer_source, settings.scorer_revision, device, journal.memory_of("scorer"))
 
         copied = copied_share(

@@ -48,10 +48,11 @@ def main(
         source = local_or_hub(settings.init_from)
         model = Denoiser.from_pretrained(source, settings.init_revision)
         key_inputs.append(locate_weights(source, settings.init_revision))
-        if model.config.vocab_size != vocab_size:
+        if (model.config.vocab_size, model.config.mask_token_id) != (vocab_size, vocab_size - 1):
             raise UserError(
-                f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, but the tokenizer in"
-                f" {tokenizer_path} has {vocab_size}: set data.tokenizer.source to the one it was trained with"
+                f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, of which"
+                f" {model.config.mask_token_id} masks, but the tokenizer in {tokenizer_path} has {vocab_size}, of which"
+                f" the last one masks: set data.tokenizer.source to the one it was trained with"
             )
     else:
         seed_weights(params.seed, "pretrain")

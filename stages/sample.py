@@ -27,7 +27,7 @@ def main(
     """
     import torch
 
-    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.errors import UserError
@@ -44,12 +44,13 @@ def main(
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.resumption import open_work, stops_at_signals
     from halfstep.seeds import derive_seed
-    from halfstep.settings import BASELINE, load_params
+    from halfstep.settings import BASELINE, check_model_name, load_params
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
+    check_model_name(model_name)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     set_num_threads(params.runtime.num_threads)
@@ -79,6 +80,12 @@ def main(
     }
     is_baseline = model_name == BASELINE
     model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
+    check_vocabulary(
+        tokenizer,
+        model_path,
+        vocab_size=model.config.vocab_size,
+        mask_token_id=None if is_baseline else model.config.mask_token_id,
+    )
     model.to(device)
     precision = select_precision(params.runtime.precision, device)
     with open_work(

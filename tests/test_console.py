@@ -1,8 +1,10 @@
 import errno
 import signal
+import subprocess
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from halfstep import console
 from halfstep.errors import Interrupted, MachineFault, UserError
@@ -89,3 +91,23 @@ def test_progress_without_a_terminal_ends_with_a_line_that_says_all(capfd: pytes
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith("training: 3/3, ")
     assert line.endswith("loss 0.33")
+
+
+def test_the_ui_listens_on_this_machine_only_and_tells_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands can be listed by every user of a machine, environments cannot."""
+    from halfstep import cli
+
+    calls = []
+
+    def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@server/runs")
+    result = CliRunner().invoke(cli.app, ["ui", "--port", "5005"])
+    assert (result.exit_code, len(calls)) == (0, 1)
+    ((command, environment),) = calls
+    assert command[1:] == ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", "5005"]
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:secret@server/runs"
+    assert "secret" not in " ".join(command) + result.output

@@ -92,7 +92,7 @@ def test_the_committed_parameters_are_sound() -> None:
         (lambda v: v["distill"].update(base_num_steps=4), r"distill\.base_num_steps is 4"),
         (lambda v: v.update(data="stories"), "data"),
         (lambda v: v["evaluate"].update(downstream_tasks=["piqa", "piqa"]), "downstream_tasks names 'piqa' twice"),
-        (lambda v: v["evaluate"].update(likelihood_on=[BOOKS, BOOKS]), "likelihood_on names 'books' twice"),
+        (lambda v: v["evaluate"].update(likelihood_on=[BOOKS, {**BOOKS}]), "likelihood_on names 'books' twice"),
         (lambda v: v["evaluate"].update(likelihood_on=[{**BOOKS, "name": "a/b"}]), r"likelihood_on\.0\.name is 'a/b'"),
         (lambda v: v["evaluate"].update(likelihood_on=["books"]), r"likelihood_on\.0 is 'books'"),
     ],

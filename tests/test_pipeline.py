@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 # Processes that run tests side by side leave these to one of them: they share a project that takes minutes to make.
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
 
+CANARY = "canary-4f1d9c"
+SECRETS = dict.fromkeys(("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MY_API_KEY"), CANARY)
+"""In the environment of every command, and to be found nowhere else."""
+
 IDENTITY = {
     "GIT_AUTHOR_NAME": "test",
     "GIT_AUTHOR_EMAIL": "test@example.invalid",
@@ -45,10 +49,14 @@ class Project:
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))
         }
-        environment |= IDENTITY | {
-            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-            "HF_HUB_OFFLINE": "1",
-        }
+        environment |= (
+            SECRETS
+            | IDENTITY
+            | {
+                "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+                "HF_HUB_OFFLINE": "1",
+            }
+        )
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -58,6 +66,7 @@ class Project:
             text=True,
         )
         assert code is None or done.returncode == code, done.stdout[-4000:]
+        assert CANARY not in done.stdout
         return done.stdout
 
     def dvc(self, *arguments: str, code: int | None = 0) -> str:
@@ -96,6 +105,14 @@ def test_every_model_is_measured_and_reported(project: Project) -> None:
     page = (project.path / "reports/index.html").read_text()
     assert "<img" in page
     assert (project.path / "reports/README.md").is_file()
+
+
+def test_nothing_of_the_environment_is_written_down(project: Project) -> None:
+    """No file of the run holds a secret: not MLflow's database and artifacts, no report, metrics, lock or cache."""
+    files = [path for path in project.path.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "mlflow.json", "index.html", "summary.json", "dvc.lock"} <= {path.name for path in files}
+    found = {path.relative_to(project.path).as_posix() for path in files if CANARY.encode() in path.read_bytes()}
+    assert found == {"tests/test_pipeline.py"}
 
 
 def test_a_second_run_has_nothing_to_do(project: Project) -> None:

@@ -421,6 +421,27 @@ def test_credentials_are_never_shown(uri: str, shown: str) -> None:
     assert tracking.without_credentials(uri) == shown
 
 
+def test_no_secret_of_the_environment_is_written_or_logged(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
+) -> None:
+    for name in (
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "MY_API_KEY",
+    ):
+        monkeypatch.setenv(name, "canary-4f1d9c")
+    with caplog.at_level(logging.DEBUG), tracking.live_run(project.params, model="0") as log:
+        log(10, {"loss": 4.0})
+    runs = project.complete()
+    output = capfd.readouterr()
+    assert "canary" not in caplog.text + output.out + output.err + repr(runs) + repr(project.snapshot())
+    files = [path for path in project.root.rglob("*") if path.is_file()]
+    assert "mlflow.db" in {path.name for path in files}
+    assert [path for path in files if b"canary" in path.read_bytes()] == []
+
+
 def test_uri_is_the_users_or_in_the_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking.tracking_uri() == f"sqlite:///{root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/my.db")

@@ -53,7 +53,7 @@ def generate(
     """Print text from a denoiser, optionally continuing a prompt."""
     import torch
 
-    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.device import select_device
     from halfstep.generation import broken_weights_told
     from halfstep.model import Denoiser
@@ -75,6 +75,7 @@ def generate(
     target = select_device(device)
     denoiser.to(target)
     mask_token_id = denoiser.config.mask_token_id
+    check_vocabulary(tokenizer, model, vocab_size=denoiser.config.vocab_size, mask_token_id=mask_token_id)
     length = length or denoiser.config.length
     given = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
     if len(given) >= length:
@@ -302,9 +303,10 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     from halfstep.tracking import tracking_uri
 
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri()}
+    # By the environment, not the command line: it may hold a password, and other users can list commands.
+    environment = {**os.environ, **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI"), tracking_uri())}
     print(f"http://127.0.0.1:{port} (Ctrl-C stops it)")
-    raise typer.Exit(subprocess.run([*command, "--backend-store-uri", tracking_uri()], env=environment).returncode)
+    raise typer.Exit(subprocess.run(command, env=environment).returncode)
 
 
 def main() -> None:

@@ -18,6 +18,28 @@ class MachineFault(Exception):
     """
 
 
+def one_line(value: object, limit: int = 200) -> str:
+    """What someone else wrote, as it may stand in a message: in one line, cut, and nothing that moves a cursor.
+
+    Args:
+        value: text, or an exception, whose message is taken, or its type where it has none.
+        limit: characters kept.
+    """
+    words = " ".join(str(value).split())
+    if not words and isinstance(value, BaseException):
+        words = type(value).__name__
+    cut = words if len(words) <= limit else f"{words[:limit]} ..."
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in cut)
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a message: its `repr`, in one line and cut."""
+    try:
+        return one_line(repr(value), 80)
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
 class Interrupted(BaseException):
     """A signal asked a command to stop, and what it had done is saved.
 

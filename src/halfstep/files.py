@@ -26,7 +26,8 @@ def project_root() -> Path:
 
 def resolve_user_path(path: str | Path) -> Path:
     """A path given as a parameter: `~` expanded, relative paths taken from the project's root."""
-    return project_root() / Path(path).expanduser()
+    # os.path leaves the home of a user whom nobody knows as it is; pathlib raises.
+    return project_root() / os.path.expanduser(path)
 
 
 @contextmanager

@@ -4,6 +4,8 @@
 nowhere else. `load_params` reads and checks all of it; a stage unpacks its own section into plain values.
 """
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,23 +15,53 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line, shown
 
 BASELINE = "ar"
 """Name of the autoregressive model among the models of a pipeline run."""
 
 
+MAX_INT = 2**31 - 1
+"""Largest number of anything, and largest seed: what the libraries that count in 32 bits take."""
+MAX_SEED = 2_000_000_000
+"""Seeds are counted on from this one, and none may exceed `MAX_INT`."""
+MAX_ROUNDS = 30
+"""Each round needs twice the denoising steps of the one before it, and 2^31 is more than `MAX_INT`."""
+MAX_WORKERS = 1024
+"""More processes or threads than this are a slip of the hand, and would bring a machine down."""
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4000
+"""No file system holds a longer name, and no system call takes a longer path."""
+MAX_PARAMS_BYTES = 2**20
+"""A file larger than this is not one of parameters."""
+
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_INT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_INT)]
+
+
 class Settings(BaseModel):
-    """Base of all settings: frozen, strict about types, no unknown keys, finite numbers only."""
+    """Base of all settings: frozen, strict about types, no unknown keys, finite numbers and plain text only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _text_is_plain(cls, value: Any) -> Any:
+        """Texts name files, models and columns: none has control characters, or a name that no file can have."""
+        for text in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(text, str):
+                if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+                    raise ValueError("text holds a control character: take it out")
+                names = [len(name.encode()) for name in text.split("/")]
+                if max(names) > MAX_NAME_BYTES or sum(names) + len(names) > MAX_PATH_BYTES:
+                    raise ValueError("text is longer than the name of a file can be")
+        return value
 
 
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
@@ -41,7 +73,7 @@ class RuntimeSettings(Settings):
     `torch.compile` is to make their blocks faster in training, after a wait at the start."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: PositiveInt | None
+    num_threads: Annotated[int, Field(gt=0, le=MAX_WORKERS)] | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
 
@@ -74,10 +106,10 @@ class CorpusSettings(Settings):
     id; null uses the passages that the corpus brings, if it brings any.
     """
 
-    context_length: Annotated[int, Field(ge=8)]
+    context_length: Annotated[int, Field(ge=8, le=MAX_INT)]
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_documents: PositiveInt | None
-    num_workers: PositiveInt
+    num_workers: Annotated[int, Field(gt=0, le=MAX_WORKERS)]
     cloze: str | None
     tokenizer: TokenizerSettings
 
@@ -204,7 +236,7 @@ class DistillSettings(TrainingSettings):
 
     min_time: Annotated[float, Field(ge=0, lt=1)]
     base_num_steps: PositiveInt
-    num_teacher_steps: Annotated[int, Field(ge=2)]
+    num_teacher_steps: Annotated[int, Field(ge=2, le=MAX_INT)]
     distance: Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
     next_teacher: Literal["student", "ema"]
     reset_optimizer: bool
@@ -235,10 +267,11 @@ class SampleSettings(Settings):
 class TextSourceSettings(Settings):
     """Other text to judge by likelihood: local files (as data.path of the text corpus) or a data set of the hub.
 
+    `name` becomes the name of a folder, so it is one, beginning with a letter or digit.
     `hub_config` and `split` are for the hub; `text_column` is for it and for `.jsonl` and `.parquet` files.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
     source: Annotated[str, Field(min_length=1)]
     hub_config: str | None = None
     split: Annotated[str, Field(min_length=1)] = "test"
@@ -249,7 +282,8 @@ class EvaluateSettings(Settings):
     """How models are judged. `scorer` is a causal language model: a local folder or a hub id.
 
     `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
-    `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`;
+    `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`, which may
+    name Python functions beside them and templates: lm-eval runs these, so take only a folder whose code you would run;
     `downstream_limit` is in documents (null: all), `num_downstream_draws` are a denoiser's draws of a log-likelihood.
     `num_bootstrap_resamples` are behind each confidence interval; a sample that shares more than `longest_copy_tokens`
     tokens in a row with the training text counts as copied.
@@ -262,7 +296,7 @@ class EvaluateSettings(Settings):
     num_nelbo_draws: PositiveInt
     mauve_scaling_factor: PositiveFloat
     mauve_num_buckets: PositiveInt | Literal["auto"]
-    mauve_num_seeds: PositiveInt
+    mauve_num_seeds: Annotated[int, Field(gt=0, le=1000)]
     num_bootstrap_resamples: NonNegativeInt
     longest_copy_tokens: NonNegativeInt
     num_cloze_passages: PositiveInt | None
@@ -322,8 +356,8 @@ class Params(Settings):
     """All of `params.yaml`."""
 
     preset: str
-    seed: NonNegativeInt
-    rounds: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
     schedule: dict[str, RoundSettings]
     models: list[str]
     runtime: RuntimeSettings
@@ -344,6 +378,17 @@ class Params(Settings):
         return self.model_dump(mode="json", include=set(sections), exclude=without)
 
 
+def check_model_name(name: str) -> str:
+    """The name of a model as a person gives it to a stage: it becomes part of the paths that are read and written.
+
+    Raises:
+        UserError: it is neither `ar` nor a number.
+    """
+    if not re.fullmatch(rf"{BASELINE}|0|[1-9][0-9]{{0,3}}", name):
+        raise UserError(f"model {shown(name)} is not known: give {BASELINE}, 0, 1, ...; folders are given by --model")
+    return name
+
+
 def load_params(path: Path) -> Params:
     """Read and check the composed parameters.
 
@@ -351,12 +396,7 @@ def load_params(path: Path) -> Params:
         UserError: the file is missing, is not YAML, has an unknown key or a value that does not fit, or
             contradicts itself (the schedule is not what `rounds` gives, a length exceeds the context).
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; run in the project's root, or compose it: dvc exp run") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    values = _read_yaml(path)
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -367,17 +407,69 @@ def load_params(path: Path) -> Params:
     return params
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no key twice, and no aliases, by which a short file can stand for a value of any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor} is not known here", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"{shown(key.value)} stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """An integer of any notation; one of thousands of digits nobody could even show."""
+    value = loader.construct_yaml_int(node)
+    if abs(value) >= 2**64:
+        raise yaml.constructor.ConstructorError(None, None, f"{shown(node.value)} is too large", node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_integer)
+
+
+def _read_yaml(path: Path) -> Any:
+    way_out = "it is composed from pipeline/conf: dvc exp run"
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file; {way_out}")
+        if (size := path.stat().st_size) > MAX_PARAMS_BYTES:
+            raise UserError(f"{path} has {size} bytes, too many for parameters; {way_out}")
+        # `_Loader` is a SafeLoader, which bandit does not see.
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # nosec B506
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run in the project's root, or compose it: dvc exp run") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: it is nested too deeply; {way_out}") from None
+    # What is no YAML, and what YAML's own types refuse: a number of 5000 digits, the 13th month, an unknown bool.
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; {way_out}") from None
+
+
 def _describe(error: ValidationError, path: Path) -> str:
     """The first thing wrong, in one line; and how many more there are."""
     first, *others = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"] if part not in ("stories", "pydocs", "text", "hub"))
+    key = one_line(".".join(str(part) for part in first["loc"] if part not in ("stories", "pydocs", "text", "hub")), 80)
     if first["type"] == "extra_forbidden":
-        problem = f"unknown parameter {key} (value {first['input']!r})"
+        problem = f"unknown parameter {key} (value {shown(first['input'])})"
     elif first["type"] == "missing":
         problem = f"parameter {key} is missing"
+    elif first["type"] == "union_tag_invalid":
+        key, wanted = f"{key}.source", one_line(first["ctx"]["expected_tags"])
+        problem = f"{key} is {shown(first['input']['source'])}: it should be one of {wanted}"
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(first["input"], dict) else f" is {first['input']!r}"
+        message = one_line(first["msg"].removeprefix("Value error, "))
+        value = "" if isinstance(first["input"], dict) else f" is {shown(first['input'])}"
         problem = f"{key or 'the file'}{value}: {message}"
     more = f" (and {len(others)} more)" if others else ""
     override = f"-S {key}=VALUE" if key else "-S KEY=VALUE"
@@ -388,7 +480,7 @@ def _check_schedule(params: Params, path: Path) -> None:
     if params.schedule != schedule_of(params.rounds) or params.models != models_of(params.rounds):
         raise UserError(
             f"{path} contradicts itself: rounds is {params.rounds}, but schedule holds rounds"
-            f" {list(params.schedule)} and models {params.models}; the file is composed, not edited:"
+            f" {shown(list(params.schedule))} and models {shown(params.models)}; the file is composed, not edited:"
             f" dvc exp run -S rounds={params.rounds}"
         )
 

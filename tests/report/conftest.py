@@ -96,6 +96,10 @@ def latency_values() -> dict[str, Any]:
     }
 
 
+HOSTILE = (
+    """</script><script>window.ran = 1</script><img src=x onerror="window.ran = 1"><svg onload=window.ran=1>'"&lt;$x"""
+)
+"""Text that would run a script wherever it stood unescaped in a page."""
 WORDS = ["Once", " upon", " a", " time", " <script>alert('sample')</script>", " there", " was", " one"]
 
 
@@ -155,7 +159,13 @@ class Project:
         (folder / "latency.json").write_text(json.dumps(self.latency))
         return load_metrics(folder, MODELS)
 
-    def report(self, name: str = "reports", preset: str = "laptop") -> Path:
+    def report(
+        self,
+        name: str = "reports",
+        preset: str = "laptop",
+        params_text: str = "preset: laptop\nseed: 0\n",
+        decode: Callable[[list[int]], str] = decode,
+    ) -> Path:
         metrics = self.metrics()
         write_report(
             self.root / name,
@@ -173,7 +183,7 @@ class Project:
                 samples_path=self.root / "samples",
                 metrics_path=self.root / "metrics",
             ),
-            params_text="preset: laptop\nseed: 0\n",
+            params_text=params_text,
             distance="kl_student_teacher",
             preset=preset,
             paired_ratio=None,
@@ -195,3 +205,24 @@ def make_estimate() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="package")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Project(tmp_path_factory.mktemp("a project")).report()
+
+
+@pytest.fixture(scope="package")
+def hostile() -> str:
+    """`HOSTILE`."""
+    return HOSTILE
+
+
+@pytest.fixture(scope="package")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which everything that comes from a corpus, a sample or a parameter is `HOSTILE`."""
+    project = Project(tmp_path_factory.mktemp("hostile"))
+    for values in project.values.values():
+        values["scorer"]["name"] = HOSTILE
+        perplexity, bits = estimate(9.0, 0.1), estimate(1.0, 0.1)
+        values["likelihood_on"] = {HOSTILE: {"perplexity": perplexity, "bits_per_byte": bits, "is_bound": False}}
+        values["downstream"] = {HOSTILE: {"metrics": {HOSTILE: estimate(0.5, 0.1)}}}
+    project.latency |= {"device": HOSTILE, "dtype": HOSTILE, "torch": HOSTILE}
+    return project.report(
+        preset=HOSTILE, params_text=f"preset: {HOSTILE}\n", decode=lambda ids: "".join(HOSTILE for _ in ids)
+    )

@@ -145,3 +145,23 @@ def test_round_steps_and_prompt_are_chosen(page: Any) -> None:
     page.get_by_label("next step").click()
     assert page.locator(".pane").nth(1).locator(".new").count() == 1
     assert "of 63 tokens" in page.locator(".pane .count").nth(1).text_content()
+
+
+def test_hostile_text_runs_nothing(chromium: Any, hostile_report: Path, hostile: str) -> None:
+    """In samples, parameters and names; played through, with every choice made once."""
+    context = chromium.new_context(offline=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+    page.goto((hostile_report / "index.html").resolve().as_uri())
+    for choice in ("#play-model-0", "#play-steps", "#play-prompt"):
+        for option in page.locator(f"{choice} option").all():
+            page.locator(choice).select_option(option.get_attribute("value"))
+    assert hostile in shown(page)
+    page.locator("summary").click()
+    assert hostile in page.locator("pre").text_content()
+    assert page.evaluate("window.ran") is None
+    context.close()
+    assert problems == []

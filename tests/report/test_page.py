@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -138,6 +139,45 @@ def test_page_escapes_samples_and_loads_nothing(report: Path) -> None:
     assert re.findall(r"""(?:src|srcset|href)=["'](?!data:|#)""", page) == []
     assert not re.search(r"url\(|@import|https?://", page)
     assert "default-src 'none'" in page
+
+
+class _Elements(HTMLParser):
+    """Every element of a page with its attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_hostile_text_adds_no_element_to_the_page(hostile_report: Path, report: Path, hostile: str) -> None:
+    """The same elements as of a harmless report, apart from rows of tables; and the text stands there as text."""
+    ours, harmless = (_Elements((folder / "index.html").read_text()) for folder in (hostile_report, report))
+    assert set(ours.elements) <= set(harmless.elements) | {("table", ("class",))}
+    for tag in ("script", "img", "svg", "details"):
+        count = [name for name, _ in ours.elements].count(tag)
+        assert count == [name for name, _ in harmless.elements].count(tag)
+    assert not [name for _, names in ours.elements for name in names if name.startswith("on")]
+    # The scorer, the device, two rows of texts, the task, and the parameters.
+    assert ours.text.count(hostile) >= 6
+
+
+def test_hostile_text_adds_no_element_to_the_markdown(hostile_report: Path, report: Path) -> None:
+    def outside_of_code(folder: Path) -> str:
+        return re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", (folder / "README.md").read_text())
+
+    def tags(folder: Path) -> set[str]:
+        return set(re.findall(r"<[^>\s]*", outside_of_code(folder)))
+
+    assert "onerror" in outside_of_code(hostile_report)
+    assert tags(hostile_report) == tags(report)
 
 
 def test_page_has_landmarks_one_heading_and_named_parts(report: Path) -> None:

@@ -6,10 +6,13 @@ DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becom
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+MAX_ROUNDS = 30
+"""As in `halfstep.settings`, which nothing here may import."""
+
 
 def _checked(rounds: object) -> int:
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"rounds is {rounds!r}: give an integer of 0 or more, such as rounds=3")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 0 <= rounds <= MAX_ROUNDS:
+        raise ValueError(f"rounds is {rounds!r}: give an integer from 0 to {MAX_ROUNDS}, such as rounds=3")
     return rounds
 
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from halfstep.data.corpora import read_json_lines
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import atomic_path, resolve_user_path, unchanged
 from halfstep.retries import with_retries
@@ -36,9 +36,12 @@ def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
     with unchanged(path) if path.is_file() else nullcontext():
         for number, text in rows:
             if not isinstance(text, str):
-                raise UserError(f'{source} line {number} has no "text" of a string')
+                raise UserError(f'{source} line {number} has no "text" of a string; mend the line, or take it out')
             if len(text.split()) < 2:
-                raise UserError(f"{source} line {number} is {text!r}: a cloze passage has two words at least")
+                raise UserError(
+                    f"{source} line {number} is {shown(text)}: a cloze passage has two words at least; mend the line,"
+                    " or take it out"
+                )
             yield text
 
 
@@ -57,13 +60,16 @@ def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = with_retries(f"data set {hub_id}", lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache)))
+        # Data, of which no code is run, and of which DVC keeps what was fetched.
+        rows = with_retries(
+            f"data set {hub_id}",
+            lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache)),  # nosec B615
+        )
     except (OSError, ValueError, DatasetsError) as error:
         if storage_fault(error):
             raise
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"cloze data set {hub_id} of the hub cannot be loaded ({reason}); without network, take a local"
+            f"cloze data set {hub_id} of the hub cannot be loaded ({one_line(error)}); without network, take a local"
             " JSONL or none: dvc exp run -S data.cloze=FILE, or -S data.cloze=null"
         ) from None
     if "text" not in rows.column_names:

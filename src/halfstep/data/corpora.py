@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from halfstep.data.stories import stories
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import resolve_user_path, storage_faults_named, unchanged
 from halfstep.retries import with_retries
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DOCUMENTS_PER_WRITE = 256
+
+NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
+"""Control characters that text in Latin-1 has no use for, and compressed data are full of."""
+
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""One of a pair of escapes in JSON that spell a character together."""
 
 NOT_LIBRARY = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "__pycache__"}
@@ -115,7 +121,7 @@ def hub_corpus(
         if storage_fault(error):
             raise
         raise UserError(
-            f"data set {hub_id} of the hub cannot be loaded ({_one_line(error)}); without network, take local"
+            f"data set {hub_id} of the hub cannot be loaded ({one_line(error)}); without network, take local"
             " files: dvc exp run -S data=text -S data.path=FILES"
         ) from None
 
@@ -128,17 +134,24 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for entry in paths:
-        path = resolve_user_path(entry).resolve()
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in READERS)
-        elif path.is_file():
-            found = [path]
-        else:
-            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        try:
+            path = resolve_user_path(entry).resolve()
+            if path.is_dir():
+                found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in READERS)
+            elif path.is_file():
+                found = [path]
+            else:
+                found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        # A name too long, a loop of links, a pattern that is none.
+        except (OSError, RuntimeError, ValueError, re.error) as error:
+            raise UserError(
+                f"data.path {shown(entry)} cannot be looked up ({one_line(error)}); give .txt, .jsonl or .parquet"
+                " files, a folder of them or a glob"
+            ) from None
         if not found:
             raise UserError(
-                f"data.path {entry!r} matches no file (looked for {path}); give .txt, .jsonl or .parquet"
-                " files, a folder of them or a glob, from the project's root"
+                f"data.path {entry!r} matches no file (looked for {path}; a device or a broken link is none); give"
+                " .txt, .jsonl or .parquet files, a folder of them or a glob, from the project's root"
             )
         for file in found:
             if file.suffix not in READERS:
@@ -177,12 +190,19 @@ def decode_text(file: Path) -> str:
     try:
         data = with_retries(str(file), file.read_bytes)
     except OSError as error:
-        raise UserError(f"data.path: {file} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"data.path: {file} cannot be read ({error.strerror}); make it readable, or take it out of data.path"
+        ) from None
     if b"\0" in data:
         raise UserError(f"data.path: {file} holds zero bytes, so it is binary or UTF-16; convert it to UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if NOT_IN_TEXT.search(data):
+            raise UserError(
+                f"data.path: {file} is neither UTF-8 nor text at all, but binary or compressed; unpack it, or take it"
+                " out of data.path"
+            ) from None
         logger.warning("%s is not UTF-8 (byte %d): read as Latin-1", file, error.start)
         return data.decode("latin-1")
 
@@ -192,7 +212,10 @@ def _read_jsonl(file: Path, text_column: str, split_on_blank_lines: int) -> Iter
         _check_column(row, text_column, f"{file} line {number}")
         text = row[text_column]
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{file} line {number}: {text_column} is {text!r}, not a string")
+            raise UserError(
+                f"{file} line {number}: {text_column} is {shown(text)}, not a string; mend the line, or set"
+                " data.text_column to another column"
+            )
         yield text
 
 
@@ -209,13 +232,18 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     row = json.loads(line.decode("utf-8-sig"))
-                except ValueError as error:
-                    raise UserError(f"{file} line {number} is not JSON: {_one_line(error)}") from None
+                    # JSON can spell half a character, which no file of text holds.
+                    if HALF_CHARACTER.search(line):
+                        json.dumps(row, ensure_ascii=False).encode()
+                except (ValueError, RecursionError) as error:
+                    raise UserError(
+                        f"{file} line {number} is not JSON: {one_line(error)}; mend the line, or take it out"
+                    ) from None
                 if not isinstance(row, dict):
-                    raise UserError(f'{file} line {number} is not a JSON object such as {{"text": "..."}}')
+                    raise UserError(f'{file} line {number} is not a JSON object: make it {{"text": "..."}}')
                 yield number, row
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})") from None
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or name another") from None
 
 
 def _read_parquet(file: Path, text_column: str, split_on_blank_lines: int) -> Iterator[str | None]:
@@ -225,8 +253,11 @@ def _read_parquet(file: Path, text_column: str, split_on_blank_lines: int) -> It
             _check_strings(str(table.schema_arrow.field(text_column).type), text_column, str(file))
             for batch in table.iter_batches(DOCUMENTS_PER_WRITE, columns=[text_column]):
                 yield from batch.column(0).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read as Parquet: {_one_line(error)}") from None
+    # A ValueError is text that is not UTF-8.
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read as Parquet: {one_line(error)}; write it again, or take it out of data.path"
+        ) from None
 
 
 READERS: dict[str, Callable[[Path, str, int], Iterator[str | None]]] = {
@@ -249,12 +280,17 @@ def _stream(rows: Iterable[dict[str, Any]], text_column: str, source: str) -> It
 
 def _check_column(columns: Iterable[str], text_column: str, source: str) -> None:
     if text_column not in (names := list(columns)):
-        raise UserError(f"{source} has no column {text_column!r}, but {names}: set data.text_column to one of them")
+        raise UserError(
+            f"{source} has no column {text_column!r}, but {one_line(names)}: set data.text_column to one of them"
+        )
 
 
 def _check_strings(type_name: str, text_column: str, source: str) -> None:
     if type_name not in ("string", "large_string", "string_view"):
-        raise UserError(f"{source}: data.text_column {text_column!r} holds {type_name}, not strings")
+        raise UserError(
+            f"{source}: data.text_column {text_column!r} holds {one_line(type_name)}, not strings: set it to a column"
+            " that does"
+        )
 
 
 def _pydocs() -> Iterator[str]:
@@ -299,7 +335,3 @@ def _store(texts: Iterator[str], max_documents: int | None, scratch: Path) -> Da
         while batch := list(islice(texts, DOCUMENTS_PER_WRITE)):
             writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
     return Dataset.from_file(str(path))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import MachineFault, UserError
+from halfstep.errors import MachineFault, UserError, one_line
 from halfstep.files import read_json, storage_faults_named, write_json
 
 if TYPE_CHECKING:
@@ -214,7 +214,13 @@ def _encode(texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtyp
     backend.no_truncation()
     backend.no_padding()
     texts = [text if text and not text.isspace() else None for text in texts]
-    encodings = iter(backend.encode_batch_fast([text for text in texts if text], add_special_tokens=False))
+    try:
+        encodings = iter(backend.encode_batch_fast([text for text in texts if text], add_special_tokens=False))
+    # The library raises plain exceptions, as where a word is not known and there is no token for that.
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer cannot tokenize the corpus ({one_line(error)}): set data.tokenizer.source to another"
+        ) from None
     return [np.array([*next(encodings).ids, eos_token_id] if text else [], dtype=dtype) for text in texts]
 
 

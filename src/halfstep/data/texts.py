@@ -77,7 +77,7 @@ def pack_texts(
         )
     except UserError as error:
         raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
-    return np.array(np.load(folder / f"{name}.npy", mmap_mode="r")[:num_sequences])
+    return np.array(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:num_sequences])
 
 
 def is_local(source: str) -> bool:

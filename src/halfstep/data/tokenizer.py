@@ -5,11 +5,12 @@ The library is `transformers` (fast tokenizers only), imported where it is neede
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
 from halfstep.files import resolve_user_path
 from halfstep.retries import with_retries
@@ -88,9 +89,13 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     from transformers import AutoTokenizer
 
     folder = source if isinstance(source, Path) else resolve_user_path(source)
-    is_local = isinstance(source, Path) or folder.exists() or source.startswith((".", "/", "~"))
-    if is_local and not folder.is_dir():
-        raise UserError(f"tokenizer {source}: there is no folder {folder}")
+    # os.path says no to a name that no file can have, where pathlib raises.
+    is_local = isinstance(source, Path) or os.path.exists(folder) or source.startswith((".", "/", "~"))
+    if is_local and not os.path.isdir(folder):
+        raise UserError(
+            f"tokenizer {source}: there is no folder {folder}; give one that holds tokenizer.json and"
+            " tokenizer_config.json, or a hub id"
+        )
     name = str(folder) if is_local else str(source)
     try:
         tokenizer = with_retries(
@@ -99,12 +104,14 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
                 name, revision=None if is_local else revision, local_files_only=is_local, trust_remote_code=False
             ),
         )
-    except (OSError, ValueError, KeyError) as error:
+    # Nobody says what the readers of all kinds of tokenizers raise on files that are not theirs.
+    except Exception as error:
         if storage_fault(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = one_line(error)
         way_out = (
-            "it should hold tokenizer.json and tokenizer_config.json"
+            "the folder should hold tokenizer.json and tokenizer_config.json as save_pretrained writes them, and"
+            " no code of its own: name another in data.tokenizer.source"
             if is_local
             else "without network, give a local folder: dvc exp run -S data.tokenizer.source=FOLDER"
         )
@@ -144,6 +151,28 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
             " vocabulary without gaps; set data.tokenizer.source to one without a mask token, such as gpt2"
         )
     return tokenizer
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, source: str | Path, *, vocab_size: int, mask_token_id: int | None
+) -> None:
+    """Refuse a tokenizer that is not a model's own: its ids would mean something else there, or nothing.
+
+    Args:
+        tokenizer: with a mask token.
+        source: of the model, for the message.
+        vocab_size: ids that the model knows; one fewer will do where it knows no mask token.
+        mask_token_id: the model's; None where it knows none.
+    Raises:
+        UserError: the tokenizer has more ids than the model, or its mask token, which it needs, at another one.
+    """
+    needed = len(tokenizer) if mask_token_id is not None else len(tokenizer) - 1
+    if tokenizer.mask_token_id is None or (mask_token_id not in (None, tokenizer.mask_token_id)) or needed > vocab_size:
+        raise UserError(
+            f"{source} knows {vocab_size} tokens, its mask token {mask_token_id}, but its tokenizer has"
+            f" {len(tokenizer)}, its mask token {tokenizer.mask_token_id}: put the tokenizer there that it was trained"
+            " with, or train it again: dvc repro"
+        )
 
 
 def _check_vocab_size(vocab_size: int, smallest: int, source: str) -> None:

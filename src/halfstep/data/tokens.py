@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 from halfstep.files import read_json
 from halfstep.retries import with_retries
 
@@ -28,12 +28,18 @@ def load_tokens(path: Path) -> Tokens:
         UserError: the file is missing, or is not what `prepare` writes.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder or a device")
         tokens = with_retries(str(path), lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a file of tokens ({reason}); write it again: dvc repro -f prepare") from None
+    # The header is Python's syntax, and its reader raises what Python's parser can.
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a file of tokens ({one_line(error)}); write it again: dvc repro -f prepare"
+        ) from None
+    if not isinstance(tokens, np.ndarray):
+        raise UserError(f"{path} is an archive, not a file of tokens; write it again: dvc repro -f prepare")
     if tokens.ndim != 2 or tokens.dtype.kind != "u" or not tokens.size:
         raise UserError(
             f"{path} holds {tokens.dtype} of shape {tokens.shape}, but unsigned token ids [num_sequences,"
@@ -70,10 +76,13 @@ def vocab_size_of(tokens_path: Path) -> int:
     """
     path = tokens_path / MANIFEST_FILE
     try:
-        return int(read_json(path)["vocab_size"])
+        vocab_size = read_json(path)["vocab_size"]
+        if not isinstance(vocab_size, int) or not 2 <= vocab_size < 2**31:
+            raise ValueError
+        return vocab_size
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} does not say vocab_size; write it again: dvc repro -f prepare") from None
 
 

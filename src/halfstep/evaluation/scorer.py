@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
 from halfstep.model.autoregressive import load_autoregressive
 from halfstep.resumption import Arrays, Remember, anew
@@ -76,16 +76,22 @@ def load_scorer(source: str, revision: str | None, device: torch.device, remembe
         raise UserError(f"evaluate.scorer: {error}, such as -S evaluate.scorer=models/ar") from None
     try:
         tokenizer = with_retries(
-            f"tokenizer {source}", lambda: AutoTokenizer.from_pretrained(source, revision=revision or "main")
+            f"tokenizer {source}",
+            lambda: AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False),
         )
-    except (OSError, ValueError) as error:
+    # Nobody says what the readers of all kinds of tokenizers raise on files that are not theirs.
+    except Exception as error:
         if storage_fault(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"evaluate.scorer {source} brings no tokenizer ({reason}): evaluate.scorer takes a local folder"
+            f"evaluate.scorer {source} brings no tokenizer ({one_line(error)}): give evaluate.scorer a local folder"
             " that holds one"
         ) from None
+    if len(tokenizer) - (tokenizer.mask_token_id is not None) > model.config.vocab_size:
+        raise UserError(
+            f"evaluate.scorer {source} knows {model.config.vocab_size} tokens, but its tokenizer has {len(tokenizer)}:"
+            " give evaluate.scorer a model with its own tokenizer, such as -S evaluate.scorer=models/ar"
+        )
     return Scorer(model.to(device), tokenizer, remember)
 
 

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
 from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel
+
+MAX_LAYERS = 10_000
+"""More than any model has. Layers are made before their weights are looked for, so a broken number takes for ever."""
 
 
 def new_gpt2(
@@ -53,27 +56,42 @@ def load_autoregressive(
     Returns:
         the model in evaluation mode, on the CPU, float32.
     Raises:
-        UserError: it is neither a model's folder nor to be had from the hub, or knows too few tokens.
+        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, lacks weights,
+            or knows too few tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def load() -> tuple["PreTrainedModel", dict[str, Any]]:
+        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+        if getattr(config, "num_hidden_layers", 0) > MAX_LAYERS:
+            raise ValueError(f"its config.json asks for {config.num_hidden_layers} layers")
+        return AutoModelForCausalLM.from_pretrained(
+            str(source),
+            revision=revision or "main",
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
 
     _hide_progress_bars()
     try:
-        model = with_retries(
-            f"model {source}",
-            lambda: AutoModelForCausalLM.from_pretrained(
-                str(source), revision=revision or "main", use_safetensors=True, dtype=torch.float32
-            ),
-        )
-    except (OSError, ValueError) as error:
+        model, found = with_retries(f"model {source}", load)
+    # Nobody says what the readers of all kinds of models raise on files that are not theirs.
+    except Exception as error:
         if storage_fault(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} is not a causal language model's folder, nor to be had from the hub ({reason}); without"
-            " network give a local folder"
+            f"{one_line(source)} is not a causal language model's folder, nor to be had from the hub"
+            f" ({one_line(error)}); without network give a local folder"
         ) from None
+    # transformers would go on with random weights in place of those that are missing.
+    if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
+        raise UserError(
+            f"{source} lacks weights that its config.json asks for, or has them in another shape:"
+            f" {one_line(', '.join(missing))}; give another model, or make this one again"
+        )
     if min_vocab_size is not None and model.config.vocab_size < min_vocab_size:
         raise UserError(
             f"{source} knows {model.config.vocab_size} tokens, fewer than the {min_vocab_size} of the tokenizer:"

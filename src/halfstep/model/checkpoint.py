@@ -5,15 +5,18 @@ can hand in is executed: weights are safetensors, or a training checkpoint that 
 """
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import atomic_path
 from halfstep.model.denoiser import Denoiser, DenoiserConfig
@@ -26,6 +29,12 @@ WEIGHTS_FILE = "model.safetensors"
 PREFIXES = ("backbone.", "_orig_mod.")
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
+MAX_SIZES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim"), 2**31 - 1),
+    "length": 2**20,
+}
+"""What a configuration may state. The weights bear it out, except the length, for which commands draw text."""
+ANOTHER = "give another model, or make this one again"
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
 
 
@@ -54,8 +63,10 @@ def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: b
             config = read_config(config_path)
         else:
             config = _checked_config(checkpoint.config, weights_path)
+    tensors = plain_names(tensors, weights_path)
+    check_tensors(tensors, expected_shapes(config, len(tensors), config_path), weights_path)
     denoiser = Denoiser(config)
-    load_weights(denoiser, tensors, weights_path)
+    denoiser.load_state_dict(tensors, strict=True)
     return denoiser.eval()
 
 
@@ -89,15 +100,21 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: neither a model's folder or file nor a hub id that can be reached.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    # os.path says no to a name that no file can have, where pathlib raises.
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         return _weights_in(path)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
-            raise UserError(f"{path} is not a file of weights: {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)} are")
+            raise UserError(
+                f"{path} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
+            )
         return path
     if not _looks_like_hub_id(source):
-        raise UserError(f"{source} is not there: give a model's folder (config.json and model.safetensors) or a hub id")
+        raise UserError(
+            f"{one_line(source)} is not there, or is no file: give a model's folder (config.json and"
+            " model.safetensors) or a hub id"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -120,11 +137,10 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     ) as error:
         if storage_fault(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         at_revision = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"model {source!r}{at_revision} is neither a local folder nor to be had from the hub ({reason}); without"
-            " network give a local folder, such as pretrain.init_from=FOLDER"
+            f"model {source!r}{at_revision} is neither a local folder nor to be had from the hub ({one_line(error)});"
+            " without network give a local folder, such as pretrain.init_from=FOLDER"
         ) from None
     return _weights_in(Path(folder))
 
@@ -132,11 +148,12 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
 def _weights_in(folder: Path) -> Path:
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
-    found = sorted(path for path in folder.iterdir() if path.suffix in (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES))
+    suffixes = (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
     if len(found) > 1:
         raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: give the one that is meant")
     if not found:
-        raise UserError(f"{folder} is not a model's folder: it has no {WEIGHTS_FILE}")
+        raise UserError(f"{folder} is not a model's folder: it has no {WEIGHTS_FILE}; {ANOTHER}")
     return found[0]
 
 
@@ -150,62 +167,102 @@ def read_config(path: Path) -> DenoiserConfig:
     Raises:
         UserError: the file is missing, broken, or lacks a size.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is not there: {path.parent} is not a denoiser's folder; {ANOTHER}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: {path.parent} is not a denoiser's folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}; {ANOTHER}") from None
     return _checked_config(values, path)
 
 
 def _checked_config(values: Any, path: Path) -> DenoiserConfig:
     try:
         config = config_from(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path} is not the configuration of a masked diffusion model: {problem}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path} is not the configuration of a masked diffusion model: {problem}; {ANOTHER}") from None
+    for name, limit in MAX_SIZES.items():
+        if not 0 < getattr(config, name) <= limit:
+            raise UserError(f"{path}: {name} is {shown(getattr(config, name))}, which no model has; {ANOTHER}")
     if config.hidden_size % (2 * config.num_heads):
-        raise UserError(f"{path}: {config.num_heads} heads do not share a width of {config.hidden_size} evenly")
+        raise UserError(
+            f"{path}: {config.num_heads} heads do not share a width of {config.hidden_size} evenly; {ANOTHER}"
+        )
     if not 0 <= config.mask_token_id < config.vocab_size:
-        raise UserError(f"{path}: mask_index {config.mask_token_id} is not one of {config.vocab_size} tokens")
+        raise UserError(
+            f"{path}: mask_index {shown(config.mask_token_id)} is not one of {config.vocab_size} tokens; {ANOTHER}"
+        )
+    if not 0 <= config.dropout < 1 or not 0 < config.noise_epsilon < 1:
+        raise UserError(
+            f"{path}: dropout {config.dropout} or noise.eps {config.noise_epsilon} is no probability; {ANOTHER}"
+        )
     return config
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return with_retries(str(path), lambda: load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    # The reader of a number type that torch lacks raises what it likes.
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; {ANOTHER}") from None
 
 
-def load_weights(denoiser: Denoiser, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors into a denoiser, each used once, none missing, none left over.
+def expected_shapes(config: DenoiserConfig, num_tensors: int, path: Path) -> dict[str, torch.Size]:
+    """The shapes of a denoiser's tensors, found without memory for them: a configuration may state any size.
 
-    Prefixes that wrappers leave on the names (`backbone.`, `_orig_mod.`, repeated or not) are taken off.
+    Args:
+        config: its sizes.
+        num_tensors: tensors at hand; a block has several.
+        path: of the configuration, for the message.
+    Raises:
+        UserError: there are more blocks than tensors, or a tensor is larger than memory can be.
+    """
+    if config.num_blocks > num_tensors:
+        raise UserError(
+            f"{path} asks for {config.num_blocks} blocks, but the weights hold {num_tensors} tensors; {ANOTHER}"
+        )
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in Denoiser(config).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError(f"{path} asks for a network that cannot be: {one_line(error)}; {ANOTHER}") from None
+
+
+def plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors without the prefixes that wrappers leave on names: `backbone.`, `_orig_mod.`, repeated or not.
 
     Raises:
-        UserError: names the first tensor that does not fit.
+        UserError: two names become the same.
     """
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = _without_prefixes(name)
         if plain in named:
-            raise UserError(f"{path} holds {plain} twice under different prefixes")
+            raise UserError(f"{path} holds {plain} twice under different prefixes; {ANOTHER}")
         named[plain] = tensor
-    expected = denoiser.state_dict()
-    for name, tensor in expected.items():
-        if name not in named:
-            raise UserError(f"{path} lacks the tensor {name} {tuple(tensor.shape)}")
-        if named[name].shape != tensor.shape:
+    return named
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
+    """Check that every tensor is used once, none missing, none left over.
+
+    Raises:
+        UserError: names the first tensor that does not fit.
+    """
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path} lacks the tensor {name} {tuple(shape)}; {ANOTHER}")
+        if tensors[name].shape != shape:
             raise UserError(
-                f"{path}: {name} has shape {tuple(named[name].shape)}, but its configuration asks for"
-                f" {tuple(tensor.shape)}"
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, but its configuration asks for"
+                f" {tuple(shape)}; {ANOTHER}"
             )
-    for name in named:
+        if not tensors[name].is_floating_point():
+            raise UserError(f"{path}: {name} holds {tensors[name].dtype}, not real numbers; {ANOTHER}")
+    for name in tensors:
         if name not in expected:
-            raise UserError(f"{path} holds the tensor {name}, for which this model has no place")
-    denoiser.load_state_dict(named, strict=True)
+            raise UserError(f"{path} holds the tensor {one_line(name)}, for which this model has no place; {ANOTHER}")
 
 
 def _without_prefixes(name: str) -> str:

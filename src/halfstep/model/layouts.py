@@ -28,7 +28,7 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         values: of a `config.json`, or of the configuration in a training checkpoint.
     Raises:
         KeyError: names a size that is not there.
-        TypeError, ValueError: a size is not a number.
+        TypeError, ValueError, OverflowError, AttributeError: a size is not a whole number.
     """
     sizes = values.get("model", values)
     # An `sdtt` configuration may give the vocabulary at its top; in the flat layouts this is the same place.
@@ -41,13 +41,13 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
     def first(*names: str) -> int:
         for name in names:
             if name in sizes:
-                return int(sizes[name])
+                return _integer(sizes[name])
         raise KeyError(names[0])
 
     mask_token_id = values.get("mask_index", sizes.get("mask_index"))
     return DenoiserConfig(
-        vocab_size=int(vocab_size),
-        mask_token_id=int(vocab_size) - 1 if mask_token_id is None else int(mask_token_id),
+        vocab_size=_integer(vocab_size),
+        mask_token_id=_integer(vocab_size) - 1 if mask_token_id is None else _integer(mask_token_id),
         length=first("length", "model_length"),
         hidden_size=first("hidden_size", "hidden_dim"),
         num_blocks=first("n_blocks"),
@@ -56,6 +56,13 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         dropout=float(sizes.get("dropout", 0.0)),
         noise_epsilon=float((values.get("noise") or {}).get("eps", REFERENCE_NOISE_EPSILON)),
     )
+
+
+def _integer(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or number != float(value):
+        raise ValueError(f"{value!r} is not a whole number")
+    return number
 
 
 def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:

@@ -5,7 +5,6 @@ containers and refuses the rest; but a training checkpoint also carries its conf
 libraries. Those are read as inert stand-ins, which keep the data and have no code. Any other name is refused.
 """
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 
 DATA_LIBRARIES = (
     "omegaconf.", "transformers.", "tokenizers.", "lightning.", "lightning_fabric.", "pytorch_lightning.",
@@ -72,7 +71,9 @@ def read_training_checkpoint(path: Path, *, use_ema: bool) -> TrainingCheckpoint
     tensors = values.get("state_dict", values) if isinstance(values, dict) else None
     tensors = tensors and {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no weights: neither a state dict nor a training checkpoint with one")
+        raise UserError(
+            f"{path} holds no weights: neither a state dict nor a training checkpoint with one; give another file"
+        )
     ema = values.get("ema")
     if ema is not None and use_ema:
         tensors |= _averaged(tensors, ema, path)
@@ -87,19 +88,22 @@ def _read_without_running(path: Path) -> Any:
         for name in names:
             if not name.startswith(DATA_LIBRARIES) and name not in DATA_TYPES:
                 raise UserError(
-                    f"{path} would run {name} when it is read: refused; if you trust it, load it yourself and save"
-                    " its weights as model.safetensors"
+                    f"{path} would run {name} when it is read: refused; give its weights as model.safetensors, as"
+                    " somebody who trusts it can save them"
                 )
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             (type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in names
         ]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as a training checkpoint: {reason}") from None
+    except UserError:
+        raise
+    # A torn pickle is a program cut anywhere: its reader may raise whatever Python can.
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a training checkpoint: {one_line(error)}; give another, or its weights as"
+            " model.safetensors"
+        ) from None
 
 
 def _averaged(tensors: dict[str, Tensor], ema: Any, path: Path) -> dict[str, Tensor]:

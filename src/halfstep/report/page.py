@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from halfstep.estimates import Estimate
 from halfstep.files import atomic_path, write_json
@@ -197,7 +197,7 @@ def _environment() -> Environment:
     # escape that holds in all its dialects.
     environment = Environment(
         loader=PackageLoader("halfstep"),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        autoescape=select_autoescape(("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -205,7 +205,13 @@ def _environment() -> Environment:
     )
     environment.filters["fenced"] = fenced
     environment.filters["markdown_sample"] = _markdown_sample
+    environment.filters["inert"] = inert
     return environment
+
+
+def inert(text: str) -> str:
+    """Text of others as Markdown that holds no HTML and stays in its cell of a table."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
 
 
 def fenced(text: str, language: str = "text") -> str:

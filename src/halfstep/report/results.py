@@ -217,7 +217,7 @@ def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
         return parse(read_json(path))
     except FileNotFoundError:
         raise UserError(f"{path} is not there: make it with dvc repro") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not hold what its stage writes ({error!r}): make it again with dvc repro"
         ) from None

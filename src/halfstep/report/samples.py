@@ -86,7 +86,10 @@ def _read_samples(
     path: Path, model: str, kind: str, count: int, decode: Callable[[list[int]], str]
 ) -> Iterable[Sample]:
     table = _read_table(path, COLUMNS, filters=[("sample_index", "<", count)])
-    num_given = json.loads(table.schema.metadata[b"halfstep"])["prefix_length"]
+    try:
+        num_given = int(json.loads(table.schema.metadata[b"halfstep"])["prefix_length"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} does not say prefix_length as sample does: make it again with dvc repro") from None
     for num_steps, index, nfe, token_ids, unmask_step in sorted(
         zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)
     ):
