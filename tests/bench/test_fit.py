@@ -1,8 +1,10 @@
 """The search for a batch that fits, against trials that are known, and once in earnest at toy size."""
 
 import json
+import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from halfstep.bench import fit
 from halfstep.bench.fit import fit_batch, largest_that_fits, memory_limit, round_numbers, try_batch, vocab_size_for
 from halfstep.bench.measure import peak_memory_bytes
+from halfstep.bench.trial import EXIT_TOO_MUCH
 from halfstep.cli import app
 from halfstep.errors import UserError
 from halfstep.settings import load_params
@@ -106,7 +109,9 @@ def test_a_stage_at_toy_size_is_measured_and_its_limit_kept(params_path: Path, s
     assert 100 * 2**20 < peak < 2 * GIB
 
 
-def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(params_path: Path) -> None:
+def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(
+    params_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """128 sequences of 64 tokens over 4096 words: their logits alone are 128 MiB, and 8 sequences' 8 MiB.
 
     Validation holds the logits of the batch once, a step those of its part with their gradients.
@@ -119,7 +124,17 @@ def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(params_
     assert least is not None
     assert most > least + 64 * 2**20
     between = (most + least) // 2
+    codes: list[int] = []
+
+    def noted(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = run(*arguments, **options)
+        codes.append(done.returncode)
+        return done
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", noted)
     assert try_batch(params_path, "baseline", num_accumulation_steps=1, limit_bytes=between, **options) is None
+    assert codes == [EXIT_TOO_MUCH], "the process ended itself, before it had all that it wanted"
 
 
 def test_the_command_prints_trials_and_the_override(params_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
