@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from halfstep.errors import UserError
+from halfstep.files import write_json
 from halfstep.model import Denoiser, DenoiserConfig
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ def test_a_teacher_that_predicts_nan_is_named_in_one_line(tmp_path: Path, monkey
     tokens.mkdir(parents=True)
     for name in ("train", "valid"):
         np.save(tokens / f"{name}.npy", np.ones((8, 16), np.uint16))
+    write_json(tokens / "manifest.json", {"vocab_size": 12})
     teacher = Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, 1e-3))
     torch.nn.init.constant_(teacher.output_layer.linear.bias, float("nan"))
     Path("models/0").mkdir(parents=True)

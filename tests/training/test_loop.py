@@ -13,6 +13,7 @@ from halfstep.errors import Interrupted, UserError
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
+from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.state import CurvePoint, TrainState
 
@@ -24,9 +25,15 @@ def _new_state() -> TrainState:
     return TrainState(model, optimizer, EMA(model, 0.9))
 
 
-def _objective(model, x0, generator):
-    noise = torch.rand(x0.shape, generator=generator)
+def _noised(x0, generator):
+    return x0, torch.rand(x0.shape, generator=generator)
+
+
+def _loss(model, x0, noise):
     return (model(x0.float() + noise) - 1).square().sum(), len(x0)
+
+
+_objective = Objective(_noised, _loss)
 
 
 def _batch_at(step: int) -> Iterator[torch.Tensor]:
@@ -100,24 +107,22 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     state = _new_state()
     before = [tensor.clone() for tensor in _tensors(state)]
 
-    def objective(model, x0, generator):
-        total, count = _objective(model, x0, generator)
+    def loss(*arguments):
+        total, count = _loss(*arguments)
         return total * float("nan"), count
 
+    objective = Objective(_noised, loss)
     with pytest.raises(UserError, match="step 1: the loss is nan"):
         _train(state, 2, objective=objective)
     assert all(torch.equal(a, b) for a, b in zip(_tensors(state), before, strict=True))
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch() -> None:
-    def objective(model, x0, generator):
-        return (model(x0.float()) - 1).square().sum(), len(x0)
-
     states = []
     for num_accumulation_steps in (1, 2, 4):
         state = _new_state()
         state.model[1].p = 0.0
-        _train(state, 3, objective=objective, num_accumulation_steps=num_accumulation_steps)
+        _train(state, 3, num_accumulation_steps=num_accumulation_steps)
         states.append(state)
     for state in states[1:]:
         for a, b in zip(state.model.parameters(), states[0].model.parameters(), strict=True):
@@ -211,9 +216,10 @@ def test_the_gradient_is_that_of_the_mean_loss() -> None:
     before = [p.detach().clone() for p in state.model.parameters()]
     expected = torch.autograd.grad((state.model(x0) - 1).square().mean(), list(state.model.parameters()))
 
-    def objective(model, x0, generator):
+    def loss(model, x0):
         return (model(x0.float()) - 1).square().sum(), len(x0)
 
+    objective = Objective(lambda x0, generator: (x0,), loss)
     _train(state, 1, objective=objective, max_grad_norm=1e9, learning_rate=lambda step: 1.0)
     for old, new, gradient in zip(before, state.model.parameters(), expected, strict=True):
         torch.testing.assert_close(old - new, gradient, atol=1e-6, rtol=1e-5)
@@ -223,11 +229,11 @@ def test_every_step_has_noise_of_its_own_and_the_same_in_every_run() -> None:
     def noise_of_a_run() -> list[float]:
         seen: list[float] = []
 
-        def objective(model, x0, generator):
+        def draw(x0, generator):
             seen.append(torch.rand((), generator=generator).item())
-            return _objective(model, x0, generator)
+            return _noised(x0, generator)
 
-        _train(_new_state(), 4, objective=objective)
+        _train(_new_state(), 4, objective=Objective(draw, _loss))
         return seen
 
     first = noise_of_a_run()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from halfstep.settings import PretrainSettings, load_params
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.nonfinite import BATCH_FILE, FAULT_FILE, NUM_KEPT, NonFiniteStep, keep_nonfinite_step
+from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.output import write_curve
 from halfstep.training.session import check_skipped_steps
@@ -38,18 +38,18 @@ def batch(step: int) -> torch.Tensor:
     return torch.randint(5, (4, 3), generator=torch.Generator().manual_seed(step))
 
 
-def broken_at(*steps: int, gradient_only: bool = False) -> Callable[..., tuple[torch.Tensor, int]]:
+def broken_at(*steps: int, gradient_only: bool = False) -> Objective:
     """An objective that is not finite at some steps, from 1, known by their batches."""
     broken = [batch(step - 1) for step in steps]
 
-    def objective(model, x0, generator):
+    def loss_of(model, x0):
         loss = (model(x0.float()) - 1).square().sum()
         if any(torch.equal(x0, other) for other in broken):
             # The root of zero is finite and its slope is not; what it is added to keeps a finite value.
             loss = loss + (model[1].bias * 0).sqrt().sum() if gradient_only else loss * float("nan")
         return loss, len(x0)
 
-    return objective
+    return Objective(lambda x0, generator: (x0,), loss_of)
 
 
 def run(state: TrainState, num_train_steps: int, objective, **changes: Any) -> Kept:

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -98,3 +99,41 @@ def test_the_mean_loss_is_repeatable_and_leaves_the_mode(generator: torch.Genera
     losses = [mean_loss(objective, model, batches, seed=1) for _ in range(2)]
     assert losses[0] == losses[1] > 0
     assert model.training
+
+
+@pytest.mark.parametrize("kind", ["nelbo", "autoregressive", "distillation"])
+def test_parts_of_a_batch_add_up_to_the_whole(kind: str, generator: torch.Generator) -> None:
+    """The same noise in one go and in parts: sums and gradients to float32 rounding, counts exactly."""
+    model = Denoiser(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    common = {"schedule": SCHEDULE, "min_time": 1e-3, "mask_token_id": 8}
+    if kind == "nelbo":
+        objective = nelbo_objective(**common)
+    elif kind == "distillation":
+        teacher = copy.deepcopy(model).eval()
+        torch.nn.init.normal_(teacher.head.weight, std=0.3, generator=generator)
+        objective = distillation_objective(
+            teacher, dt=0.2, num_teacher_steps=2, divergence=kl_student_teacher, **common
+        )
+    else:
+        model = new_gpt2(vocab_size=9, length=6, hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0)
+        objective = autoregressive_objective()
+    drawn = objective.draw(torch.randint(8, (12, 6), generator=generator), generator)
+
+    def computed(num_parts: int) -> tuple[float, int, list[torch.Tensor]]:
+        model.zero_grad()
+        parts = [objective.loss(model, *(tensor[k::num_parts] for tensor in drawn)) for k in range(num_parts)]
+        total = sum(loss for loss, _ in parts)
+        total.backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        return float(total.detach()), sum(count for _, count in parts), gradients
+
+    total, count, gradients = computed(1)
+    assert count > 20
+    for num_parts in (2, 3, 12):
+        other_total, other_count, others = computed(num_parts)
+        assert other_count == count
+        assert other_total == pytest.approx(total, rel=1e-5)
+        for a, b in zip(gradients, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

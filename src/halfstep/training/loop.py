@@ -173,9 +173,12 @@ def _accumulate(
 ) -> tuple[float, float]:
     """Leave the gradient of the batch's mean loss in the parameters; return that loss and the gradient's norm."""
     total, num_terms = torch.zeros((), dtype=torch.float64, device=x0.device), 0
-    for part in x0.chunk(num_accumulation_steps):
+    drawn = objective.draw(x0, generator)
+    for part in range(num_accumulation_steps):
+        # Times ascend with the row: every so many rows, all parts have about as many masks.
+        rows = slice(part, None, num_accumulation_steps)
         with accelerator.autocast():
-            loss_sum, part_terms = objective(state.model, part, generator)
+            loss_sum, part_terms = objective.loss(state.model, *(tensor[rows] for tensor in drawn))
         accelerator.backward(loss_sum)
         total += loss_sum.detach()
         num_terms += part_terms

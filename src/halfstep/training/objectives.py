@@ -1,6 +1,7 @@
-"""Losses as the loop wants them: (model, clean tokens, generator) -> (sum over terms, number of terms)."""
+"""Losses as the loop wants them: a batch's randomness first, then sum and number of terms of any part of it."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,25 @@ from halfstep.diffusion.subs import exclude_mask
 from halfstep.distillation import sdtt_loss, sdtt_target_chunks
 from halfstep.sampling import LogitsAt, Predictor
 
-Objective = Callable[[nn.Module, Tensor, torch.Generator], tuple[Tensor, int]]
-"""The loss is the quotient; sums and counts let gradient accumulation divide once, by the whole batch's count."""
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss: the quotient of a sum over terms and their number.
+
+    Randomness is drawn for a whole batch, which is then computed in one go or in parts: gradient accumulation changes
+    neither the noise nor, sums and counts being added before they are divided, the loss.
+
+    Attributes:
+        draw: (x0 int64 [batch, length], generator) -> tensors of `batch` rows each, all that the loss needs.
+        loss: (model, those tensors, or the same rows of each) -> (sum over terms, number of terms).
+    """
+
+    draw: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
+    loss: Callable[..., tuple[Tensor, int]]
+
+    def __call__(self, model: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        """(sum over terms, number of terms) of a whole batch."""
+        return self.loss(model, *self.draw(x0, generator))
 
 
 def _noised(
@@ -25,11 +43,10 @@ def _noised(
     min_time: float,
     mask_token_id: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(xt, is_masked, t) at antithetic times; the chance of a mask is what the schedule says, in float64."""
+) -> tuple[Tensor, Tensor]:
+    """(xt, t) at antithetic times; the chance of a mask is what the schedule says, in float64."""
     t = antithetic_times(x0.shape[0], min_time, generator=generator, device=x0.device)
-    xt = mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator)
-    return xt, xt == mask_token_id, t
+    return mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t
 
 
 def _masked_loss(model: nn.Module, xt: Tensor, is_masked: Tensor, mask_token_id: int, terms: Terms) -> Tensor:
@@ -57,10 +74,11 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
     Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5, Eq. 11.
     """
 
-    def objective(model: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        xt, is_masked, t = _noised(
-            x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator
-        )
+    def draw(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return x0, *_noised(x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator)
+
+    def loss(model: nn.Module, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, int]:
+        is_masked = xt == mask_token_id
         targets = x0[is_masked]
         weight = nelbo_weight(t, schedule)[:, None].expand(x0.shape)[is_masked]
 
@@ -70,19 +88,19 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
         terms = map(term, _row_chunks(model, len(targets), x0.device))
         return _masked_loss(model, xt, is_masked, mask_token_id, terms), x0.numel()
 
-    return objective
+    return Objective(draw, loss)
 
 
 def autoregressive_objective() -> Objective:
     """Negative log-likelihood of each token after the first, given those before it, in nats per token."""
 
-    def objective(model: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+    def loss(model: nn.Module, x0: Tensor) -> tuple[Tensor, int]:
         logits = model(x0[:, :-1]).logits
         targets = x0[:, 1:]
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-        return loss, targets.numel()
+        total = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        return total, targets.numel()
 
-    return objective
+    return Objective(lambda x0, generator: (x0,), loss)
 
 
 def distillation_objective(
@@ -100,11 +118,13 @@ def distillation_objective(
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 2.
     """
 
-    def objective(student: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        xt, is_masked, t = _noised(
-            x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator
-        )
+    def draw(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        xt, t = _noised(x0, schedule=schedule, min_time=min_time, mask_token_id=mask_token_id, generator=generator)
         u_time, u_token = torch.rand(2, *x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
+        return xt, t, u_time, u_token
+
+    def loss(student: nn.Module, xt: Tensor, t: Tensor, u_time: Tensor, u_token: Tensor) -> tuple[Tensor, int]:
+        is_masked = xt == mask_token_id
         targets = sdtt_target_chunks(
             teacher,
             xt,
@@ -123,7 +143,7 @@ def distillation_objective(
         terms = (term(rows, target_log_p) for rows, target_log_p in targets)
         return _masked_loss(student, xt, is_masked, mask_token_id, terms), int(is_masked.sum())
 
-    return objective
+    return Objective(draw, loss)
 
 
 @torch.no_grad()

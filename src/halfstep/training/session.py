@@ -1,17 +1,19 @@
 """A training run from start to finish: device, optimizer, resumption, progress, the loop."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from halfstep.console import console, progress
-from halfstep.errors import UserError
+from halfstep.errors import UserError, one_line
 from halfstep.files import read_json
 from halfstep.resumption import Work
 from halfstep.seeds import derive_seed
@@ -165,13 +167,14 @@ def check_skipped_steps(state: TrainState, settings: TrainingSettings, folder: P
 
 
 def _carry_over(state: TrainState, carried_over: CarriedOver) -> None:
-    tensors = load_file(carried_over.folder / TENSORS_FILE)
-    values = read_json(carried_over.folder / VALUES_FILE)
-    if carried_over.optimizer:
-        load_moments(state.optimizer, state.model, tensors)
-        state.optimizer_step = values["optimizer_step"]
-    if carried_over.ema:
-        state.ema.load(take_group(tensors, "ema"), values["ema_num_updates"])
+    with _broken_state_told(carried_over.folder):
+        tensors = load_file(carried_over.folder / TENSORS_FILE)
+        values = read_json(carried_over.folder / VALUES_FILE)
+        if carried_over.optimizer:
+            load_moments(state.optimizer, state.model, tensors)
+            state.optimizer_step = values["optimizer_step"]
+        if carried_over.ema:
+            state.ema.load(take_group(tensors, "ema"), values["ema_num_updates"])
 
 
 def seed_weights(seed: int, name: str) -> None:
@@ -183,12 +186,22 @@ def load_raw_weights(model: nn.Module, folder: Path) -> None:
     """Give a model the raw weights, not their average, of the training state in its folder.
 
     Raises:
-        UserError: the folder holds no training state.
+        UserError: the folder holds no training state, a broken one, or another model's.
     """
+    with _broken_state_told(folder):
+        load_parameters(model, take_group(load_file(folder / TENSORS_FILE), "model"))
+
+
+@contextmanager
+def _broken_state_told(folder: Path) -> Iterator[None]:
+    """Within the block, a training state that cannot be gone on with is the user's to mend."""
+    ways_out = (
+        "make the model again (dvc repro), or set distill.next_teacher=ema, reset_optimizer and reset_ema to true"
+    )
     try:
-        tensors = load_file(folder / TENSORS_FILE)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {TENSORS_FILE}, so its raw weights cannot teach: set distill.next_teacher=ema"
-        ) from None
-    load_parameters(model, take_group(tensors, "model"))
+        yield
+    except FileNotFoundError as error:
+        name = Path(error.filename).name if error.filename else TENSORS_FILE
+        raise UserError(f"{folder} holds no {name}, from which the next round goes on: {ways_out}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the training state in {folder} is broken ({one_line(error)}): {ways_out}") from None

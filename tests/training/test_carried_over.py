@@ -1,0 +1,93 @@
+"""The training state that a round takes over: whole, or told in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from halfstep.errors import UserError
+from halfstep.files import read_json, write_json
+from halfstep.training.ema import EMA
+from halfstep.training.optimizer import build_optimizer
+from halfstep.training.session import CarriedOver, _carry_over, load_raw_weights
+from halfstep.training.state import TENSORS_FILE, VALUES_FILE, TrainState
+
+
+def new_state(seed: int) -> TrainState:
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(model, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return TrainState(model, optimizer, EMA(model, 0.9), optimizer_step=seed)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    new_state(7).save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+@pytest.mark.parametrize("ema", [True, False])
+def test_what_is_asked_for_is_taken_over_and_nothing_else(folder: Path, optimizer: bool, ema: bool) -> None:
+    before, state, after = new_state(7), new_state(8), new_state(8)
+    _carry_over(after, CarriedOver(folder, optimizer=optimizer, ema=ema))
+    assert after.optimizer_step == (7 if optimizer else 8)
+    for key, expected in (before if ema else state).ema.average.items():
+        assert torch.equal(after.ema.average[key], expected)
+    moments = [next(iter(s.optimizer.state.values()))["exp_avg"] for s in (after, before if optimizer else state)]
+    assert torch.equal(*moments)
+    assert torch.equal(after.model.weight, state.model.weight)
+    load_raw_weights(after.model, folder)
+    assert torch.equal(after.model.weight, before.model.weight)
+
+
+def _cut(folder: Path) -> None:
+    file = folder / TENSORS_FILE
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def _another_shape(folder: Path) -> None:
+    tensors = load_file(folder / TENSORS_FILE)
+    save_file(
+        {name: tensor.repeat(2) if tensor.dim() == 1 else tensor for name, tensor in tensors.items()},
+        folder / TENSORS_FILE,
+    )
+
+
+def _without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / TENSORS_FILE)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("bias")}, folder / TENSORS_FILE)
+
+
+def _pickle(folder: Path) -> None:
+    torch.save({"model.weight": torch.ones(2, 3)}, folder / TENSORS_FILE)
+
+
+@pytest.mark.parametrize(
+    "harm", [_cut, _another_shape, _without_a_tensor, _pickle, lambda folder: (folder / TENSORS_FILE).unlink()]
+)
+def test_a_broken_state_is_one_line(folder: Path, harm: Callable[[Path], None]) -> None:
+    harm(folder)
+    with pytest.raises(UserError, match=r"dvc repro.*next_teacher=ema") as raised:
+        load_raw_weights(new_state(8).model, folder)
+    assert str(folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("values", ["[]", "{}", "{", "null"])
+def test_broken_values_are_one_line(folder: Path, values: str) -> None:
+    (folder / VALUES_FILE).write_text(values)
+    with pytest.raises(UserError, match=r"the training state in .* is broken"):
+        _carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
+
+
+def test_a_count_that_is_missing_is_told(folder: Path) -> None:
+    write_json(
+        folder / VALUES_FILE, {k: v for k, v in read_json(folder / VALUES_FILE).items() if k != "ema_num_updates"}
+    )
+    with pytest.raises(UserError, match=r"is broken .*ema_num_updates"):
+        _carry_over(new_state(8), CarriedOver(folder, optimizer=False, ema=True))
