@@ -51,11 +51,12 @@ def _cut(folder: Path) -> None:
 
 
 def _another_shape(folder: Path) -> None:
+    _reshape(folder, "model.bias")
+
+
+def _reshape(folder: Path, name: str) -> None:
     tensors = load_file(folder / TENSORS_FILE)
-    save_file(
-        {name: tensor.repeat(2) if tensor.dim() == 1 else tensor for name, tensor in tensors.items()},
-        folder / TENSORS_FILE,
-    )
+    save_file({**tensors, name: tensors[name][:1].clone()}, folder / TENSORS_FILE)
 
 
 def _without_a_tensor(folder: Path) -> None:
@@ -85,9 +86,17 @@ def test_broken_values_are_one_line(folder: Path, values: str) -> None:
         _carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
 
 
+@pytest.mark.parametrize("name", ["ema.weight", "exp_avg.weight", "exp_avg_sq.bias"])
+def test_a_tensor_of_another_shape_is_told(folder: Path, name: str) -> None:
+    """One row would be spread over all."""
+    _reshape(folder, name)
+    with pytest.raises(UserError, match="is broken"):
+        _carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
+
+
 def test_a_count_that_is_missing_is_told(folder: Path) -> None:
-    write_json(
-        folder / VALUES_FILE, {k: v for k, v in read_json(folder / VALUES_FILE).items() if k != "ema_num_updates"}
-    )
+    values = read_json(folder / VALUES_FILE)
+    del values["ema_num_updates"]
+    write_json(folder / VALUES_FILE, values)
     with pytest.raises(UserError, match=r"is broken .*ema_num_updates"):
         _carry_over(new_state(8), CarriedOver(folder, optimizer=False, ema=True))

@@ -54,9 +54,10 @@ class EMA:
         """Go on from a saved average.
 
         Raises:
-            ValueError: its names are not those of the model.
+            ValueError: its names or shapes are not those of the model.
         """
-        if average.keys() != self.average.keys():
+        shapes = {name: tensor.shape for name, tensor in self.average.items()}
+        if {name: tensor.shape for name, tensor in average.items()} != shapes:
             raise ValueError("the saved average belongs to another model")
         self.num_updates = num_updates
         for name, tensor in self.average.items():

@@ -196,7 +196,8 @@ def load_raw_weights(model: nn.Module, folder: Path) -> None:
 def _broken_state_told(folder: Path) -> Iterator[None]:
     """Within the block, a training state that cannot be gone on with is the user's to mend."""
     ways_out = (
-        "make the model again (dvc repro), or set distill.next_teacher=ema, reset_optimizer and reset_ema to true"
+        "make the model again (dvc repro), or set distill.next_teacher=ema, distill.reset_optimizer=true and"
+        " distill.reset_ema=true"
     )
     try:
         yield

@@ -114,7 +114,7 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: di
     """Give the optimizer the moments in `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`; none at all is a new one.
 
     Raises:
-        ValueError: some parameters have moments and others do not.
+        ValueError: some parameters have moments and others do not, or they have another shape.
     """
     groups = {key: take_group(tensors, key) for key in MOMENTS}
     names = [name for name, _ in model.named_parameters()]
@@ -124,6 +124,8 @@ def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: di
         if group.keys() != set(names):
             raise ValueError(f"the saved optimizer has no {key} for some parameters")
     for name, parameter in model.named_parameters():
+        if not groups["exp_avg"][name].shape == groups["exp_avg_sq"][name].shape == parameter.shape:
+            raise ValueError(f"the saved moments of {name} have another shape")
         device = parameter.device
         optimizer.state[parameter] = {
             "step": groups["step"][name].to(device),
