@@ -56,8 +56,7 @@ def main(
         scratch_folder() as scratch,
     ):
         # Before the long part, which a mistake in them would make vain.
-        with atomic_path(work.path / "cloze.jsonl") as new_cloze:
-            num_passages = write_cloze(new_cloze, cloze_of(params))
+        num_passages = write_cloze(scratch / "cloze.jsonl", cloze_of(params))
         documents = open_corpus(params, scratch)
         train, valid = split_documents(documents, data.valid_fraction, seed=params.seed)
         if not (work.path / "tokenizer").is_dir():
@@ -81,7 +80,7 @@ def main(
             atomic_path(tokenizer_path) as new_tokenizer,
             atomic_path(tokens_path) as new_tokens,
         ):
-            shutil.copyfile(work.path / "cloze.jsonl", new_cloze)
+            shutil.copyfile(scratch / "cloze.jsonl", new_cloze)
             shutil.copytree(work.path / "tokenizer", new_tokenizer)
             new_tokens.mkdir()
             manifest = {

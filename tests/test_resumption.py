@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from halfstep import resumption
-from halfstep.errors import Interrupted
+from halfstep.errors import Interrupted, UserError
 from halfstep.resumption import Journal, open_work, stops_at_signals
 
 
@@ -84,7 +84,19 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
 
 def path_of(values: dict, inputs: list[Path]) -> Path:
     with open_work("stage", values, inputs) as work:
+        (work.path / "kept").write_text("something")
         return work.path
+
+
+def test_work_that_kept_nothing_leaves_nothing(root: Path) -> None:
+    def refused() -> None:
+        with open_work("stage", {}, []) as work:
+            work.journal()
+            raise UserError("no")
+
+    with pytest.raises(UserError):
+        refused()
+    assert [path for path in (root / ".halfstep").rglob("*") if path.suffix != ".lock" and path.is_file()] == []
 
 
 def test_work_is_found_by_the_same_parameters_files_and_code_only(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -133,6 +145,7 @@ def test_finished_work_is_kept_until_another_stage_begins(root: Path) -> None:
         assert (first.path / "kept").is_file()
     with open_work("unfinished", {}, []) as unfinished:
         assert not first.path.exists()
+        (unfinished.path / "kept").write_text("something")
     with open_work("third", {}, []):
         assert unfinished.path.exists()
 
@@ -142,7 +155,7 @@ def _hold(root: str, seconds: float, started) -> None:
     with open_work("stage", {}, []) as work:
         started.set()
         time.sleep(seconds)
-        (work.path / "done").touch()
+        (work.path / "done").write_text("all of it")
 
 
 def test_a_second_process_with_the_same_work_waits_and_says_so(root: Path, capsys) -> None:

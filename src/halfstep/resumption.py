@@ -171,6 +171,8 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
         _sweep_finished(root)
         yield Work(name, path)
     finally:
+        if not _holds_work(path):
+            shutil.rmtree(path, ignore_errors=True)
         lock.release()
 
 
@@ -221,6 +223,12 @@ def _content_hash(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _holds_work(path: Path) -> bool:
+    """Whether anything was kept; a command that refused its input leaves nothing."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != DESCRIPTION_FILE)
+    return (path / FINISHED_FILE).exists() or any(file.stat().st_size for file in files)
 
 
 def _lock_path(path: Path) -> Path:

@@ -113,8 +113,21 @@ def test_latency_and_scaling_write_a_line_for_each_point(tmp_path: Path, monkeyp
     assert [(case["axis"], case[case["axis"]]) for case in cases] == [
         ("num_steps", 1), ("num_steps", 2), ("length", 2), ("length", 4)
     ]  # fmt: skip
-    scaling.draw(cases, tmp_path / "curves.png")
+    scaling.draw(cases, TINY, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_shares_of_operators_add_up_and_count_their_calls(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    result = CliRunner().invoke(app, ["profile", "train", *TINY_OPTIONS, "--json", str(file), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    cases = json.loads(file.read_text())["cases"]
+    assert sum(case["share"] for case in cases) == pytest.approx(1)
+    assert [case["share"] for case in cases[:-1]] == sorted((case["share"] for case in cases[:-1]), reverse=True)
+    assert cases[-1]["operator"] == "others"
+    assert all(case["operator"] in result.output for case in cases)
+    refused = CliRunner().invoke(app, ["profile", "walk"])
+    assert isinstance(refused.exception, UserError)
 
 
 def test_lists_of_numbers_are_checked() -> None:
