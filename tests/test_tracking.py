@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,38 @@ def test_training_goes_on_without_a_server_with_one_warning(
     assert len(warnings) == 1
     assert "training goes on" in warnings[0]
     assert "secret" not in warnings[0]
+
+
+@pytest.mark.parametrize("error", [None, Interrupted(15, "stopped")])
+def test_a_server_that_never_answers_holds_up_nothing(
+    project: Project, monkeypatch: pytest.MonkeyPatch, error: Interrupted | None
+) -> None:
+    """It answers only when training has ended: a training that waited for it would never end."""
+    answers = threading.Event()
+    asked = threading.Event()
+
+    def hang(*arguments: object) -> None:
+        asked.set()
+        answers.wait()
+        raise OSError("too late")
+
+    monkeypatch.setattr(tracking, "_open_live", hang)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "INTERRUPTED_FLUSH_SECONDS", 0.01)
+    logged = 0
+    try:
+        with tracking.live_run(project.params, model="0") as log:
+            asked.wait()
+            for step in range(1000):
+                log(step, {"loss": 1.0})
+                logged += 1
+            if error is not None:
+                raise error
+    except Interrupted as raised:
+        assert raised is error
+    finally:
+        answers.set()
+    assert logged == 1000
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
