@@ -47,7 +47,7 @@ def main(
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
-    from halfstep.resumption import open_work, stops_at_signals
+    from halfstep.resumption import open_work
     from halfstep.settings import BASELINE, check_model_name, load_params
     from halfstep.stage_times import record_stage
 
@@ -84,11 +84,7 @@ def main(
     scorer_source = _scorer_source(settings.scorer)
     inputs = [model_path, samples_path, tokens_path, cloze_path, *(f for f in [Path(scorer_source)] if f.is_dir())]
     values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
-    with (
-        open_work(f"evaluate-{model_name}", values, inputs) as work,
-        stops_at_signals(lambda: f"{work.name}: stopped; the same command goes on after {journal.num_known} batches"),
-    ):
-        journal = work.journal()
+    with open_work(f"evaluate-{model_name}", values, inputs) as work, work.journal() as journal:
         subject: Subject
         if is_baseline:
             model = load_autoregressive(model_path).to(device)

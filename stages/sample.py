@@ -42,7 +42,7 @@ def main(
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
-    from halfstep.resumption import open_work, stops_at_signals
+    from halfstep.resumption import open_work
     from halfstep.seeds import derive_seed
     from halfstep.settings import BASELINE, check_model_name, load_params
     from halfstep.stage_times import record_stage
@@ -88,18 +88,12 @@ def main(
     )
     model.to(device)
     precision = select_precision(params.runtime.precision, device)
-    with open_work(
-        f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), [model_path, tokens_path]
-    ) as work:
-        journal = work.journal()
-        with (
-            stops_at_signals(
-                lambda: f"{work.name}: stopped; the same command goes on after {journal.num_known} batches"
-            ),
-            atomic_path(samples_path) as folder,
-            autocast(device, precision),
-            broken_weights_told(model_path),
-        ):
+    inputs = [model_path, tokens_path]
+    with (
+        open_work(f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), inputs) as work,
+        work.journal() as journal,
+    ):
+        with atomic_path(samples_path) as folder, autocast(device, precision), broken_weights_told(model_path):
             folder.mkdir()
             for kind, (prefixes, prefix_rows, length) in requests.items():
                 seed = derive_seed(params.seed, kind)

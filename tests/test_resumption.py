@@ -90,8 +90,7 @@ def path_of(values: dict, inputs: list[Path]) -> Path:
 
 def test_work_that_kept_nothing_leaves_nothing(root: Path) -> None:
     def refused() -> None:
-        with open_work("stage", {}, []) as work:
-            work.journal()
+        with open_work("stage", {}, []) as work, work.journal():
             raise UserError("no")
 
     with pytest.raises(UserError):

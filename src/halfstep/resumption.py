@@ -118,12 +118,15 @@ class Work:
     name: str
     path: Path
 
-    def journal(self) -> Journal:
-        """The pieces of work done so far."""
+    @contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """The pieces of work done so far; within the block SIGINT and SIGTERM stop the command with a line."""
         journal = Journal(self.path / JOURNAL_FILE)
         if journal.num_known:
             console.print(f"{self.name}: goes on after {journal.num_known} batches", markup=False)
-        return journal
+        stopped = f"{self.name}: stopped; the same command goes on after"
+        with stops_at_signals(lambda: f"{stopped} {journal.num_known} batches"):
+            yield journal
 
     def finish(self) -> None:
         """Say that the result is written.
