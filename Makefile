@@ -11,7 +11,7 @@ run: setup
 	halfstep summary
 
 test: setup
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .

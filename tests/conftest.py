@@ -26,3 +26,8 @@ def published() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pipeline first: where processes share the files of tests, one of them is busy with it from start to end."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-# Processes that run tests side by side leave these to one of them: they share a project that takes minutes to make.
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 CANARY = "canary-4f1d9c"
 SECRETS = dict.fromkeys(("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MY_API_KEY"), CANARY)
