@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -120,8 +121,8 @@ def _run_to_end(command: list[str], project: Path) -> dict[str, float]:
         time.sleep(0.2)
     if process.returncode:
         sys.exit(f"the pipeline failed with exit code {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
-    ends = [*list(begun.values())[1:], time.monotonic()]
-    seconds = {stage: end - start for (stage, start), end in zip(begun.items(), ends, strict=True)}
+    moments = [*begun.values(), time.monotonic()]
+    seconds = {stage: end - start for stage, (start, end) in zip(begun, pairwise(moments), strict=True)}
     (project.parent / f"{project.name}.seconds.json").write_text(json.dumps(seconds))
     return seconds
 
