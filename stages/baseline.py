@@ -37,8 +37,8 @@ def main(
     console.advise_on_memory(memory_advice(params, "baseline"))
     settings = params.baseline
     accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
-    train_tokens = load_tokens(tokens_path / "train.npy")
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    train_tokens = load_tokens(tokens_path, "train")
+    valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
     inputs = [tokens_path]
     if settings.init_from is not None:

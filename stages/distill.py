@@ -55,8 +55,8 @@ def main(
     student_path = student_path or Path(f"models/{round_index}")
     curve_path = curve_path or Path(f"curves/{round_index}.csv")
     accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
-    train_tokens = load_tokens(tokens_path / "train.npy")
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    train_tokens = load_tokens(tokens_path, "train")
+    valid_tokens = load_tokens(tokens_path, "valid")
 
     # The first teacher is a finished model; from then on the paper's rounds go on from the training state.
     carried_over = None

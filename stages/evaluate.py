@@ -63,7 +63,7 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     tokenizer = load_tokenizer(model_path)
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    valid_tokens = load_tokens(tokens_path, "valid")
     held_out = valid_tokens[: settings.num_valid_sequences]
     other_texts = {}
     with scratch_folder() as scratch:
@@ -112,7 +112,7 @@ def main(
 
         copied = copied_share(
             [unconditional.token_ids for unconditional, _ in sample_sets],
-            token_pieces(load_tokens(tokens_path / "train.npy")),
+            token_pieces(load_tokens(tokens_path, "train")),
             settings.longest_copy_tokens,
         )
         _, first = sample_sets[0]
@@ -136,7 +136,7 @@ def main(
                 tokenizer,
                 scorer,
                 references=text_features(
-                    valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist(),
+                    valid_tokens[prefix_rows][:, : len(first.token_ids[0])].tolist(),
                     tokenizer,
                     scorer,
                     batch_size=settings.batch_size,

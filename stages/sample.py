@@ -56,7 +56,7 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     tokenizer = load_tokenizer(model_path)
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    valid_tokens = load_tokens(tokens_path, "valid")
     if len(valid_tokens) < settings.num_prefixes:
         raise UserError(
             f"{tokens_path / 'valid.npy'} has {len(valid_tokens)} sequences, fewer than sample.num_prefixes"
@@ -73,7 +73,7 @@ def main(
             context_length,
         ),
         "continuations": (
-            torch.from_numpy(valid_tokens[rows, : settings.prefix_length].astype("int64")),
+            torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype("int64")),
             rows,
             settings.continuation_length,
         ),
