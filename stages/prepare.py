@@ -61,48 +61,47 @@ def main(
     ):
         # Before the long part, which a mistake in them would make vain.
         num_passages = write_cloze(scratch / "cloze.jsonl", cloze_of(params))
-        documents = open_corpus(params, work.path)
-        is_valid = split_documents(len(documents), data.valid_fraction, seed=params.seed)
-        if not (work.path / "tokenizer").is_dir():
-            with atomic_path(work.path / "tokenizer") as new_tokenizer:
-                make_tokenizer(params, documents, ~is_valid).save_pretrained(new_tokenizer)
-        tokenizer = load_tokenizer(work.path / "tokenizer")
-        splits = {}
-        for name, is_chosen in (("train", ~is_valid), ("valid", is_valid)):
-            total, start = int(is_chosen.sum()), num_documents_packed(work.path, name)
-            with console.progress(f"tokenizing {name}", total, unit="document", start=start) as update:
-                splits[name] = pack_documents(
-                    documents,
-                    is_chosen,
-                    tokenizer,
-                    work.path,
-                    name,
-                    context_length=data.context_length,
-                    tokens_per_shard=data.tokens_per_shard,
-                    num_workers=data.num_workers,
-                    on_documents=update,
-                )
-        manifest = Manifest(
-            source=data.source,
-            seed=params.seed,
-            context_length=data.context_length,
-            vocab_size=len(tokenizer),
-            dtype=id_type(len(tokenizer)),
-            num_cloze_passages=num_passages,
-            **splits,
-        )
-        with (
-            atomic_path(cloze_path) as new_cloze,
-            atomic_path(tokenizer_path) as new_tokenizer,
-            atomic_path(tokens_path) as new_tokens,
-        ):
-            shutil.copyfile(scratch / "cloze.jsonl", new_cloze)
-            shutil.copytree(work.path / "tokenizer", new_tokenizer)
-            new_tokens.mkdir()
-            write_json(new_tokens / MANIFEST_FILE, manifest.model_dump())
-            for shard in (*manifest.train.shards, *manifest.valid.shards):
-                link_or_copy(work.path / shard.file, new_tokens / shard.file)
-        documents.delete()
+        with open_corpus(params, work.path) as documents:
+            is_valid = split_documents(len(documents), data.valid_fraction, seed=params.seed)
+            if not (work.path / "tokenizer").is_dir():
+                with atomic_path(work.path / "tokenizer") as new_tokenizer:
+                    make_tokenizer(params, documents, ~is_valid).save_pretrained(new_tokenizer)
+            tokenizer = load_tokenizer(work.path / "tokenizer")
+            splits = {}
+            for name, is_chosen in (("train", ~is_valid), ("valid", is_valid)):
+                total, start = int(is_chosen.sum()), num_documents_packed(work.path, name)
+                with console.progress(f"tokenizing {name}", total, unit="document", start=start) as update:
+                    splits[name] = pack_documents(
+                        documents,
+                        is_chosen,
+                        tokenizer,
+                        work.path,
+                        name,
+                        context_length=data.context_length,
+                        tokens_per_shard=data.tokens_per_shard,
+                        num_workers=data.num_workers,
+                        on_documents=update,
+                    )
+            manifest = Manifest(
+                source=data.source,
+                seed=params.seed,
+                context_length=data.context_length,
+                vocab_size=len(tokenizer),
+                dtype=id_type(len(tokenizer)),
+                num_cloze_passages=num_passages,
+                **splits,
+            )
+            with (
+                atomic_path(cloze_path) as new_cloze,
+                atomic_path(tokenizer_path) as new_tokenizer,
+                atomic_path(tokens_path) as new_tokens,
+            ):
+                shutil.copyfile(scratch / "cloze.jsonl", new_cloze)
+                shutil.copytree(work.path / "tokenizer", new_tokenizer)
+                new_tokens.mkdir()
+                write_json(new_tokens / MANIFEST_FILE, manifest.model_dump())
+                for shard in (*manifest.train.shards, *manifest.valid.shards):
+                    link_or_copy(work.path / shard.file, new_tokens / shard.file)
         record_stage("prepare", tokens_path / MANIFEST_FILE)
         work.finish()
     counts = "; ".join(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from halfstep.data.corpora import store_documents
 from halfstep.data.packing import pack_documents
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer, train_word_tokenizer, with_mask_token
 from halfstep.evaluation.scorer import load_scorer
@@ -355,7 +357,6 @@ def test_tokenizers_without_what_is_needed_are_refused(
 def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
     tmp_path: Path, refuse: Callable[..., None]
 ) -> None:
-    from datasets import Dataset
     from tokenizers import Tokenizer, models
 
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}))
@@ -363,12 +364,14 @@ def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
     refuse(
         "tokenizers",
         lambda: pack_documents(
-            Dataset.from_dict({"text": ["b"]}),
+            store_documents(["b"], None, tmp_path),
+            np.ones(1, np.bool_),
             wrapped,
-            tmp_path / "train.npy",
+            tmp_path,
+            "train",
             context_length=8,
+            tokens_per_shard=2**20,
             num_workers=1,
-            scratch=tmp_path,
             on_documents=lambda done, note: None,
         ),
         "data.tokenizer.source",
@@ -460,23 +463,23 @@ def test_any_value_in_a_tokenizer_loads_or_is_refused(
     name: str, models: dict[str, Path], examples: Any, attempt: Callable[..., Any], tmp_path_factory: Any
 ) -> None:
     """What loads also tokenizes, or says that it cannot."""
-    from datasets import Dataset
-
     folder = tmp_path_factory.mktemp("tokenizer")
     shutil.copytree(models["denoiser"], folder, dirs_exist_ok=True)
     values = json.loads((folder / name).read_text())
     places = list(places_in(values))
-    documents = Dataset.from_dict({"text": ["Ann sat by the unknown, river.\u202e\n"] * 20})
+    documents = store_documents(["Ann sat by the unknown, river.\u202e\n"] * 20, None, folder)
 
     def use() -> bool:
         tokenizer = with_mask_token(load_tokenizer(folder))
         pack_documents(
             documents,
+            np.ones(20, np.bool_),
             tokenizer,
-            folder / "train.npy",
+            folder,
+            "train",
             context_length=8,
+            tokens_per_shard=2**20,
             num_workers=1,
-            scratch=folder,
             on_documents=lambda done, note: None,
         )
         return True

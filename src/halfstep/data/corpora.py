@@ -11,6 +11,7 @@ import codecs
 import glob
 import json
 import logging
+import math
 import os
 import re
 import sysconfig
@@ -61,6 +62,9 @@ NOT_LIBRARY = frozenset(
 class Documents:
     """The texts of a corpus, in an Arrow file that is read a batch at a time: neither held nor mapped as a whole.
 
+    A block that begins with them deletes the file when it is done, or refuses them (`UserError`); cut off by anything
+    else, it leaves the file to the next process.
+
     Attributes:
         num_bytes: of the file.
     """
@@ -90,19 +94,22 @@ class Documents:
                 skipped = max(start - first, 0)
                 yield first + skipped, texts[skipped:].to_pylist()
 
-    def delete(self) -> None:
-        """Delete the file, when nothing reads it any more."""
-        self._path.unlink(missing_ok=True)
+    def __enter__(self) -> Documents:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None or issubclass(kind, UserError):
+            self._path.unlink(missing_ok=True)
 
 
 def stories_corpus(num_documents: int, *, seed: int, max_documents: int | None, folder: Path) -> Documents:
     """Stories from our own grammar; story i depends on the seed and i only."""
-    return _store(stories(num_documents, seed), max_documents, folder)
+    return store_documents(stories(num_documents, seed), max_documents, folder)
 
 
 def pydocs_corpus(*, max_documents: int | None, folder: Path) -> Documents:
     """The help topics of the running Python and its standard library's docstrings, a document per module."""
-    return _store(_pydocs(), max_documents, folder)
+    return store_documents(_pydocs(), max_documents, folder)
 
 
 def text_corpus(
@@ -125,7 +132,7 @@ def text_corpus(
     Raises:
         UserError: nothing matches, a file holds no text or cannot be read, or the column is missing.
     """
-    return _store(_read_files(find_files(paths), text_column, split_on_blank_lines), max_documents, folder)
+    return store_documents(_read_files(find_files(paths), text_column, split_on_blank_lines), max_documents, folder)
 
 
 def hub_corpus(
@@ -160,11 +167,13 @@ def hub_corpus(
             ),
         )
         if streaming:
-            return _store(_stream(rows, text_column, f"data set {hub_id}"), max_documents, folder)
+            return store_documents(_stream(rows, text_column, f"data set {hub_id}"), max_documents, folder)
         _check_column(rows.column_names, text_column, f"data set {hub_id}")
         _check_strings(rows.features[text_column].dtype, text_column, f"data set {hub_id}")
         tables = rows.select_columns([text_column]).with_format("arrow").iter(ROWS_PER_READ)
-        return _store((text for table in tables for text in table[text_column].to_pylist()), max_documents, folder)
+        return store_documents(
+            (text for table in tables for text in table[text_column].to_pylist()), max_documents, folder
+        )
     except (OSError, ValueError, DatasetsError) as error:
         if storage_fault(error):
             raise
@@ -232,6 +241,7 @@ def _read_txt(file: Path, text_column: str, split_on_blank_lines: int) -> Iterat
 
 def _documents_of(lines: TextIO, split_on_blank_lines: int, file: Path) -> Iterator[str]:
     """Lines joined to documents, which end where so many blank lines or more follow each other; 0 never ends one."""
+    ends_after = split_on_blank_lines or math.inf
     document: list[str] = []
     num_characters = num_blank = 0
     while line := lines.readline(MAX_DOCUMENT_BYTES):
@@ -239,7 +249,7 @@ def _documents_of(lines: TextIO, split_on_blank_lines: int, file: Path) -> Itera
         if document and line.endswith("\n") and line.isspace():
             num_blank += 1
         else:
-            if split_on_blank_lines and num_blank >= split_on_blank_lines:
+            if num_blank >= ends_after:
                 yield "".join(document[: len(document) - num_blank])
                 document, num_characters = [], 0
             num_blank = 0
@@ -247,7 +257,7 @@ def _documents_of(lines: TextIO, split_on_blank_lines: int, file: Path) -> Itera
         num_characters += len(line)
         if num_characters >= MAX_DOCUMENT_BYTES:
             raise _too_long(f"a document of {file}")
-    yield "".join(document)
+    yield "".join(document[: len(document) - num_blank] if num_blank >= ends_after else document)
 
 
 def _too_long(what: str) -> UserError:
@@ -422,20 +432,22 @@ def docstrings_of(file: Path) -> str:
     return "\n\n".join(text for node in documented if (text := ast.get_docstring(node)))
 
 
-def _store(texts: Iterator[str | None], max_documents: int | None, folder: Path) -> Documents:
-    """Write documents to an Arrow file, unless an earlier process wrote it whole."""
+def store_documents(texts: Iterable[str | None], max_documents: int | None, folder: Path) -> Documents:
+    """Write texts to `folder`, the first so many (None: all), unless an earlier process wrote all of them there."""
     path = folder / DOCUMENTS_FILE
     if not path.exists():
         unfinished = path.with_suffix(".unfinished")
         schema = pa.schema({"text": pa.large_string()})
-        with storage_faults_named(path):
-            with unfinished.open("wb") as file:
+        try:
+            with storage_faults_named(path), unfinished.open("wb") as file:
                 with pa.ipc.new_file(file, schema) as writer:
                     for batch in _batches(_told(islice(texts, max_documents))):
                         writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return Documents(path)
 
 
