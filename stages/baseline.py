@@ -20,6 +20,7 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
     from halfstep.memory_advice import memory_advice
@@ -40,7 +41,7 @@ def main(
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
-    inputs = [tokens_path]
+    inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
         inputs += [folder for folder in [Path(source)] if folder.is_dir()]

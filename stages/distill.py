@@ -25,6 +25,7 @@ def main(
     """
     import copy
 
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
@@ -79,7 +80,9 @@ def main(
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
     with open_work(
-        f"distill-{round_index}", params.deciding("seed", "runtime", "noise", "distill"), [tokens_path, teacher_path]
+        f"distill-{round_index}",
+        params.deciding("seed", "runtime", "noise", "distill"),
+        [tokens_path / MANIFEST_FILE, teacher_path],
     ) as work:
         with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, broken_weights_told(teacher_path):
             state = fit(

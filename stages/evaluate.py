@@ -27,6 +27,7 @@ def main(
     with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
     unconditional sample. Killed, it goes on after the last batch.
     """
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
@@ -82,7 +83,8 @@ def main(
     )
     passages = load_passages(cloze_path, settings.num_cloze_passages)
     scorer_source = _scorer_source(settings.scorer)
-    inputs = [model_path, samples_path, tokens_path, cloze_path, *(f for f in [Path(scorer_source)] if f.is_dir())]
+    inputs = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
+    inputs += [folder for folder in [Path(scorer_source)] if folder.is_dir()]
     values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
     with open_work(f"evaluate-{model_name}", values, inputs) as work, work.journal() as journal:
         subject: Subject

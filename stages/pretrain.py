@@ -20,6 +20,7 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (config.json, model.safetensors with the
     averaged weights, the tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
@@ -43,7 +44,7 @@ def main(
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
-    key_inputs = [tokens_path]
+    key_inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
         model = Denoiser.from_pretrained(source, settings.init_revision)
