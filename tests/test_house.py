@@ -35,6 +35,7 @@ ROOMS = {
         "halfstep.model",
     },
     "halfstep.bench": {
+        "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
         "halfstep.distillation",

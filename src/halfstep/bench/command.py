@@ -251,6 +251,55 @@ def scaling(
         draw(run.results["cases"], run.size, plot_path)
 
 
+@app.command()
+def data(
+    paths: Annotated[list[str], typer.Argument(help=".txt, .jsonl or .parquet files, folders or globs.")],
+    tokenizer: Annotated[str, typer.Option(help="A folder or a hub id.")] = "gpt2",
+    split_on_blank_lines: Annotated[int, typer.Option(min=0, help="Of .txt files; 0: a file is one document.")] = 1,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes [all cores].")] = None,
+    context_length: Annotated[int, typer.Option(min=3)] = 1024,
+    num_repeats: Repeats = 2,
+    json_path: Json = None,
+) -> None:
+    """Time tokenizing text: `datasets.map` beside `prepare`."""
+    import tempfile
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from halfstep.bench.data import compare_tokenizing
+    from halfstep.data.packing import num_cores
+    from halfstep.files import write_json
+
+    num_processes = num_workers or num_cores()
+    with tempfile.TemporaryDirectory(dir=".", prefix=".bench-data-") as folder:
+        num_bytes, sides = compare_tokenizing(
+            paths,
+            tokenizer,
+            split_on_blank_lines=split_on_blank_lines,
+            num_workers=num_processes,
+            context_length=context_length,
+            num_repeats=num_repeats,
+            folder=Path(folder),
+        )
+    title = f"{num_bytes / 1e6:.0f} MB of text, {num_processes} processes, the fastest of {num_repeats}"
+    table = Table("", "seconds", "tokens/s", "tokens/s a core", "MB/s", "peak memory", title=title)
+    for side in sides:
+        rate = side.num_tokens / side.seconds
+        table.add_row(
+            side.name,
+            f"{side.seconds:.1f}",
+            f"{rate:,.0f}",
+            f"{rate / num_processes:,.0f}",
+            f"{num_bytes / 1e6 / side.seconds:.2f}",
+            f"{side.peak_bytes / 2**20:,.0f} MiB",
+        )
+    Console().print(table)
+    if json_path is not None:
+        write_json(json_path, {"num_bytes": num_bytes, "sides": [asdict(side) for side in sides]})
+
+
 def numbers(option: str, text: str) -> list[int]:
     """Whole numbers above zero, between commas."""
     try:
