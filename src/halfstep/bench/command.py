@@ -262,42 +262,46 @@ def data(
     json_path: Json = None,
 ) -> None:
     """Time tokenizing text: `datasets.map` beside `prepare`."""
-    import tempfile
-    from dataclasses import asdict
+    import json
+    import subprocess
+    import sys
 
     from rich.console import Console
     from rich.table import Table
 
-    from halfstep.bench.data import compare_tokenizing
     from halfstep.data.packing import num_cores
     from halfstep.files import write_json
 
     num_processes = num_workers or num_cores()
-    with tempfile.TemporaryDirectory(dir=".", prefix=".bench-data-") as folder:
-        num_bytes, sides = compare_tokenizing(
-            paths,
-            tokenizer,
-            split_on_blank_lines=split_on_blank_lines,
-            num_workers=num_processes,
-            context_length=context_length,
-            num_repeats=num_repeats,
-            folder=Path(folder),
-        )
-    title = f"{num_bytes / 1e6:.0f} MB of text, {num_processes} processes, the fastest of {num_repeats}"
+    request = {
+        "paths": paths,
+        "tokenizer_source": tokenizer,
+        "split_on_blank_lines": split_on_blank_lines,
+        "num_workers": num_processes,
+        "context_length": context_length,
+        "num_repeats": num_repeats,
+    }
+    command = [sys.executable, "-m", "halfstep.bench.data", json.dumps(request)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    results = json.loads(done.stdout.splitlines()[-1])
+    megabytes = results["num_bytes"] / 1e6
+    title = f"{megabytes:.0f} MB of text, {num_processes} processes, the fastest of {num_repeats}"
     table = Table("", "seconds", "tokens/s", "tokens/s a core", "MB/s", "peak memory", title=title)
-    for side in sides:
-        rate = side.num_tokens / side.seconds
+    for side in results["sides"]:
+        rate = side["num_tokens"] / side["seconds"]
         table.add_row(
-            side.name,
-            f"{side.seconds:.1f}",
+            side["name"],
+            f"{side['seconds']:.1f}",
             f"{rate:,.0f}",
             f"{rate / num_processes:,.0f}",
-            f"{num_bytes / 1e6 / side.seconds:.2f}",
-            f"{side.peak_bytes / 2**20:,.0f} MiB",
+            f"{megabytes / side['seconds']:.2f}",
+            f"{side['peak_bytes'] / 2**20:,.0f} MiB",
         )
     Console().print(table)
     if json_path is not None:
-        write_json(json_path, {"num_bytes": num_bytes, "sides": [asdict(side) for side in sides]})
+        write_json(json_path, results)
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -1,13 +1,19 @@
-"""How fast text becomes tokens: `datasets.map` with a tokenizer, beside what `prepare` does."""
+"""How fast text becomes tokens: `datasets.map` with a tokenizer, beside what `prepare` does.
+
+`python -m halfstep.bench.data REQUEST` prints it for a JSON object of the arguments of `compare_tokenizing`. Processes
+that tokenize import the main module of the one that starts them, so this one imports little.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +21,7 @@ import numpy as np
 import psutil
 import pyarrow.compute as pc
 
+from halfstep import console
 from halfstep.data.corpora import Documents, text_corpus
 from halfstep.data.packing import pack_documents
 from halfstep.data.tokenizer import load_tokenizer, with_mask_token
@@ -158,3 +165,14 @@ def _peak() -> Iterator[Callable[[], int]]:
     finally:
         is_done.set()
         thread.join()
+
+
+def main(request: str) -> None:
+    """Print {"num_bytes", "sides"} of a comparison."""
+    with tempfile.TemporaryDirectory(dir=".", prefix=".bench-data-") as folder:
+        num_bytes, sides = compare_tokenizing(**json.loads(request), folder=Path(folder).resolve())
+    print(json.dumps({"num_bytes": num_bytes, "sides": [asdict(side) for side in sides]}))
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -244,7 +244,6 @@ class _Shards:
         if self._file is None:
             self._open()
         assert self._file is not None
-        self._file.truncate()
         self._file.seek(0)
         self._write_header(self._num_rows)
         self._sync()
