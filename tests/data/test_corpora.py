@@ -117,7 +117,7 @@ def test_a_document_that_no_memory_holds_is_refused(
     assert read(f"a{suffix}") == [text]
 
 
-@pytest.mark.parametrize(("place", "scan"), [(0, 64), (63, 64), (64, 64), (200, 64), (299, 64), (150, 1)])
+@pytest.mark.parametrize(("place", "scan"), [(0, 64), (63, 64), (64, 64), (200, 64), (299, 64), (151, 1), (63, 63)])
 def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: int, scan: int
 ) -> None:
