@@ -40,8 +40,8 @@ DOCUMENTS_FILE = "documents.arrow"
 CHARACTERS_PER_BATCH = 1_000_000
 """Of the texts that are written, read and tokenized at once."""
 
-MAX_DOCUMENT_BYTES = 2**28
-"""A document is held in memory whole, and takes many times its size there while it is tokenized."""
+MAX_DOCUMENT_BYTES = 2**27
+"""A document is held in memory whole, and takes a hundred times its size there while it is tokenized."""
 
 BYTES_PER_SCAN = 2**20
 
