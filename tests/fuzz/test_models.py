@@ -422,11 +422,15 @@ def test_a_models_own_tokenizer_is_taken(models: dict[str, Path], attempt: Calla
      ("sample", ("ar", "--model", "autoregressive"))],
 )  # fmt: skip
 def test_stages_refuse_a_model_with_another_tokenizer(
-    stage: str, arguments: tuple[str, ...], copied: Any, tmp_path: Path, run_stage: Callable[..., str]
+    stage: str,
+    arguments: tuple[str, ...],
+    copied: Any,
+    tmp_path: Path,
+    run_stage: Callable[..., str],
+    write_tokens: Callable[..., None],
 ) -> None:
     import importlib
 
-    import numpy as np
     import yaml
 
     from halfstep.generation import write_samples
@@ -434,9 +438,7 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     values["sample"] |= {"num_prefixes": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    (tmp_path / "data" / "tokens").mkdir(parents=True)
-    for name in ("train", "valid"):
-        np.save(tmp_path / "data" / "tokens" / f"{name}.npy", np.zeros((4, 64), np.uint16))
+    write_tokens(tmp_path / "data" / "tokens", {"train": np.zeros((4, 64), np.uint16)})
     (tmp_path / "data" / "cloze.jsonl").touch()
     folder = copied(arguments[-1])
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
