@@ -14,8 +14,8 @@ from halfstep.files import write_json
 ROWS = np.arange(10, dtype=np.uint16)[:, None] * np.ones(3, dtype=np.uint16)
 
 
-def batches(batch_size: int, num: int, *, seed: int = 0, start_step: int = 0) -> list[torch.Tensor]:
-    return list(islice(token_batches(ROWS, batch_size, seed=seed, start_step=start_step), num))
+def batches(batch_size: int, num: int, *, seed: int = 0, start_step: int = 0, **options: slice) -> list[torch.Tensor]:
+    return list(islice(token_batches(ROWS, batch_size, seed=seed, start_step=start_step, **options), num))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 10, 23])
@@ -30,6 +30,14 @@ def test_starting_late_gives_the_same_batches(start_step: int) -> None:
     late = batches(4, 5, start_step=start_step)
     whole = batches(4, start_step + 5)[start_step:]
     assert all(torch.equal(a, b) for a, b in zip(late, whole, strict=True))
+
+
+def test_ranks_read_their_rows_of_the_same_batches() -> None:
+    whole = batches(7, 9)
+    parts = [batches(7, 9, rows=slice(rank, None, 3)) for rank in range(3)]
+    for batch, *of_ranks in zip(whole, *parts, strict=True):
+        assert [len(part) for part in of_ranks] == [3, 2, 2]
+        assert all(torch.equal(batch[rank::3], part) for rank, part in enumerate(of_ranks))
 
 
 def test_order_depends_on_seed_and_epoch() -> None:

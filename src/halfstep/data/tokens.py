@@ -86,7 +86,9 @@ def vocab_size_of(tokens_path: Path) -> int:
         raise UserError(f"{path} does not say vocab_size; write it again: dvc repro -f prepare") from None
 
 
-def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+def token_batches(
+    tokens: Tokens, batch_size: int, *, seed: int, start_step: int = 0, rows: slice = slice(None)
+) -> Iterator[Tensor]:
     """Yield batches without end; the batch of a step depends on the seed and the step only.
 
     Every epoch is a new permutation of the rows and uses each of them once. A batch may lie across the border
@@ -97,8 +99,9 @@ def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int
         batch_size: rows per batch.
         seed: decides the order.
         start_step: number of batches to skip.
+        rows: the rows of each batch that are read and yielded, such as `slice(rank, None, num_ranks)`.
     Yields:
-        x0, int64 [batch_size, length].
+        x0, int64 [number of these rows, length].
     """
     num_rows = len(tokens)
 
@@ -107,9 +110,9 @@ def token_batches(tokens: Tokens, batch_size: int, *, seed: int, start_step: int
         return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
     for step in count(start_step):
-        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_rows)
-        rows = np.concatenate([rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        yield torch.from_numpy(tokens[rows].astype(np.int64))
+        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size)[rows], num_rows)
+        chosen = np.concatenate([rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        yield torch.from_numpy(tokens[chosen].astype(np.int64))
 
 
 ROWS_PER_PIECE = 4096
