@@ -27,6 +27,7 @@ def main(
     with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
     unconditional sample. Killed, it goes on after the last batch.
     """
+    from halfstep import ranks
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
@@ -44,6 +45,7 @@ def main(
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
     from halfstep.files import resolve_user_path, write_json
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
@@ -55,6 +57,7 @@ def main(
     console.advise_on_memory(memory_advice(params, "evaluate"))
     settings = params.evaluate
     check_model_name(model_name)
+    enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     metrics_path = metrics_path or Path(f"metrics/{model_name}.json")
@@ -160,8 +163,9 @@ def main(
                 markup=False,
                 soft_wrap=True,
             )
+        if not ranks.is_main():
+            return
         entries = [metrics.as_dict() for metrics in measured]
-
         write_json(
             metrics_path,
             {

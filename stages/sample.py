@@ -27,11 +27,11 @@ def main(
     """
     import torch
 
+    from halfstep import ranks
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.errors import UserError
-    from halfstep.files import atomic_path
     from halfstep.generation import (
         autoregressive_sampler,
         broken_weights_told,
@@ -39,6 +39,7 @@ def main(
         draw_batches,
         write_samples,
     )
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
@@ -51,6 +52,7 @@ def main(
     console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
     check_model_name(model_name)
+    enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     set_num_threads(params.runtime.num_threads)
@@ -93,7 +95,11 @@ def main(
         open_work(f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), inputs) as work,
         work.journal() as journal,
     ):
-        with atomic_path(samples_path) as folder, autocast(device, precision), broken_weights_told(model_path):
+        with (
+            ranks.written_by_main(samples_path) as folder,
+            autocast(device, precision),
+            broken_weights_told(model_path),
+        ):
             folder.mkdir()
             for kind, (prefixes, prefix_rows, length) in requests.items():
                 seed = derive_seed(params.seed, kind)

@@ -4,7 +4,7 @@ Usually there is one. Then nothing here waits for anybody, or imports torch.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -77,20 +77,38 @@ def from_main(value: T) -> T:
     return values[0]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is true in one process or more."""
-    return any(gather(flag))
+def sums(*values: Any) -> list[Any]:
+    """Each value, a number or a tensor of one, summed over all processes, in float64; of one alone, as it is."""
+    return _reduced(values, "SUM")
 
 
-def sums(*values: float) -> list[float]:
-    """Each value summed over all processes, in float64."""
+def largest(*values: Any) -> list[Any]:
+    """Each value's largest among all processes."""
+    return _reduced(values, "MAX")
+
+
+def _reduced(values: Sequence[Any], operation: str) -> list[Any]:
     if _group is None:
         return list(values)
     import torch
+    from torch import distributed
 
-    total = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(total, group=_group)
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    distributed.all_reduce(total, getattr(distributed.ReduceOp, operation), group=_group)
     return total.tolist()
+
+
+def wait() -> None:
+    """Go on when all processes are here."""
+    if _group is not None:
+        from torch import distributed
+
+        distributed.barrier(group=_group)
+
+
+def share() -> slice:
+    """Which rows of a batch are this process's: every so many, so that all have early and late ones."""
+    return slice(rank(), None, num_ranks())
 
 
 @contextmanager
@@ -102,6 +120,18 @@ def written_by_main(path: Path) -> Iterator[Path]:
     else:
         with TemporaryDirectory() as folder:
             yield Path(folder) / path.name
+
+
+@contextmanager
+def written_by_all(path: Path) -> Iterator[Path]:
+    """One `atomic_path` for all processes, each of which may write to it; it stands when all have left the block."""
+    if is_main():
+        with atomic_path(path) as temporary:
+            yield from_main(temporary)
+            wait()
+    else:
+        yield from_main(path)
+        wait()
 
 
 def tells_lost_process(error: BaseException) -> bool:

@@ -180,7 +180,8 @@ class Work:
 
         What was kept stays until another stage begins: only then has DVC taken the result.
         """
-        (self.path / FINISHED_FILE).touch()
+        if ranks.is_main():
+            (self.path / FINISHED_FILE).touch()
 
 
 @contextmanager

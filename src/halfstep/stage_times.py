@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from halfstep import ranks
 from halfstep.console import STARTED, console
 from halfstep.faults import storage_fault
 from halfstep.files import project_root, read_json, write_json
@@ -42,7 +43,11 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
         stage: as DVC names it, such as `distill@2`.
         output: a file whose content tells this run from others.
         device: where the stage computed.
+
+    Of several processes the main one does.
     """
+    if not ranks.is_main():
+        return
     seconds = time.monotonic() - STARTED
     versions = f"Python {platform.python_version()}, torch {version('torch')}"
     try:

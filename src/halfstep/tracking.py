@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import storage_fault
 from halfstep.files import atomic_path, project_root, read_json
@@ -140,8 +141,12 @@ def live_run(params: Mapping[str, Any], *, model: str) -> Iterator[Log]:
             which pipeline run the model belongs.
         model: name of the model: `ar`, `0`, `1`, ...
     Yields:
-        a function of (step, values by name). The names are the columns of the training curve's file.
+        a function of (step, values by name); of several processes the main one's does something. The names are the
+        columns of the training curve's file.
     """
+    if not ranks.is_main():
+        yield lambda step, metrics: None
+        return
     points: queue.SimpleQueue[Point] = queue.SimpleQueue()
     ended = threading.Event()
     status = ["FINISHED"]

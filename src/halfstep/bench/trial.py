@@ -36,7 +36,7 @@ from halfstep.training.objectives import (
     nelbo_objective,
 )
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.runtime import compile_blocks, make_accelerator
+from halfstep.training.runtime import lay_out, make_accelerator
 from halfstep.training.state import TrainState
 
 EXIT_TOO_MUCH = 77
@@ -107,13 +107,11 @@ def _denoiser(params: Params, vocab_size: int) -> Denoiser:
 def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_accumulation_steps: int) -> None:
     """Two steps, the second of which has the optimizer's moments beside it, and a validation."""
     settings: TrainingSettings = getattr(params, stage)
-    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
+    accelerator = make_accelerator(params.runtime)
     model, objective, valid_objective = _objectives(
         params, stage, vocab_size, batch_size // num_accumulation_steps, accelerator.device
     )
-    model.to(accelerator.device)
-    if params.runtime.compile:
-        compile_blocks(model)
+    model_loss = lay_out(model, accelerator, params.runtime, params.launch)
     optimizer = build_optimizer(
         model,
         betas=(settings.adam_beta1, settings.adam_beta2),
@@ -125,10 +123,11 @@ def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_acc
     def validate() -> float:
         batches = [x0[: settings.num_valid_sequences].to(accelerator.device)]
         with accelerator.autocast():
-            return mean_loss(valid_objective, model, batches, seed=0)
+            return mean_loss(valid_objective, model_loss, batches, seed=0)
 
     train(
         TrainState(model, optimizer, EMA(model, settings.ema_decay)),
+        model_loss,
         objective=objective,
         batch_at=lambda step: itertools.repeat(x0),
         learning_rate=lambda step: 0.0,
@@ -146,6 +145,7 @@ def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_acc
         log=lambda point: None,
         progress=lambda step, loss: None,
         save_checkpoint=lambda state: None,
+        save_alone=None,
         checkpoint_every_seconds=float("inf"),
         checkpoint_every_steps=None,
     )
