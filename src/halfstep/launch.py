@@ -85,7 +85,7 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What the agent has to say ends up in one line.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
     root = project_root() / ".halfstep" / "ranks"
     root.mkdir(parents=True, exist_ok=True)

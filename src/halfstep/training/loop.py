@@ -192,7 +192,8 @@ def _lost_process_told(
             save_alone(state)
         goes_on = "from there" if save_alone is not None else "from the checkpoint before it"
         raise MachineFault(
-            f"lost after step {state.step} of {num_train_steps}; the same command goes on {goes_on}"
+            f"stopped after step {state.step} of {num_train_steps}, another process having been lost; the same command"
+            f" goes on {goes_on}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """How a network is laid out on the devices, and in which precision: the only file that makes an Accelerator."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -70,7 +71,10 @@ def lay_out(model: nn.Module, accelerator: Accelerator, runtime: RuntimeSettings
     if ranks.num_ranks() == 1:
         return model_loss
     if launch.strategy == "ddp":
-        return accelerator.prepare_model(model_loss)
+        with warnings.catch_warnings():
+            # torch has a new name for broadcast_buffers, which accelerate does not know yet.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            return accelerator.prepare_model(model_loss)
     _shard_blocks(model, accelerator.device)
     # What is left, the embedding and the head, is gathered when the whole is called.
     _fully_shard(model_loss, accelerator.device)
@@ -103,6 +107,14 @@ def without_sync(model_loss: nn.Module) -> AbstractContextManager[None]:
     DDP exchanges them with the last part of a batch. FSDP does with every part: it has no room for whole gradients.
     """
     return model_loss.no_sync() if isinstance(model_loss, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def reshard(model_loss: nn.Module) -> None:
+    """Give back what FSDP gathered for a pass that no backward pass followed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model_loss, FSDPModule):
+        model_loss.reshard()
 
 
 def compile_blocks(model: nn.Module) -> None:

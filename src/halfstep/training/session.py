@@ -26,7 +26,7 @@ from halfstep.training.loop import train
 from halfstep.training.nonfinite import keep_nonfinite_step
 from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
-from halfstep.training.runtime import lay_out
+from halfstep.training.runtime import lay_out, reshard
 from halfstep.training.sharding import is_sharded
 from halfstep.training.state import (
     TENSORS_FILE,
@@ -139,7 +139,9 @@ def fit(
     def validate() -> float:
         batches = (batch.to(accelerator.device) for batch in valid_batches())
         with accelerator.autocast():
-            return mean_loss(valid_objective, model_loss, batches, seed=VALIDATION_SEED)
+            loss = mean_loss(valid_objective, model_loss, batches, seed=VALIDATION_SEED)
+        reshard(model_loss)
+        return loss
 
     with progress(work.name, settings.num_train_steps, unit="step", start=state.step) as show:
         train(
