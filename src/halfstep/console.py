@@ -108,6 +108,12 @@ def leave(words: LastWords) -> NoReturn:
     sys.exit(0)
 
 
+def forget_last_words() -> None:
+    """Take back what processes said before they were started again."""
+    if LAST_WORDS in os.environ:
+        Path(os.environ[LAST_WORDS]).unlink(missing_ok=True)
+
+
 def read_last_words(path: Path) -> LastWords | None:
     """What the first of several processes to speak said at its end; None if none spoke."""
     return LastWords(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

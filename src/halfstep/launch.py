@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from halfstep import ranks
-from halfstep.console import LAST_WORDS, LastWords, console, leave, read_last_words
+from halfstep.console import LAST_WORDS, LastWords, console, forget_last_words, leave, read_last_words
 from halfstep.device import select_device, set_num_threads
 from halfstep.errors import UserError
 from halfstep.files import project_root
@@ -39,7 +39,10 @@ def enter(launch: LaunchSettings, runtime: RuntimeSettings) -> None:
         set_num_threads(runtime.num_threads)
         is_cpu = select_device(runtime.device).type == "cpu"
         ranks.join(is_cpu=is_cpu, timeout_seconds=launch.timeout_seconds)
-        if not ranks.is_main():
+        if ranks.is_main():
+            # Those before a restart had the last word no longer.
+            forget_last_words()
+        else:
             console.quiet = True
             logging.disable(logging.WARNING)
         return

@@ -27,11 +27,19 @@ def join(*, is_cpu: bool, timeout_seconds: float) -> None:
         timeout_seconds: how long to wait for another process, here and from now on.
     """
     global _group
+    import torch
     from accelerate import PartialState
     from torch import distributed
 
     timeout = timedelta(seconds=timeout_seconds)
-    PartialState(cpu=is_cpu, timeout=timeout)
+    store, this_rank, size = next(distributed.rendezvous("env://", timeout=timeout))
+    # After a restart the agent's store still has the addresses of processes that are gone.
+    store = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "gloo" if is_cpu else "nccl"
+    if not is_cpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    distributed.init_process_group(backend, store=store, rank=this_rank, world_size=size, timeout=timeout)
+    PartialState(cpu=is_cpu)
     _group = distributed.new_group(backend="gloo", timeout=timeout)
 
 
