@@ -1,5 +1,6 @@
 """Everything a training run is at one moment: saved whole or in parts, restored strictly."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,10 @@ class TrainState:
         tensors = self._tensors()
         if tensors.keys() != saved.keys():
             raise ValueError(f"tensors of another model: {sorted(tensors.keys() ^ saved.keys())[:3]} do not match")
-        checkpoint.load(tensors, checkpoint_id=folder)
+        with warnings.catch_warnings():
+            # That there is one process is no news.
+            warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process", UserWarning)
+            checkpoint.load(tensors, checkpoint_id=folder)
 
 
 def take_group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
