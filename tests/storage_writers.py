@@ -5,7 +5,6 @@ FAULT is `full` or `read-only`, for which FOLDER becomes a small tmpfs (in a nam
 refuses, and after it was mended. What happened is printed as JSON by writer.
 """
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -27,7 +26,7 @@ from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.evaluation.steps_table import write_steps
 from halfstep.faults import told_in_one_line
-from halfstep.files import atomic_path, write_json
+from halfstep.files import atomic_path, file_hash, write_json
 from halfstep.generation import Batch, write_samples
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.model.autoregressive import new_gpt2
@@ -150,7 +149,7 @@ def mend_disk(fault: str, folder: Path) -> None:
 def files_in(folder: Path) -> dict[str, str]:
     """Path and hash of what a reader could take for a result: locks, which are empty, are none."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
 
 
 def attempt(write: Callable[[], object]) -> dict[str, Any]:

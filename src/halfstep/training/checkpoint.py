@@ -1,11 +1,10 @@
 """Checkpoints of a training run: written whole, told whole from torn, the newest few kept."""
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
 
-from halfstep.files import atomic_path, read_json, write_json
+from halfstep.files import atomic_path, file_hash, read_json, write_json
 from halfstep.training.state import TrainState
 
 NUM_KEPT = 2
@@ -29,7 +28,7 @@ class CheckpointFolder:
         with atomic_path(self.path / f"step-{state.step:09d}") as folder:
             folder.mkdir()
             state.save(folder)
-            write_json(folder / HASHES_FILE, {file.name: _hash(file) for file in sorted(folder.iterdir())})
+            write_json(folder / HASHES_FILE, {file.name: file_hash(file) for file in sorted(folder.iterdir())})
         for old in self._steps()[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -49,13 +48,8 @@ class CheckpointFolder:
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
 
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _is_whole(folder: Path) -> bool:
     try:
-        return all(_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
+        return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
     except (OSError, ValueError, AttributeError):
         return False
