@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,12 +54,14 @@ def fields_as_options(command: Callable[..., None]) -> Callable[..., None]:
             defaults.
     """
     parameters = inspect.signature(command).parameters
-    groups = {name: parameter.default for name, parameter in parameters.items() if is_dataclass(parameter.default)}
+    groups: dict[str, Any] = {
+        name: parameter.default for name, parameter in parameters.items() if is_dataclass(parameter.default)
+    }
 
     @functools.wraps(command)
     def call(**options: Any) -> None:
         for name, default in groups.items():
-            options[name] = type(default)(**{field.name: options.pop(field.name) for field in fields(default)})
+            options[name] = replace(default, **{field.name: options.pop(field.name) for field in fields(default)})
         command(**options)
 
     def flat() -> Iterator[inspect.Parameter]:
