@@ -28,10 +28,11 @@ ui: setup
 
 setup: .venv/.installed
 
+# Python compiles a module when it is first imported; to compile all that is installed takes a minute and more.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfstep needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch .venv/.installed
 
 clean-venv:

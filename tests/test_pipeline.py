@@ -155,12 +155,14 @@ SECONDS_A_STAGE = 8.0
 def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
     """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
     (tmp_path / "undisturbed").symlink_to(project.path)
-    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
+    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"].keys() - {"latency", "report", "track"}
     (tmp_path / "undisturbed.seconds.json").write_text(json.dumps(dict.fromkeys(stages, SECONDS_A_STAGE)))
     Project(tmp_path / "killed")
     script = str(ROOT / "tests/soak/soak.py")
-    output = project.run(sys.executable, script, str(tmp_path), "--preset", "smoke", "--num-kills", "5")
-    assert "5 kills" in output
+    # Without the stages whose outputs hold times, which are not compared.
+    options = ["--preset", "smoke", "--target", "evaluate", "--num-kills", "3"]
+    output = project.run(sys.executable, script, str(tmp_path), *options)
+    assert "3 kills" in output
     for out in ("data/tokens", "models/0", "models/ar", "models/1", "samples/1", "metrics/1.json"):
         assert out in json.loads((tmp_path / "hashes.json").read_text())
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from halfstep import ranks
 from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
-from halfstep.files import project_root, read_json, write_json
+from halfstep.files import file_hash, project_root, read_json, write_json
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -274,9 +274,7 @@ def _content_hash(path: Path) -> str:
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ restores them in place of a run. The records lie in `.halfstep/stages`, named af
 An output that DVC restored is found there if the run that made it was on this machine, and otherwise has no record.
 """
 
-import hashlib
 import os
 import platform
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from halfstep import ranks
 from halfstep.console import STARTED, console
 from halfstep.faults import storage_fault
-from halfstep.files import project_root, read_json, write_json
+from halfstep.files import file_hash, project_root, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ def find_stage_time(stage: str, output: Path) -> StageTime | None:
 
 
 def _path(stage: str, output: Path) -> Path:
-    digest = hashlib.sha256(output.read_bytes()).hexdigest()[:16]
-    return project_root() / ".halfstep" / "stages" / f"{stage}-{digest}.json"
+    return project_root() / ".halfstep" / "stages" / f"{stage}-{file_hash(output)[:16]}.json"
 
 
 def _hardware(device: str) -> str:

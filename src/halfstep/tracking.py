@@ -29,7 +29,7 @@ from filelock import FileLock
 from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import storage_fault
-from halfstep.files import atomic_path, project_root, read_json
+from halfstep.files import atomic_path, file_hash, project_root, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -591,8 +591,7 @@ def _upload(name: str, sources: Mapping[str, Path]) -> _Upload:
             files[target] = source
     digest = hashlib.sha256()
     for target, path in sorted(files.items()):
-        with path.open("rb") as stream:
-            digest.update(f"{target}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{target}\0{file_hash(path)}\n".encode())
     return _Upload(name, files, digest.hexdigest())
 
 

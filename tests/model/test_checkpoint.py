@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from halfstep.cli import app
 from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.checkpoint import export_denoiser, read_config, save_denoiser
+from halfstep.model.checkpoint import expected_shapes, export_denoiser, read_config, save_denoiser
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
 
 WEIGHTS = "model.safetensors"
@@ -52,6 +52,23 @@ def test_saved_and_loaded_is_the_same_to_the_byte(denoiser: Denoiser, tmp_path: 
     assert loaded.config == denoiser.config
     for name in ("config.json", WEIGHTS):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_shapes_are_found_without_arithmetic(denoiser: Denoiser, tmp_path: Path) -> None:
+    """Arithmetic on tensors without memory has torch import its compiler, a second at the start of every stage."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called: set[str] = set()
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(function.__name__.split(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    with Noted():
+        shapes = expected_shapes(denoiser.config, 1000, tmp_path)
+    assert shapes == {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
+    assert called <= {"empty", "ones", "zeros", "detach", "fill_", "zero_", "uniform_", "normal_"}
 
 
 @pytest.mark.parametrize(

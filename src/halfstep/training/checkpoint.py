@@ -1,6 +1,5 @@
 """Checkpoints of a training run: written whole, told whole from torn, the newest few kept."""
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from halfstep import ranks
-from halfstep.files import atomic_path, read_json, write_json
+from halfstep.files import atomic_path, file_hash, read_json, write_json
 from halfstep.training.sharding import is_sharded
 from halfstep.training.state import TrainState
 
@@ -83,16 +82,11 @@ class CheckpointFolder:
 
 
 def _write_hashes(folder: Path) -> None:
-    write_json(folder / HASHES_FILE, {file.name: _hash(file) for file in sorted(folder.iterdir())})
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    write_json(folder / HASHES_FILE, {file.name: file_hash(file) for file in sorted(folder.iterdir())})
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return all(_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
+        return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
     except (OSError, ValueError, AttributeError):
         return False
