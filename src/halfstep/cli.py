@@ -194,7 +194,9 @@ def export(
 def plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them [params.yaml]."),
+        typer.Option(
+            "--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them [params.yaml]."
+        ),
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
     vocab_size: Annotated[

@@ -1,7 +1,7 @@
 """`halfstep plan --check`: what a plan says beside what is measured, at sizes that differ by much.
 
-Memory is what torch's allocator hands out, tensor by tensor, the operators' own workspaces included, as torch's profiler
-records it: not the memory of the process, which also has libraries, code, and what an allocator keeps for itself.
+Memory is what torch's allocator hands out, tensor by tensor, the operators' own workspaces included, as torch's
+profiler records it: not the memory of the process, which also has libraries, code, and what an allocator keeps.
 FLOPs are those of the matrix products that run, counted by torch's own counter as they are called.
 """
 
@@ -133,16 +133,14 @@ def _params(root: Path, size: Size, stage: str, parts: int) -> Params:
     return composed_params([f"{key}={value}" for key, value in values.items()], root)
 
 
-def _measured_peak(
-    params: Params, stage: str, vocab_size: int, options: dict[str, Any]
-) -> tuple[TrainState, int]:
+def _measured_peak(params: Params, stage: str, vocab_size: int, options: dict[str, Any]) -> tuple[TrainState, int]:
     """The state after two steps and a validation, and the most bytes of tensors from the second step on."""
     made: list[int] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         state = train_two_steps(
             params, stage, vocab_size, **options, on_step=lambda step, loss: made.append(time.time_ns())
         )
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results = profiler.profiler.kineto_results
     events = ((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
     held = peak = 0
     for moment, num_bytes in sorted(events):

@@ -58,9 +58,7 @@ class Size:
 
     def network(self) -> Network:
         """The sizes by which arithmetic is counted."""
-        return Network(
-            self.vocab_size, self.hidden_size, self.num_blocks, self.num_heads, self.length, self.cond_dim
-        )
+        return Network(self.vocab_size, self.hidden_size, self.num_blocks, self.num_heads, self.length, self.cond_dim)
 
     def as_dict(self) -> dict[str, int]:
         """For the results' file."""

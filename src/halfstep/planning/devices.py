@@ -28,5 +28,5 @@ GPUS = (
     Gpu("L40S", 362e12, 0.864e12, 48 * 10**9),
     Gpu("RTX-4090", 165e12, 1.008e12, 24 * 10**9),
 )
-"""Source: NVIDIA's data sheets A100 (SXM), H100 (SXM), H200 (SXM) and L40S, tensor-core bf16 without sparsity; RTX 4090:
-NVIDIA Ada GPU architecture, Appendix A, bf16 with FP32 accumulation."""
+"""Source: NVIDIA's data sheets of A100 (SXM), H100 (SXM), H200 (SXM) and L40S, tensor-core bf16 without sparsity; RTX
+4090: NVIDIA Ada GPU Architecture, Appendix A, bf16 with float32 accumulation."""

@@ -161,9 +161,7 @@ def training_peak(
     parameters = count_parameters(network).total
     own, unsharded = _held(network, sharing)
     teacher = FLOAT * (parameters if not sharing.shards_teacher else own + unsharded) * has_teacher
-    resident = Parts(
-        weights=FLOAT * (own + unsharded), average=FLOAT * own, optimizer=2 * FLOAT * own, teacher=teacher
-    )
+    resident = Parts(weights=FLOAT * (own + unsharded), average=FLOAT * own, optimizer=2 * FLOAT * own, teacher=teacher)
     gradients = FLOAT * (own + unsharded)
     num_tokens = num_sequences * sequence_length
     num_wanted = num_tokens * masked_share if network.is_denoiser else num_tokens
@@ -188,7 +186,7 @@ def training_peak(
             activations=activations,
             logits=logits,
         )
-        moments.append(Peak("projection", forward))
+        moments.append(Peak("head", forward))
         # The last block's backward pass, when the projection is done: its MLP's gradients beside what it keeps.
         backward = replace(forward, activations=activations + 5 * rows, logits=rows)
         moments.append(Peak("backward", backward))
@@ -201,21 +199,16 @@ def training_peak(
             activations=activations,
             logits=logits,
         )
-        moments.append(Peak("projection", forward))
+        moments.append(Peak("head", forward))
         head = FLOAT * network.vocab_size * network.hidden_size
         in_mlp = 7 * FLOAT * num_tokens * network.hidden_size
-        logits = FLOAT * num_tokens * network.vocab_size
-        backward = replace(
-            forward, gradients=forward.gradients + head, activations=activations + in_mlp, logits=0
-        )
+        backward = replace(forward, gradients=forward.gradients + head, activations=activations + in_mlp, logits=0)
         moments.append(Peak("backward", backward))
     # The end of the backward pass: all gradients, and once more the embedding's, which comes last.
     embedding = FLOAT * network.vocab_size * network.hidden_size
     again = embedding if is_accumulated or not network.is_denoiser else 0
     last = FLOAT * num_tokens * network.hidden_size
-    moments.append(
-        Peak("end of backward", replace(resident, gradients=gradients + again, activations=2 * last))
-    )
+    moments.append(Peak("gradients", replace(resident, gradients=gradients + again, activations=2 * last)))
     moments.append(Peak("update", replace(resident, gradients=gradients)))
     if num_valid_sequences:
         moments.append(_validation(network, device, resident, own, num_valid_sequences * sequence_length, masked_share))
@@ -233,10 +226,7 @@ def _validation(
     else:
         logits = (2 * FLOAT + 2 * device.is_bf16) * num_tokens * network.vocab_size
     # Blocks and projection come one after the other.
-    if activations > logits:
-        logits = 0
-    else:
-        activations = 0
+    activations, logits = (activations, 0.0) if activations > logits else (0.0, logits)
     copies = _bf16_copies(network, device)
     return Peak(
         "validation",
@@ -264,14 +254,14 @@ def sampling_peak(network: Network, device: Device, *, num_sequences: int, lengt
     num_tokens = num_sequences * length
     if not network.is_denoiser:
         cache = 2 * network.num_blocks * network.hidden_size * device.width * num_tokens
-        logits = 3 * FLOAT * num_sequences * network.vocab_size
-        return Peak("last token", Parts(weights=weights, activations=cache, logits=logits))
+        logits: float = 3 * FLOAT * num_sequences * network.vocab_size
+        return Peak("the end", Parts(weights=weights, activations=cache, logits=logits))
     wanted = num_tokens / num_steps
     logits = FLOAT * network.hidden_size * wanted + _chunk_bytes(network, device, "sample", wanted)
     blocks = _in_passing(network, num_tokens)
     return max(
         Peak("blocks", Parts(weights=weights, activations=blocks)),
-        Peak("projection", Parts(weights=weights, logits=logits)),
+        Peak("head", Parts(weights=weights, logits=logits)),
         key=lambda peak: peak.total,
     )
 

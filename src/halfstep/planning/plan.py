@@ -7,6 +7,7 @@ from typing import Any
 
 from halfstep.errors import UserError
 from halfstep.files import read_json, resolve_user_path
+from halfstep.memory_advice import divisors
 from halfstep.planning.corpus import HUB_TOKENIZERS, Known
 from halfstep.planning.devices import GPUS, Gpu
 from halfstep.planning.disk import Disk, disk_of
@@ -28,7 +29,12 @@ USABLE_SHARE = 0.9
 FORWARD_AND_BACKWARD = 3
 """A backward pass makes two products for each one of the forward pass: by the inputs and by the weights."""
 
-SCORERS = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20), "gpt2-xl": (1600, 48, 25)}
+SCORERS = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
 """Width, blocks and heads of public causal models, by hub id."""
 
 
@@ -314,7 +320,8 @@ def settings_of_samples(params: Params) -> tuple[int, ...]:
 
 def _loads(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Load]:
     for stage, network in (("pretrain", denoiser), (BASELINE_STAGE, baseline), ("distill", denoiser)):
-        if stage == "distill" and not params.rounds:
+        # What is taken as it is, from init_from, or not at all needs no memory to train.
+        if not getattr(params, stage).num_train_steps or (stage == "distill" and not params.rounds):
             continue
         _, num_sequences = sequences_at_once(params, stage)
         yield Load(stage, num_sequences, training_load(params, network, stage), _training_fits(params, network, stage))
@@ -367,21 +374,19 @@ def training_load(params: Params, network: Network, stage: str) -> Peak:
 
 
 def _training_fits(params: Params, network: Network, stage: str) -> dict[str, str | None]:
-    """For each GPU the fewest accumulation steps, from those asked for, with which a training stage fits it."""
+    """For each GPU what makes a training stage fit: accumulation steps, or else a smaller batch, one at a time."""
     settings: TrainingSettings = getattr(params, stage)
     num_devices = params.launch.num_nodes * params.launch.processes_per_node
-    now = settings.num_accumulation_steps
-    tried: list[tuple[int, Peak]] = []
-    for count in range(now, settings.batch_size + 1):
-        if settings.batch_size % count or settings.batch_size % num_parts(count, num_devices):
-            continue
-        changed = settings.model_copy(update={"num_accumulation_steps": count})
-        tried.append((count, training_load(params.model_copy(update={stage: changed}), network, stage)))
-    fits = {}
-    for gpu in GPUS:
-        fewest = next((count for count, peak in tried if _is_held(peak, gpu)), None)
-        fits[gpu.name] = _override(f"{stage}.num_accumulation_steps", fewest, now)
-    return fits
+
+    def peak(batch_size: int, num_accumulation_steps: int) -> Peak:
+        changed = {"batch_size": batch_size, "num_accumulation_steps": num_accumulation_steps}
+        return training_load(params.model_copy(update={stage: settings.model_copy(update=changed)}), network, stage)
+
+    size, now = settings.batch_size, settings.num_accumulation_steps
+    finer = [n for n in divisors(size) if n >= now and not size % num_parts(n, num_devices)]
+    tried = [(f"{stage}.num_accumulation_steps={n}" if n != now else "", peak(size, n)) for n in finer]
+    tried += [(f"{stage}.batch_size={n}", peak(n, n)) for n in _halved(size // 2) if not n % num_devices]
+    return {gpu.name: next((answer for answer, held in tried if _is_held(held, gpu)), None) for gpu in GPUS}
 
 
 def _override(key: str, value: int | None, now: int) -> str | None:
@@ -403,8 +408,8 @@ def _scorer(params: Params, baseline: Network) -> tuple[Network | None, list[str
     source = params.evaluate.scorer
     left_out = [
         "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
-        "latency, report and prepare, which are a matter of minutes or of the processor",
-        "validation during training, of EMA weights",
+        "prepare, latency, report and track",
+        "validation during training",
     ]
     if source == f"models/{BASELINE}":
         return baseline, left_out
@@ -414,7 +419,8 @@ def _scorer(params: Params, baseline: Network) -> tuple[Network | None, list[str
         return Network(HUB_TOKENIZERS[hub_id], hidden_size, num_blocks, num_heads, 1024, None), left_out
     try:
         values = read_json(resolve_user_path(source) / "config.json")
-        sizes = [int(values[name]) for name in ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")]
-        return Network(*sizes, None), left_out
+        names = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
+        vocab_size, hidden_size, num_blocks, num_heads, length = (int(values[name]) for name in names)
+        return Network(vocab_size, hidden_size, num_blocks, num_heads, length, None), left_out
     except (OSError, ValueError, KeyError, TypeError):
         return None, [f"evaluate.scorer {source}, whose sizes are not known here", *left_out]
