@@ -1,6 +1,7 @@
 """Memory and FLOPs of the plan against what torch hands out and counts, and what both follow from the launch."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from halfstep.bench.sizes import Size
 from halfstep.diffusion import projection
 from halfstep.diffusion.divergences import DIVERGENCES
 from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.planning import disk, memory
-from halfstep.planning.memory import LOGIT_BYTES, Device, Sharing, training_peak
+from halfstep.planning.memory import LOGIT_BYTES, Device, Sharing, evaluation_peak, sampling_peak, training_peak
 from halfstep.planning.networks import Network, count_parameters
+from halfstep.sampling import sample, sample_uniforms
 from halfstep.training import checkpoint
 from halfstep.training.objectives import distillation_objective, nelbo_objective
 
@@ -61,16 +64,43 @@ def test_a_chunk_of_logits_takes_what_its_loss_makes_of_it(
         options |= {"dt": 1e-3, "num_teacher_steps": 2, "divergence": DIVERGENCES[distance]}
         objective = distillation_objective(teacher, **options)
     drawn = objective.draw(torch.randint(vocab_size - 1, (16, 48)), torch.Generator().manual_seed(0))
-    precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, precision:
-        objective.loss(student, *drawn)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+        peak = allocated(lambda: objective.loss(student, *drawn))
+    planned = LOGIT_BYTES[distance][0][is_bf16] * rows * vocab_size
+    assert peak == pytest.approx(planned, rel=0.1)
+
+
+def allocated(call: Callable[[], object]) -> int:
+    """The most bytes that torch hands out during a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    planned = LOGIT_BYTES[distance][0][is_bf16] * rows * vocab_size
-    assert peak == pytest.approx(planned, rel=0.1)
+    return peak
+
+
+@pytest.mark.parametrize("num_steps", [1, 16])
+def test_samples_and_likelihoods_take_the_memory_that_is_planned(num_steps: int) -> None:
+    """Within a tenth; at one step the logits are the most, at sixteen the blocks."""
+    network = Network(vocab_size=1024, hidden_size=96, num_blocks=2, num_heads=2, length=64, cond_dim=8)
+    denoiser = Denoiser(DenoiserConfig(1024, 1023, 64, 96, 2, 2, 8, 0.0, 1e-3)).eval()
+    weights = 4 * count_parameters(network).total
+    masks = torch.full((64, 64), 1023)
+    u_time, u_token = sample_uniforms(0, range(64), 64)
+    options: dict = {"num_steps": num_steps, "mask_token_id": 1023, "u_time": u_time, "u_token": u_token}
+    planned = sampling_peak(network, CPU, num_sequences=64, length=64, num_steps=num_steps)
+    assert planned.moment == ("head" if num_steps == 1 else "blocks")
+    taken = allocated(lambda: sample(denoiser, masks, **options))
+    assert weights + taken == pytest.approx(planned.total, rel=0.1)
+
+    judged = evaluation_peak(network, None, CPU, num_sequences=64, length=64, masked_share=1.0)
+    at = torch.ones_like(masks, dtype=torch.bool)
+    with torch.inference_mode():
+        taken = allocated(lambda: masked_log_probs(denoiser.logits_at(masks, at), 1023))
+    assert weights + taken == pytest.approx(judged.total, rel=0.1)
 
 
 def peak_of(sharing: Sharing = memory.ALONE, **changes: object) -> memory.Peak:

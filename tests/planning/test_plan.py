@@ -72,7 +72,7 @@ def test_what_is_said_to_fit_does(paper: Plan) -> None:
 def test_a_run_that_trains_no_teacher_needs_nothing_for_it() -> None:
     plan = plan_of("preset=paper", "pretrain.num_train_steps=0", "pretrain.init_from=a/b")
     assert plan.works[0].flops == 0
-    assert [load.stage for load in plan.loads][0] == "baseline"
+    assert plan.loads[0].stage == "baseline"
 
 
 def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:

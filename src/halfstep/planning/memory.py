@@ -34,6 +34,10 @@ LOGIT_BYTES = {
 """Bytes held at once for each logit of a chunk: logits, log-probabilities, targets, what the loss keeps for its
 gradient, the gradient, and of the chunk before what is not dropped yet."""
 
+DRAW_BYTES = 41 * 256
+"""Bytes held for each position of a chunk while its token is found in its block of 256 probabilities: five numbers in
+float64 for each of these, as `halfstep.diffusion.categorical` has it."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -285,7 +289,7 @@ def evaluation_peak(
     )
     # Logits of all positions, and for a denoiser their log-probabilities, without the mask, too.
     if network.is_denoiser:
-        own = 3 * FLOAT * num_tokens * masked_share * network.vocab_size
+        own = (3 * FLOAT + 2 * device.is_bf16) * num_tokens * masked_share * network.vocab_size
     else:
         own = device.width * num_tokens * network.vocab_size
     moments = [Peak("likelihood", replace(beside, logits=own))]
@@ -324,7 +328,8 @@ def _chunk_bytes(network: Network, device: Device, loss: str, num_rows: float) -
     most = max(1, MAX_LOGITS[device.kind] // network.vocab_size)
     several, one = LOGIT_BYTES[loss]
     per_logit = (several if num_rows > most else one)[device.is_bf16]
-    return per_logit * min(num_rows, most) * network.vocab_size
+    per_row = per_logit * network.vocab_size + (DRAW_BYTES if loss == "sample" else 0)
+    return per_row * min(num_rows, most)
 
 
 def _kept(network: Network, device: Device, num_tokens: float, num_wanted: float, dropout: float) -> float:
