@@ -7,7 +7,7 @@ FLOPs are those of the matrix products that run, counted by torch's own counter 
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ STAGES = ("pretrain", "distill", "baseline")
 
 CHECKED = {
     "S1, V 4096, batch 32": Size(4096, 256, 4, 4, 128, 128, 32),
-    "S2": SIZES["S2"],
+    "S2, batch 4": replace(SIZES["S2"], batch_size=4),
 }
 """Activations make up most of the first, weights most of the second, which has forty times its parameters."""
 
@@ -47,7 +47,7 @@ class Checked:
         planned: the peak, by part.
         held: measured bytes of the parts that are tensors of their own, at the end of a step.
         peak_bytes: measured.
-        flops, counted_flops: of a step, planned and measured.
+        flops, counted_flops: of a step, planned and measured; None where they were not.
     """
 
     size: str
@@ -57,7 +57,7 @@ class Checked:
     held: dict[str, int]
     peak_bytes: int
     flops: float
-    counted_flops: int
+    counted_flops: int | None
 
     @property
     def memory_ratio(self) -> float:
@@ -65,9 +65,9 @@ class Checked:
         return self.planned.total / self.peak_bytes
 
     @property
-    def flops_ratio(self) -> float:
+    def flops_ratio(self) -> float | None:
         """Planned over measured."""
-        return self.flops / self.counted_flops
+        return None if self.counted_flops is None else self.flops / self.counted_flops
 
 
 def check_plan(root: Path, json_path: Path | None) -> None:
@@ -76,7 +76,8 @@ def check_plan(root: Path, json_path: Path | None) -> None:
     checked = []
     with progress("plan --check", len(cases), unit="measurement") as show:
         for name, stage, parts in cases:
-            checked.append(check_stage(root, name, CHECKED[name], stage, parts))
+            # The number of parts changes no arithmetic.
+            checked.append(check_stage(root, name, CHECKED[name], stage, parts, counts_flops=parts == 1))
             show(len(checked), f"{stage}, {name}")
     shown = Console(highlight=False)
     for table in _tables(checked):
@@ -86,7 +87,7 @@ def check_plan(root: Path, json_path: Path | None) -> None:
         write_json(json_path, {"torch": torch.__version__, "checked": values})
 
 
-def check_stage(root: Path, name: str, size: Size, stage: str, parts: int) -> Checked:
+def check_stage(root: Path, name: str, size: Size, stage: str, parts: int, *, counts_flops: bool = True) -> Checked:
     """Plan and measure one training stage on the CPU, in float32.
 
     Args:
@@ -95,12 +96,13 @@ def check_stage(root: Path, name: str, size: Size, stage: str, parts: int) -> Ch
         size: of network and batch.
         stage: pretrain, distill or baseline.
         parts: equal parts of a batch, computed one after the other.
+        counts_flops: count them, too, in a run of its own.
     """
     params = _params(root, size, stage, parts)
     network = networks(params, size.vocab_size)[stage == "baseline"]
     options: dict[str, Any] = {"batch_size": size.batch_size, "num_accumulation_steps": parts, "masks_most": False}
     state, peak_bytes = _measured_peak(params, stage, size.vocab_size, options)
-    counted = _counted_flops(params, stage, size.vocab_size, options)
+    counted = _counted_flops(params, stage, size.vocab_size, options) if counts_flops else None
     return Checked(
         size=name,
         stage=stage,
@@ -188,7 +190,8 @@ def _tables(checked: Sequence[Checked]) -> Iterator[Table]:
         named = (one.size, one.stage, str(one.num_parts))
         amounts = (f"{amount / 2**20:.1f}" for amount in (one.planned.total, one.peak_bytes))
         memory.add_row(*named, *amounts, f"{one.memory_ratio:.3f}")
-        flops.add_row(*named, f"{one.flops:.4g}", f"{one.counted_flops:.4g}", f"{one.flops_ratio:.3f}")
+        if one.flops_ratio is not None:
+            flops.add_row(*named, f"{one.flops:.4g}", f"{one.counted_flops:.4g}", f"{one.flops_ratio:.3f}")
     yield memory
     yield flops
 
