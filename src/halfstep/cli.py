@@ -223,6 +223,8 @@ def plan(
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu is {mfu}: give a share of the peak above 0, such as 0.4")
     root = Path.cwd()
+    if check and overrides:
+        raise UserError("--check measures at sizes of its own: leave out -S")
     if check:
         from halfstep.bench.planned import check_plan
 

@@ -164,5 +164,5 @@ def test_the_command_prints_80_columns_and_writes_what_it_prints(
         written["works"][0]["flops"] / (0.5 * 989e12) / 8
     )
     assert written["mfu"] == 0.5
-    refused = CliRunner().invoke(app, ["plan", "--mfu", "2"])
-    assert isinstance(refused.exception, UserError)
+    for refused in (["--mfu", "2"], ["--check", "-S", "preset=smoke"]):
+        assert isinstance(CliRunner().invoke(app, ["plan", *refused]).exception, UserError)

@@ -78,7 +78,7 @@ def check_plan(root: Path, json_path: Path | None) -> None:
         for name, stage, parts in cases:
             # The number of parts changes no arithmetic.
             checked.append(check_stage(root, name, CHECKED[name], stage, parts, counts_flops=parts == 1))
-            show(len(checked), f"{stage}, {name}")
+            show(len(checked), stage)
     shown = Console(highlight=False)
     for table in _tables(checked):
         shown.print(table)
