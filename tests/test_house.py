@@ -34,6 +34,7 @@ ROOMS = {
         "halfstep.generation",
         "halfstep.model",
     },
+    "halfstep.planning": set(),
     "halfstep.bench": {
         "halfstep.diffusion",
         "halfstep.sampling",
@@ -41,6 +42,7 @@ ROOMS = {
         "halfstep.model",
         "halfstep.training",
         "halfstep.evaluation",
+        "halfstep.planning",
     },
     "halfstep.lm_eval_command": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
     "halfstep.tracking": set(),
