@@ -1,9 +1,9 @@
-# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: run test ui lint audit setup clean-venv
+.PHONY: run test ui server lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -25,6 +25,10 @@ audit: setup
 
 ui: setup
 	halfstep ui
+
+# MLflow for several clients; its own variables say where: docs/sharing.md.
+server: setup
+	halfstep server
 
 setup: .venv/.installed
 

@@ -186,6 +186,15 @@ def test_every_preset_composes_with_every_corpus_into_parameters_that_load(
     assert (params.schedule, params.models) == (schedule_of(4), models_of(4))
 
 
+def test_the_container_file_copies_what_is_there_and_nothing_is_sent_to_its_build_besides() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == names
+
+
 def write_dependency_lists() -> None:
     """Rewrite the code files among the dependencies in dvc.yaml, leaving everything else as it is."""
     lines: list[str] = []

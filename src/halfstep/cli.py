@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from halfstep import console
 from halfstep.bench.command import app as bench
 from halfstep.errors import UserError
+from halfstep.files import project_root
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -361,6 +363,40 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     environment = {**os.environ, **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI"), tracking_uri())}
     print(f"http://127.0.0.1:{port} (Ctrl-C stops it)")
     raise typer.Exit(subprocess.run(command, env=environment).returncode)
+
+
+@app.command()
+def server(
+    host: Annotated[
+        str, typer.Option(envvar="MLFLOW_HOST", help="Address to listen on; 0.0.0.0 is every network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, envvar="MLFLOW_PORT", help="Port to listen on.")] = 5000,
+) -> None:
+    """Serve MLflow over HTTP to several clients, artifacts included; they set MLFLOW_TRACKING_URI to it.
+
+    Runs go into MLFLOW_BACKEND_STORE_URI [a SQLite database in server/], files into MLFLOW_ARTIFACTS_DESTINATION
+    [server/artifacts].
+    """
+    folder = project_root() / "server"
+    defaults = {
+        # Not the project's own database: that one sends files to paths of this machine, which other clients lack.
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{folder}/artifacts",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Half a dozen processes for parts of MLflow that no pipeline uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    environment = defaults | os.environ
+    if environment["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql:") and not find_spec("psycopg"):
+        raise UserError(
+            "MLFLOW_BACKEND_STORE_URI names PostgreSQL, whose driver is not installed:"
+            " python -m pip install --constraint constraints.txt --editable '.[postgres]'"
+        )
+    folder.mkdir(exist_ok=True)
+    print(f"clients: export MLFLOW_TRACKING_URI=http://{host}:{port} (Ctrl-C stops the server)", flush=True)
+    # In this process's place: signals and the exit code are the server's own.
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, command, environment)
 
 
 def main() -> None:
