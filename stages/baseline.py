@@ -21,6 +21,7 @@ def main(
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep import ranks
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
     from halfstep.launch import enter
@@ -40,10 +41,10 @@ def main(
     settings = params.baseline
     enter(params.launch, params.runtime)
     accelerator = make_accelerator(params.runtime)
-    train_tokens = load_tokens(tokens_path / "train.npy")
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    train_tokens = load_tokens(tokens_path, "train")
+    valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
-    inputs = [tokens_path]
+    inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
         inputs += [folder for folder in [Path(source)] if folder.is_dir()]

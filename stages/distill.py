@@ -26,6 +26,7 @@ def main(
     import copy
 
     from halfstep import ranks
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
@@ -58,8 +59,8 @@ def main(
     curve_path = curve_path or Path(f"curves/{round_index}.csv")
     enter(params.launch, params.runtime)
     accelerator = make_accelerator(params.runtime)
-    train_tokens = load_tokens(tokens_path / "train.npy")
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    train_tokens = load_tokens(tokens_path, "train")
+    valid_tokens = load_tokens(tokens_path, "valid")
 
     # The first teacher is a finished model; from then on the paper's rounds go on from the training state.
     carried_over = None
@@ -79,7 +80,9 @@ def main(
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
     with open_work(
-        f"distill-{round_index}", params.deciding("seed", "runtime", "noise", "distill"), [tokens_path, teacher_path]
+        f"distill-{round_index}",
+        params.deciding("seed", "runtime", "noise", "distill"),
+        [tokens_path / MANIFEST_FILE, teacher_path],
     ) as work:
         with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, broken_weights_told(teacher_path):
             state = fit(

@@ -28,6 +28,7 @@ def main(
     unconditional sample. Killed, it goes on after the last batch.
     """
     from halfstep import ranks
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
@@ -66,7 +67,7 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     tokenizer = load_tokenizer(model_path)
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    valid_tokens = load_tokens(tokens_path, "valid")
     held_out = valid_tokens[: settings.num_valid_sequences]
     other_texts = {}
     with scratch_folder() as scratch:
@@ -85,7 +86,8 @@ def main(
     )
     passages = load_passages(cloze_path, settings.num_cloze_passages)
     scorer_source = _scorer_source(settings.scorer)
-    inputs = [model_path, samples_path, tokens_path, cloze_path, *(f for f in [Path(scorer_source)] if f.is_dir())]
+    inputs = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
+    inputs += [folder for folder in [Path(scorer_source)] if folder.is_dir()]
     values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
     with open_work(f"evaluate-{model_name}", values, inputs) as work, work.journal() as journal:
         subject: Subject
@@ -115,7 +117,7 @@ def main(
 
         copied = copied_share(
             [unconditional.token_ids for unconditional, _ in sample_sets],
-            token_pieces(load_tokens(tokens_path / "train.npy")),
+            token_pieces(load_tokens(tokens_path, "train")),
             settings.longest_copy_tokens,
         )
         _, first = sample_sets[0]
@@ -139,7 +141,7 @@ def main(
                 tokenizer,
                 scorer,
                 references=text_features(
-                    valid_tokens[prefix_rows, : len(first.token_ids[0])].tolist(),
+                    valid_tokens[prefix_rows][:, : len(first.token_ids[0])].tolist(),
                     tokenizer,
                     scorer,
                     batch_size=settings.batch_size,

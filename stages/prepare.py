@@ -13,14 +13,17 @@ from halfstep import console
 from halfstep.settings import HubSettings, Params, PydocsSettings, StoriesSettings, TextSettings
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
+
+    from halfstep.data.corpora import Documents
 
 
 def main(
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[
-        Path, typer.Option("--tokens", help="train.npy, valid.npy and manifest.json, written.")
+        Path, typer.Option("--tokens", help="Shards of packed tokens and manifest.json, written.")
     ] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer with the mask token, written.")] = Path(
         "data/tokenizer"
@@ -36,7 +39,8 @@ def main(
     after the last documents whose tokens it had noted.
     """
     from halfstep.data.cloze import write_cloze
-    from halfstep.data.packing import pack_documents, split_documents
+    from halfstep.data.manifest import MANIFEST_FILE, Manifest
+    from halfstep.data.packing import id_type, num_documents_packed, pack_documents, split_documents
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.files import atomic_path, link_or_copy, local_or_hub, write_json
@@ -57,52 +61,56 @@ def main(
     ):
         # Before the long part, which a mistake in them would make vain.
         num_passages = write_cloze(scratch / "cloze.jsonl", cloze_of(params))
-        documents = open_corpus(params, scratch)
-        train, valid = split_documents(documents, data.valid_fraction, seed=params.seed)
-        if not (work.path / "tokenizer").is_dir():
-            with atomic_path(work.path / "tokenizer") as new_tokenizer:
-                make_tokenizer(params, train).save_pretrained(new_tokenizer)
-        tokenizer = load_tokenizer(work.path / "tokenizer")
-        sizes = {}
-        for name, split in (("train", train), ("valid", valid)):
-            with console.progress(f"tokenizing {name}", len(split), unit="document") as update:
-                sizes[name] = pack_documents(
-                    split,
-                    tokenizer,
-                    work.path / f"{name}.npy",
-                    context_length=data.context_length,
-                    num_workers=data.num_workers,
-                    scratch=scratch,
-                    on_documents=update,
-                )
-        with (
-            atomic_path(cloze_path) as new_cloze,
-            atomic_path(tokenizer_path) as new_tokenizer,
-            atomic_path(tokens_path) as new_tokens,
-        ):
-            shutil.copyfile(scratch / "cloze.jsonl", new_cloze)
-            shutil.copytree(work.path / "tokenizer", new_tokenizer)
-            new_tokens.mkdir()
-            manifest = {
-                "source": data.source,
-                "seed": params.seed,
-                "context_length": data.context_length,
-                "vocab_size": len(tokenizer),
-                "num_cloze_passages": num_passages,
-                **{name: vars(size) for name, size in sizes.items()},
-            }
-            write_json(new_tokens / "manifest.json", manifest)
-            for name in sizes:
-                link_or_copy(work.path / f"{name}.npy", new_tokens / f"{name}.npy")
-        record_stage("prepare", tokens_path / "manifest.json")
+        with open_corpus(params, work.path) as documents:
+            is_valid = split_documents(len(documents), data.valid_fraction, seed=params.seed)
+            if not (work.path / "tokenizer").is_dir():
+                with atomic_path(work.path / "tokenizer") as new_tokenizer:
+                    make_tokenizer(params, documents, ~is_valid).save_pretrained(new_tokenizer)
+            tokenizer = load_tokenizer(work.path / "tokenizer")
+            splits = {}
+            for name, is_chosen in (("train", ~is_valid), ("valid", is_valid)):
+                total, start = int(is_chosen.sum()), num_documents_packed(work.path, name)
+                with console.progress(f"tokenizing {name}", total, unit="document", start=start) as update:
+                    splits[name] = pack_documents(
+                        documents,
+                        is_chosen,
+                        tokenizer,
+                        work.path,
+                        name,
+                        context_length=data.context_length,
+                        tokens_per_shard=data.tokens_per_shard,
+                        num_workers=data.num_workers,
+                        on_documents=update,
+                    )
+            manifest = Manifest(
+                source=data.source,
+                seed=params.seed,
+                context_length=data.context_length,
+                vocab_size=len(tokenizer),
+                dtype=id_type(len(tokenizer)),
+                num_cloze_passages=num_passages,
+                **splits,
+            )
+            with (
+                atomic_path(cloze_path) as new_cloze,
+                atomic_path(tokenizer_path) as new_tokenizer,
+                atomic_path(tokens_path) as new_tokens,
+            ):
+                shutil.copyfile(scratch / "cloze.jsonl", new_cloze)
+                shutil.copytree(work.path / "tokenizer", new_tokenizer)
+                new_tokens.mkdir()
+                write_json(new_tokens / MANIFEST_FILE, manifest.model_dump())
+                for shard in (*manifest.train.shards, *manifest.valid.shards):
+                    link_or_copy(work.path / shard.file, new_tokens / shard.file)
+        record_stage("prepare", tokens_path / MANIFEST_FILE)
         work.finish()
+    counts = "; ".join(
+        f"{name} {split.num_documents} documents, {split.num_tokens} tokens, {split.num_sequences} sequences,"
+        f" {len(split.shards)} shards"
+        for name, split in splits.items()
+    )
     console.console.print(
-        f"{data.source}: "
-        + "; ".join(
-            f"{name} {size.num_documents} documents, {size.num_tokens} tokens, {size.num_sequences} sequences"
-            for name, size in sizes.items()
-        )
-        + f"; vocabulary {len(tokenizer)}; {num_passages} cloze passages",
+        f"{data.source}: {counts}; vocabulary {len(tokenizer)}; {num_passages} cloze passages",
         markup=False,
         soft_wrap=True,
     )
@@ -122,26 +130,24 @@ def _paths(data: TextSettings) -> list[str]:
     return [data.path] if isinstance(data.path, str) else list(data.path)
 
 
-def open_corpus(params: Params, scratch: Path) -> Dataset:
-    """The documents that the parameters name."""
+def open_corpus(params: Params, folder: Path) -> Documents:
+    """The documents that the parameters name; read into `folder`, or found there."""
     from halfstep.data.corpora import hub_corpus, pydocs_corpus, stories_corpus, text_corpus
     from halfstep.data.scratch import datasets_cache
 
     data = params.data
     match data:
         case StoriesSettings():
-            return stories_corpus(
-                data.num_documents, seed=params.seed, max_documents=data.max_documents, scratch=scratch
-            )
+            return stories_corpus(data.num_documents, seed=params.seed, max_documents=data.max_documents, folder=folder)
         case PydocsSettings():
-            return pydocs_corpus(max_documents=data.max_documents, scratch=scratch)
+            return pydocs_corpus(max_documents=data.max_documents, folder=folder)
         case TextSettings():
             return text_corpus(
                 _paths(data),
                 text_column=data.text_column,
                 split_on_blank_lines=data.split_on_blank_lines,
                 max_documents=data.max_documents,
-                scratch=scratch,
+                folder=folder,
             )
         case HubSettings():
             return hub_corpus(
@@ -153,12 +159,13 @@ def open_corpus(params: Params, scratch: Path) -> Dataset:
                 streaming=data.streaming,
                 max_documents=data.max_documents,
                 cache=datasets_cache(),
-                scratch=scratch,
+                folder=folder,
             )
 
 
-def make_tokenizer(params: Params, train: Dataset) -> PreTrainedTokenizerFast:
+def make_tokenizer(params: Params, documents: Documents, is_train: NDArray[np.bool_]) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the training documents, or load it; either has the mask token as its last id."""
+    from halfstep.data.packing import chosen_batches
     from halfstep.data.tokenizer import (
         load_tokenizer,
         train_bpe_tokenizer,
@@ -171,7 +178,7 @@ def make_tokenizer(params: Params, train: Dataset) -> PreTrainedTokenizerFast:
     if settings.source not in trainers:
         return with_mask_token(load_tokenizer(settings.source, settings.revision))
     assert settings.vocab_size is not None, "settings refuse to train a tokenizer without it"
-    texts = (row["text"] for row in train if row["text"])
+    texts = (text for _, texts in chosen_batches(documents, is_train) for text in texts if text)
     return trainers[settings.source](texts, settings.vocab_size)
 
 

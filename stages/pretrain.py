@@ -21,6 +21,7 @@ def main(
     averaged weights, the tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep import ranks
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
@@ -43,10 +44,10 @@ def main(
     settings = params.pretrain
     enter(params.launch, params.runtime)
     accelerator = make_accelerator(params.runtime)
-    train_tokens = load_tokens(tokens_path / "train.npy")
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    train_tokens = load_tokens(tokens_path, "train")
+    valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
-    key_inputs = [tokens_path]
+    key_inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
         model = Denoiser.from_pretrained(source, settings.init_revision)

@@ -28,6 +28,7 @@ def main(
     import torch
 
     from halfstep import ranks
+    from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
@@ -58,10 +59,10 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     tokenizer = load_tokenizer(model_path)
-    valid_tokens = load_tokens(tokens_path / "valid.npy")
+    valid_tokens = load_tokens(tokens_path, "valid")
     if len(valid_tokens) < settings.num_prefixes:
         raise UserError(
-            f"{tokens_path / 'valid.npy'} has {len(valid_tokens)} sequences, fewer than sample.num_prefixes"
+            f"{tokens_path} has {len(valid_tokens)} sequences for validation, fewer than sample.num_prefixes"
             f" {settings.num_prefixes}: dvc exp run -S sample.num_prefixes={len(valid_tokens)}, or a larger"
             " data.valid_fraction"
         )
@@ -75,7 +76,7 @@ def main(
             context_length,
         ),
         "continuations": (
-            torch.from_numpy(valid_tokens[rows, : settings.prefix_length].astype("int64")),
+            torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype("int64")),
             rows,
             settings.continuation_length,
         ),
@@ -90,7 +91,7 @@ def main(
     )
     model.to(device)
     precision = select_precision(params.runtime.precision, device)
-    inputs = [model_path, tokens_path]
+    inputs = [model_path, tokens_path / MANIFEST_FILE]
     with (
         open_work(f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), inputs) as work,
         work.journal() as journal,

@@ -1,11 +1,16 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from halfstep.data.manifest import MANIFEST_FILE, Manifest, Shard, Split, file_hash
+from halfstep.files import write_json
 
 # Processes that run tests side by side share the cores, and so do the commands that tests start.
 NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -21,6 +26,41 @@ settings.load_profile("halfstep")
 def published() -> Path:
     """A denoiser of random weights in the published layout, with inputs and outputs of the authors' networks."""
     return Path(__file__).parent / "fixtures" / "mdlm-tiny-a"
+
+
+@pytest.fixture(scope="session")
+def write_tokens() -> Callable[..., None]:
+    """Writes rows of tokens, and a manifest that fits them, as `prepare` does."""
+
+    def write(
+        folder: Path, rows: Mapping[str, np.ndarray], *, rows_per_shard: int = 2**20, vocab_size: int = 12
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        splits = {name: _write_split(folder, name, array, rows_per_shard) for name, array in rows.items()}
+        first = next(iter(rows.values()))
+        manifest = Manifest(
+            source="stories",
+            seed=0,
+            context_length=first.shape[1],
+            vocab_size=vocab_size,
+            dtype=first.dtype.name,
+            num_cloze_passages=0,
+            **({"train": splits.get("valid"), "valid": splits.get("train")} | splits),
+        )
+        write_json(folder / MANIFEST_FILE, manifest.model_dump())
+
+    return write
+
+
+def _write_split(folder: Path, name: str, rows: np.ndarray, rows_per_shard: int) -> Split:
+    shards = []
+    for number, start in enumerate(range(0, len(rows), rows_per_shard)):
+        part = rows[start : start + rows_per_shard]
+        path = folder / f"{name}-{number:05}.npy"
+        np.save(path, part)
+        size = {"num_bytes": path.stat().st_size, "sha256": file_hash(path)}
+        shards.append(Shard(file=path.name, num_sequences=len(part), num_documents=0, num_tokens=part.size, **size))
+    return Split(num_documents=0, num_tokens=rows.size, num_sequences=len(rows), shards=tuple(shards))
 
 
 @pytest.fixture

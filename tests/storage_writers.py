@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from halfstep.data.cloze import write_cloze
+from halfstep.data.corpora import store_documents, stories_corpus
 from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokenizer import train_bpe_tokenizer
@@ -49,8 +50,6 @@ TEXTS = [" ".join(WORDS[start : start + 50]) for start in range(0, len(WORDS), 5
 
 def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     """What to call, by the name of what it writes into `folder`; `source` is on a disk with room."""
-    from datasets import Dataset
-
     tokenizer = train_bpe_tokenizer(TEXTS, 4000)
     tokenizer.save_pretrained(source / "tokenizer")
     denoiser = Denoiser(DenoiserConfig(400, 399, 16, 32, 1, 2, 8, 0.0, 1e-3))
@@ -71,22 +70,22 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
             save(temporary)
 
     def packed(temporary: Path) -> None:
-        documents = Dataset.from_dict({"text": TEXTS * 20})
+        documents = store_documents(TEXTS * 20, None, source)
         pack_documents(
             documents,
+            np.ones(len(documents), np.bool_),
             tokenizer,
-            temporary / "train.npy",
+            temporary,
+            "train",
             context_length=16,
+            tokens_per_shard=2**20,
             num_workers=1,
-            scratch=source,
             on_documents=lambda done, note: None,
         )
 
     def corpus() -> None:
-        from halfstep.data.corpora import stories_corpus
-
         with scratch_folder() as scratch:
-            stories_corpus(3000, seed=0, max_documents=None, scratch=scratch)
+            stories_corpus(3000, seed=0, max_documents=None, folder=scratch)
 
     def kept() -> None:
         place = keep_nonfinite_step("pretrain", state, tokens, NonFiniteStep(8, 1, float("nan"), 1.0, 0.1, []))

@@ -36,6 +36,7 @@ ROOMS = {
     },
     "halfstep.planning": set(),
     "halfstep.bench": {
+        "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
         "halfstep.distillation",

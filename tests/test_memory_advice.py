@@ -57,3 +57,10 @@ def test_accumulation_is_made_finer_by_half_or_more_and_divides_the_batch() -> N
                 assert batch_size % finer == 0
                 assert finer >= 2 * steps
                 assert not [n for n in divisors(batch_size) if 2 * steps <= n < finer]
+
+
+@pytest.mark.parametrize(("num_workers", "advice"), [(None, "=1 (now all cores)"), (4, "=2 (now 4)"), (1, None)])
+def test_fewer_processes_tokenize(num_workers: int | None, advice: str | None) -> None:
+    told = memory_advice(Params.model_validate(_with(VALUES, ("data.num_workers", num_workers))), "prepare")
+    assert ("-S data.num_workers" in told) == (advice is not None)
+    assert advice is None or f"-S data.num_workers{advice}" in told

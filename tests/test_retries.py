@@ -112,7 +112,9 @@ def test_offline_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("kind", ["data set", "cloze", "tokenizer", "denoiser", "baseline", "tokens", "json"])
-def test_reads_of_hub_and_disk_go_through_it(kind: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_of_hub_and_disk_go_through_it(
+    kind: str, tmp_path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]
+) -> None:
     """Each read fails twice at its library's door; the third call gives an error that is nobody's, which ends it."""
     import datasets
     import huggingface_hub
@@ -134,6 +136,7 @@ def test_reads_of_hub_and_disk_go_through_it(kind: str, tmp_path, monkeypatch: p
             raise ConnectionResetError(errno.ECONNRESET, "reset")
         raise Reached
 
+    write_tokens(tmp_path, {"train": np.zeros((2, 3), np.uint16)})
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
@@ -142,12 +145,12 @@ def test_reads_of_hub_and_disk_go_through_it(kind: str, tmp_path, monkeypatch: p
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     options = {"config": None, "revision": None, "split": "train", "text_column": "text", "streaming": False}
     reads: dict[str, Callable[[], object]] = {
-        "data set": lambda: corpora.hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, scratch=tmp_path),
+        "data set": lambda: corpora.hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, folder=tmp_path),
         "cloze": lambda: list(cloze.load_cloze("a/b", cache=tmp_path)),
         "tokenizer": lambda: tokenizer.load_tokenizer("a/b"),
         "denoiser": lambda: checkpoint.locate_weights("a/b"),
         "baseline": lambda: autoregressive.load_autoregressive("a/b"),
-        "tokens": lambda: tokens.load_tokens(tmp_path / "train.npy"),
+        "tokens": lambda: tokens.load_tokens(tmp_path, "train")[:1],
         "json": lambda: files.read_json(tmp_path / "a.json"),
     }
     if kind == "tokens":

@@ -312,6 +312,16 @@ def fit_batch(
     print("dvc exp run " + " ".join(f"-S {override}" for override in found.overrides))
 
 
+@app.command("verify-tokens")
+def verify_tokens(
+    tokens_path: Annotated[Path, typer.Argument(help="What `prepare` wrote.")] = Path("data/tokens"),
+) -> None:
+    """Read all shards of packed tokens, and compare them with the hashes in their manifest."""
+    from halfstep.data.tokens import verify_tokens as verify
+
+    print(f"{tokens_path}: {verify(tokens_path)} shards are as they were written")
+
+
 NUM_COMPARED_SAMPLES = 2
 
 

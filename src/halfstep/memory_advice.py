@@ -43,8 +43,10 @@ def memory_advice(params: Params, stage: str) -> str:
         at_once, what = section.batch_size // 2, "network evaluation" if stage == "latency" else "batch"
         kept = "" if stage == "latency" else " and leaves the results as they are"
         advice.append(f"-S {stage}.batch_size={at_once} (now {section.batch_size}) halves each {what}{kept}")
-    elif stage == "prepare" and params.data.num_workers > 1:
-        advice.append(f"-S data.num_workers={params.data.num_workers // 2} (now {params.data.num_workers})")
+    elif stage == "prepare" and params.data.num_workers != 1:
+        workers = params.data.num_workers
+        fewer, of = (1, "all cores") if workers is None else (workers // 2, workers)
+        advice.append(f"-S data.num_workers={fewer} (now {of})")
     advice.append(f"{'then' if advice else 'try'} smaller {FURTHER[stage]}")
     if stage in HAS_FIT_BATCH:
         advice.append(f"halfstep fit-batch --stage {stage} tries what fits")

@@ -133,15 +133,26 @@ class CorpusSettings(Settings):
     """What every corpus has in common.
 
     `cloze` is null, a local JSONL file (one `{"text": ...}` a line, the target its last word) or a hub data set
-    id; null uses the passages that the corpus brings, if it brings any.
+    id; null uses the passages that the corpus brings, if it brings any. `tokens_per_shard` is the size of a file of
+    tokens, within which the order of training is drawn. `num_workers` processes tokenize, or fewer where there is
+    little text (null: as many as there are cores).
     """
 
     context_length: Annotated[int, Field(ge=8, le=MAX_INT)]
+    tokens_per_shard: PositiveInt
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_documents: PositiveInt | None
-    num_workers: Annotated[int, Field(gt=0, le=MAX_WORKERS)]
+    num_workers: Annotated[int, Field(gt=0, le=MAX_WORKERS)] | None
     cloze: str | None
     tokenizer: TokenizerSettings
+
+    @model_validator(mode="after")
+    def _a_shard_holds_a_sequence(self) -> "CorpusSettings":
+        if self.tokens_per_shard < self.context_length:
+            raise ValueError(
+                f"tokens_per_shard {self.tokens_per_shard} is less than a context of {self.context_length}"
+            )
+        return self
 
 
 class StoriesSettings(CorpusSettings):
@@ -406,6 +417,7 @@ class Params(Settings):
     def deciding(self, *sections: str) -> dict[str, Any]:
         """Some sections as plain values, without those that change no step."""
         without = {name: WITHOUT_INFLUENCE for name in sections if isinstance(getattr(self, name), TrainingSettings)}
+        without["data"] = {"num_workers"}
         return self.model_dump(mode="json", include=set(sections), exclude=without)
 
 

@@ -3,7 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from halfstep.data import corpora
 from halfstep.data.corpora import (
-    decode_text,
     docstrings_of,
     find_files,
     hub_corpus,
     pydocs_corpus,
+    store_documents,
     stories_corpus,
     text_corpus,
+    text_encoding,
 )
 from halfstep.data.stories import stories
 from halfstep.errors import UserError
@@ -43,24 +49,23 @@ def read(tmp_path: Path, root: Path) -> Read:
             text_column=column,
             split_on_blank_lines=blank_lines,
             max_documents=limit,
-            scratch=tmp_path,
+            folder=Path(tempfile.mkdtemp(dir=tmp_path)),
         )
-        assert documents.column_names == ["text"]
-        return list(documents["text"])
+        return list(documents)
 
     return read
 
 
 def test_stories_are_the_grammars(tmp_path: Path) -> None:
-    documents = stories_corpus(7, seed=4, max_documents=None, scratch=tmp_path)
-    assert list(documents["text"]) == list(stories(7, 4))
-    assert len(stories_corpus(7, seed=4, max_documents=3, scratch=tmp_path)) == 3
+    with stories_corpus(7, seed=4, max_documents=None, folder=tmp_path) as documents:
+        assert list(documents) == list(stories(7, 4))
+    assert list(stories_corpus(7, seed=4, max_documents=3, folder=tmp_path)) == list(stories(3, 4))
 
 
 def test_pydocs_are_topics_then_modules(tmp_path: Path) -> None:
     from pydoc_data.topics import topics
 
-    documents = list(pydocs_corpus(max_documents=len(topics) + 3, scratch=tmp_path)["text"])
+    documents = list(pydocs_corpus(max_documents=len(topics) + 3, folder=tmp_path))
     assert documents[: len(topics)] == [topics[name] for name in sorted(topics)]
     assert len(documents) == len(topics) + 3
 
@@ -80,6 +85,92 @@ def test_docstrings_are_parsed_in_order_and_nothing_runs(tmp_path: Path) -> None
 def test_txt_is_one_document_without_bom_and_carriage_returns(root: Path, read: Read) -> None:
     (root / "a.txt").write_bytes(b"\xef\xbb\xbf  First\r\n\r\n\r\nsecond\rthird caf\xc3\xa9\r\n\r\n")
     assert read("a.txt") == ["  First\n\n\nsecond\nthird café"]
+
+
+def split_slowly(text: str, blank_lines: int) -> list[str]:
+    """The rule as one expression over the whole text."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    documents = re.split(rf"\n(?:[^\S\n]*\n){{{blank_lines},}}", text) if blank_lines else [text]
+    return [document.strip("\n") for document in documents if document.strip()]
+
+
+@given(text=st.text(st.sampled_from("a \n\n\n\r\t\x0c\x1c\x85\u2028é"), min_size=1), blank_lines=st.integers(0, 3))
+def test_lines_become_the_documents_of_the_slow_version(
+    tmp_path_factory: pytest.TempPathFactory, text: str, blank_lines: int
+) -> None:
+    file = tmp_path_factory.mktemp("texts") / "a.txt"
+    file.write_bytes(text.encode())
+    found = [document for document in corpora.READERS[".txt"](file, "text", blank_lines) if not document.isspace()]
+    assert [document for document in found if document] == split_slowly(text, blank_lines)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_document_that_no_memory_holds_is_refused(
+    root: Path, read: Read, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(corpora, "MAX_DOCUMENT_BYTES", 2**20)
+    text = "one\n\n" + "many words " * 100_000
+    (root / f"a{suffix}").write_text(json.dumps({"text": text}) if suffix == ".jsonl" else text)
+    with pytest.raises(UserError, match=rf"a{suffix}.* more than 1 MiB.*-S data\.split_on_blank_lines=1"):
+        read(f"a{suffix}")
+    monkeypatch.setattr(corpora, "MAX_DOCUMENT_BYTES", 2**21)
+    assert read(f"a{suffix}") == [text]
+
+
+@pytest.mark.parametrize(("place", "scan"), [(0, 64), (63, 64), (64, 64), (200, 64), (299, 64), (151, 1), (63, 63)])
+def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: int, scan: int
+) -> None:
+    monkeypatch.setattr(corpora, "BYTES_PER_SCAN", scan)
+    content = bytearray("é".encode() * 150)
+    assert content.decode() == "é" * 150
+    (root / "a.txt").write_bytes(content)
+    assert text_encoding(root / "a.txt") == "utf-8-sig"
+    content[place] = 0xFF
+    (root / "a.txt").write_bytes(content)
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    assert text_encoding(root / "a.txt") == "latin-1"
+    assert f"a.txt is not UTF-8 (byte {expected.value.start})" in caplog.text
+    (root / "a.txt").write_bytes(content + b"\x01")
+    with pytest.raises(UserError, match="binary or compressed"):
+        text_encoding(root / "a.txt")
+
+
+@pytest.mark.parametrize("num_characters", [1, 5, 30, 1000])
+def test_documents_are_kept_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_characters: int) -> None:
+    monkeypatch.setattr(corpora, "CHARACTERS_PER_BATCH", num_characters)
+    texts = ["one", None, "", "four " * 9, "five", "six"]
+    documents = store_documents(texts, None, tmp_path)
+    assert list(documents) == texts
+    assert len(documents) == 6
+    sizes = [sum(len(text or "") + 1 for text in batch[:-1]) for _, batch in documents.batches()]
+    assert max(sizes) < num_characters
+    for start in range(7):
+        assert [text for _, batch in documents.batches(start) for text in batch] == texts[start:]
+
+
+def test_documents_that_are_stored_are_not_read_again(tmp_path: Path) -> None:
+    def fail_after(number: int) -> Iterator[str]:
+        yield from ["text"] * number
+        raise ZeroDivisionError
+
+    for number in (0, 3, 500_000):
+        with pytest.raises(ZeroDivisionError):
+            store_documents(fail_after(number), None, tmp_path)
+    store_documents(["a", "b"], None, tmp_path)
+    assert list(store_documents(fail_after(0), None, tmp_path)) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["documents.arrow"]
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(None, False), (UserError, False), (KeyboardInterrupt, True)])
+def test_documents_are_kept_for_what_was_cut_off(
+    tmp_path: Path, error: type[BaseException] | None, is_kept: bool
+) -> None:
+    with suppress(UserError, KeyboardInterrupt), store_documents(["a"], None, tmp_path):
+        if error:
+            raise error
+    assert (tmp_path / "documents.arrow").exists() == is_kept
 
 
 @pytest.mark.parametrize(
@@ -109,7 +200,7 @@ def test_latin1_is_read_with_a_warning_that_names_the_file(
 def test_utf16_is_refused_rather_than_read_as_noise(root: Path) -> None:
     (root / "wide.txt").write_bytes("wide".encode("utf-16"))
     with pytest.raises(UserError, match=r"wide\.txt holds zero bytes.*UTF-8"):
-        decode_text(root / "wide.txt")
+        text_encoding(root / "wide.txt")
 
 
 def test_jsonl_and_parquet_columns(root: Path, read: Read) -> None:
@@ -178,10 +269,9 @@ def load_hub(tmp_path: Path, *, streaming: bool = False, column: str = "body", l
         streaming=streaming,
         max_documents=limit,
         cache=tmp_path / "cache",
-        scratch=tmp_path,
+        folder=Path(tempfile.mkdtemp(dir=tmp_path)),
     )
-    assert documents.column_names == ["text"]
-    return list(documents["text"])
+    return list(documents)
 
 
 @pytest.fixture
@@ -257,4 +347,4 @@ def test_a_full_disk_under_a_data_set_of_the_hub_is_not_the_hubs_fault(
     monkeypatch.setattr(datasets, "load_dataset", full)
     options = {"config": None, "revision": None, "split": "train", "text_column": "text", "streaming": False}
     with pytest.raises(OSError, match=r"cache/a\.arrow"):
-        hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, scratch=tmp_path)
+        hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, folder=tmp_path)

@@ -1,18 +1,24 @@
-"""Packing against a slow version in plain lists, at any number of processes."""
+"""Packing against a slow version in plain lists, at any number of processes, kills and shard sizes."""
 
+import hashlib
+import json
+import multiprocessing
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
 
-from halfstep.data import packing
-from halfstep.data.packing import PackedSize, pack_documents, split_documents
+from halfstep.data import corpora, encoding, packing
+from halfstep.data.corpora import Documents, store_documents
+from halfstep.data.manifest import Split
+from halfstep.data.packing import chosen_batches, num_documents_packed, pack_documents, split_documents
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.errors import MachineFault, UserError
 
@@ -20,20 +26,45 @@ TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|
 TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
 
 
-def pack(
-    texts: list[Any], folder: Path, *, num_workers: int = 1, context_length: int = 16
-) -> tuple[np.ndarray, PackedSize]:
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that rows and shards cross the borders of batches, and there are batches for several processes."""
+    monkeypatch.setattr(corpora, "CHARACTERS_PER_BATCH", 150)
+    monkeypatch.setattr(packing, "BYTES_PER_PROCESS", 100)
+
+
+def stored(texts: list[Any], folder: Path) -> Documents:
     folder.mkdir(exist_ok=True)
-    size = pack_documents(
-        Dataset.from_dict({"text": texts}),
+    return store_documents(texts, None, folder)
+
+
+def pack(
+    texts: list[Any],
+    folder: Path,
+    *,
+    num_workers: int | None = 1,
+    context_length: int = 16,
+    rows_per_shard: int = 1000,
+    is_chosen: Any = None,
+    on_documents: Callable[[int, str], None] = lambda done, note: None,
+) -> tuple[np.ndarray, Split]:
+    documents = stored(texts, folder)
+    split = pack_documents(
+        documents,
+        np.ones(len(texts), np.bool_) if is_chosen is None else is_chosen,
         TOKENIZER,
-        folder / "train.npy",
+        folder,
+        "train",
         context_length=context_length,
+        tokens_per_shard=rows_per_shard * context_length,
         num_workers=num_workers,
-        scratch=Path(tempfile.mkdtemp(dir=folder)),
-        on_documents=lambda num_done, note: None,
+        on_documents=on_documents,
     )
-    return np.load(folder / "train.npy"), size
+    return np.concatenate([np.load(folder / shard.file) for shard in split.shards]), split
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npy"))}
 
 
 def packed_slowly(texts: list[str], context_length: int) -> tuple[list[list[int]], int]:
@@ -49,30 +80,59 @@ def packed_slowly(texts: list[str], context_length: int) -> tuple[list[list[int]
     return rows, len(stream)
 
 
-@pytest.mark.parametrize("context_length", [3, 16, 101])
-def test_rows_are_those_of_the_slow_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context_length: int
-) -> None:
-    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 7)  # so that rows cross the borders of batches
-    tokens, size = pack(TEXTS, tmp_path, context_length=context_length)
+@pytest.mark.parametrize(
+    ("context_length", "rows_per_shard"), [(3, 200), (16, 1000), (16, 7), (101, 1), (101, 2), (101, 1000)]
+)
+def test_rows_are_those_of_the_slow_version(tmp_path: Path, context_length: int, rows_per_shard: int) -> None:
+    tokens, split = pack(TEXTS, tmp_path, context_length=context_length, rows_per_shard=rows_per_shard)
     rows, num_tokens = packed_slowly(TEXTS, context_length)
     assert tokens.tolist() == rows
     assert tokens.dtype == np.uint16
-    assert size == PackedSize(num_documents=40, num_tokens=num_tokens, num_sequences=len(rows))
+    assert (split.num_documents, split.num_tokens, split.num_sequences) == (40, num_tokens, len(rows))
+    start = 0
+    for number, shard in enumerate(split.shards):
+        content = (tmp_path / shard.file).read_bytes()
+        part = rows[start : start + rows_per_shard]
+        num_ends = sum(row[1:-1].count(TOKENIZER.eos_token_id) for row in part)
+        assert shard.file == f"train-{number:05}.npy"
+        assert (shard.num_sequences, shard.num_documents) == (len(part), num_ends)
+        assert shard.num_tokens == len(part) * (context_length - 2)
+        assert (shard.num_bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        start += rows_per_shard
+    assert start >= len(rows)
 
 
-def test_processes_write_the_same_file(tmp_path: Path) -> None:
-    pack(TEXTS, tmp_path / "one")
-    pack(TEXTS, tmp_path / "three", num_workers=3)
-    assert (tmp_path / "one/train.npy").read_bytes() == (tmp_path / "three/train.npy").read_bytes()
+def test_processes_write_the_same_files(tmp_path: Path) -> None:
+    _, alone = pack(TEXTS, tmp_path / "one", rows_per_shard=7)
+    _, together = pack(TEXTS, tmp_path / "three", rows_per_shard=7, num_workers=3)
+    assert alone == together
+    assert shards(tmp_path / "one") == shards(tmp_path / "three")
+
+
+def test_only_the_chosen_documents_are_packed(tmp_path: Path) -> None:
+    is_chosen = np.arange(40) % 3 == 1
+    tokens, split = pack(TEXTS, tmp_path, is_chosen=is_chosen)
+    assert tokens.tolist() == packed_slowly(TEXTS[1::3], 16)[0]
+    assert split.num_documents == len(TEXTS[1::3])
+
+
+@pytest.mark.parametrize("start", [0, 1, 17, 39, 40])
+def test_documents_are_read_from_any_one_on(tmp_path: Path, start: int) -> None:
+    documents = stored(TEXTS, tmp_path)
+    assert len(documents) == 40
+    found = []
+    for numbers, texts in chosen_batches(documents, np.ones(40, np.bool_), start):
+        assert list(numbers) == list(range(start + len(found), start + len(found) + len(texts)))
+        found += texts
+    assert found == TEXTS[start:]
 
 
 def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
-    tokens, size = pack(TEXTS, tmp_path)
+    tokens, split = pack(TEXTS, tmp_path)
     inside = tokens[:, 1:-1]
     assert not (inside == TOKENIZER.mask_token_id).any()
     assert not (inside == TOKENIZER.bos_token_id).any()
-    assert size.num_documents - 1 <= (inside == TOKENIZER.eos_token_id).sum() <= size.num_documents
+    assert split.num_documents - 1 <= (inside == TOKENIZER.eos_token_id).sum() <= split.num_documents
     text = TOKENIZER.decode([token for row in inside.tolist() for token in row if token != TOKENIZER.eos_token_id])
     assert text == "".join(TEXTS)[: len(text)]
 
@@ -99,65 +159,104 @@ def test_too_little_text_says_how_much_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("num_documents", "fraction", "num_valid"), [(40, 0.1, 4), (40, 0.001, 1), (40, 0.999, 39), (2, 0.5, 1)]
 )
-def test_split_is_a_partition_in_order(num_documents: int, fraction: float, num_valid: int) -> None:
-    documents = Dataset.from_dict({"text": [f"{i:02}" for i in range(num_documents)]})
-    train, valid = (list(part["text"]) for part in split_documents(documents, fraction, seed=0))
-    assert len(valid) == num_valid
-    assert sorted(train + valid) == list(documents["text"])
-    assert train == sorted(train)
-    assert valid == sorted(valid)
+def test_as_many_documents_as_asked_for_are_for_validation(num_documents: int, fraction: float, num_valid: int) -> None:
+    is_valid = split_documents(num_documents, fraction, seed=0)
+    assert is_valid.shape == (num_documents,)
+    assert is_valid.sum() == num_valid
 
 
-def test_split_depends_on_the_seed() -> None:
-    documents = Dataset.from_dict({"text": TEXTS})
-    valid = [list(split_documents(documents, 0.2, seed=seed)[1]["text"]) for seed in (0, 0, 1)]
-    assert valid[0] == valid[1] != valid[2]
+def test_the_split_is_the_one_that_results_rest_on() -> None:
+    order = np.random.default_rng(5).permutation(40)
+    assert np.flatnonzero(split_documents(40, 0.2, seed=5)).tolist() == sorted(order[:8])
 
 
 def test_one_document_cannot_be_split() -> None:
     with pytest.raises(UserError, match=r"has 1 document.*data\.split_on_blank_lines=1"):
-        split_documents(Dataset.from_dict({"text": ["one"]}), 0.1, seed=0)
+        split_documents(1, 0.1, seed=0)
 
 
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_cut_off_and_called_again_it_writes_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+@pytest.mark.parametrize("at", ["_write", "_note", "_close"])
+def test_cut_off_anywhere_and_called_again_it_writes_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """Killed in every call after one more piece, with what was written since the last note left in the file."""
-    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 3)
-    monkeypatch.setattr(packing, "BATCHES_PER_WORKER", 2)
+    """Killed in every call a little later, before and after a write, a note or the end of a shard."""
     monkeypatch.setattr(packing, "SECONDS_BETWEEN_NOTES", 0.0)
-    whole, size = pack(TEXTS, tmp_path / "whole")
-    encoded: list[int] = []
-    original = packing._Rows.append
+    _, whole = pack(TEXTS, tmp_path / "whole", rows_per_shard=7)
+    original = getattr(packing._Shards, at)
+    calls_left = is_before = 0
 
-    def append(rows: Any, tokens: Any, num_documents: int) -> None:
-        original(rows, tokens, num_documents)
-        encoded.append(num_documents)
-        rows._file.flush()
-        if sum(encoded) > 12:
+    def step(self: Any, *arguments: Any) -> Any:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left < 0 and is_before:
+            raise Killed
+        result = original(self, *arguments)
+        if self._file is not None:
+            self._file.flush()
+        if calls_left < 0:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(packing._Shards, at, step)
+    num_kills, split = 0, None
+    while split is None:
+        calls_left, is_before = num_kills // 2 % 5, num_kills % 2
+        try:
+            _, split = pack(TEXTS, tmp_path / "cut", rows_per_shard=7)
+        except Killed:
+            num_kills += 1
+    assert num_kills > 4
+    assert split == whole
+    assert shards(tmp_path / "cut") == shards(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_tokenized_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_NOTES", 0.0)
+
+    def stop(done: int, note: str) -> None:
+        assert note.endswith("tokens/s")
+        if done > 20:
             raise Killed
 
-    monkeypatch.setattr(packing._Rows, "append", append)
-    for _ in range(3):
-        encoded.clear()
-        with pytest.raises(Killed):
-            pack(TEXTS, tmp_path / "cut", num_workers=num_workers)
+    with pytest.raises(Killed):
+        pack(TEXTS, tmp_path, rows_per_shard=7, on_documents=stop)
+    done = num_documents_packed(tmp_path, "train")
+    assert 20 < done < 40
+    encoded: list[str] = []
+    encode = encoding.encode
+    monkeypatch.setattr(encoding, "encode", lambda texts, *rest: (encoded.extend(texts), encode(texts, *rest))[1])
+    tokens, _ = pack(TEXTS, tmp_path, rows_per_shard=7)
+    assert encoded == TEXTS[done:]
+    assert tokens.tolist() == packed_slowly(TEXTS, 16)[0]
     encoded.clear()
-    tokens, resumed_size = pack(TEXTS, tmp_path / "cut", num_workers=num_workers)
-    assert sum(encoded) == 40 - 3 * 12
-    assert (tmp_path / "cut/train.npy").read_bytes() == (tmp_path / "whole/train.npy").read_bytes()
-    assert resumed_size == size
-    np.testing.assert_array_equal(tokens, whole)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    pack(TEXTS, tmp_path, rows_per_shard=7)
+    assert encoded == []
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_not_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, _ = pack(TEXTS, tmp_path, rows_per_shard=7)
+    damaged = tmp_path / "train-00001.npy"
+    other_name = tmp_path / "of-the-cache"
+    other_name.hardlink_to(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    changed = other_name.read_bytes()
+    again, _ = pack(TEXTS, tmp_path, rows_per_shard=7)
+    assert np.array_equal(again, tokens)
+    assert "train-00001.npy changed since it was written: train is tokenized anew" in capsys.readouterr().err
+    assert other_name.read_bytes() == changed, "a file that others hold was written to"
 
 
 @pytest.fixture
 def guard() -> Iterator[None]:
-    """A hang fails the test: nothing here takes a hundredth of this."""
+    """A hang fails the test: nothing here takes a tenth of this."""
 
     def fail(signal_number: int, frame: object) -> None:
         raise AssertionError("tokenization hangs")
@@ -170,39 +269,75 @@ def guard() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("guard")
-@pytest.mark.parametrize("victim", [0, 25])
-def test_a_process_that_is_killed_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
-) -> None:
+def test_a_process_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
     """As the kernel does when memory is short: no exception, no farewell."""
-    encode = packing._encode
 
-    def encode_or_die(texts: list[str | None], *rest: Any) -> list[Any]:
-        if texts[0] == TEXTS[victim]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return encode(texts, *rest)
+    def kill(done: int, note: str) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
 
-    monkeypatch.setattr(packing, "_encode", encode_or_die)
-    monkeypatch.setattr(packing, "MAX_DOCUMENTS_PER_BATCH", 5)
-    with pytest.raises(MachineFault, match=r"from document 0: one of the 2 processes was ended") as raised:
-        pack(TEXTS, tmp_path, num_workers=2)
+    with pytest.raises(MachineFault, match=r"one of the 2 processes that tokenize was ended") as raised:
+        pack(TEXTS, tmp_path, num_workers=2, on_documents=kill)
     told = str(raised.value)
     assert "\n" not in told
-    assert f"process {1 + victim // 20} of 2 at documents {victim} to {victim + 4}" in told
+    assert "at work: documents " in told
     assert told.endswith("-S data.num_workers=1")
-    monkeypatch.undo()
-    (tmp_path / "again").mkdir()
-    tokens, _ = pack(TEXTS, tmp_path / "again", num_workers=2)
-    assert tokens.tolist() == packed_slowly(TEXTS, 16)[0]
+
+
+PACK_AND_DIE = """
+import multiprocessing, os, sys
+from pathlib import Path
+import numpy as np
+from halfstep.data import packing
+from halfstep.data.corpora import Documents
+from tokenizers import Tokenizer
+
+class Loaded:
+    backend_tokenizer = Tokenizer.from_file(sys.argv[1] + "/tokenizer/tokenizer.json")
+    bos_token_id, eos_token_id = map(backend_tokenizer.token_to_id, ("<|bos|>", "<|eos|>"))
+
+    def __len__(self):
+        return self.backend_tokenizer.get_vocab_size()
+
+def die(done, note):
+    if done > 12:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    packing.BYTES_PER_PROCESS, packing.SECONDS_BETWEEN_NOTES = 100, 0.0
+    folder = Path(sys.argv[1])
+    packing.pack_documents(
+        Documents(folder / "documents.arrow"), np.ones(40, np.bool_), Loaded(), folder, "train",
+        context_length=16, tokens_per_shard=7 * 16, num_workers=2, on_documents=die,
+    )
+"""
 
 
 @pytest.mark.usefixtures("guard")
-def test_a_process_without_room_on_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(texts: list[str | None], *rest: Any) -> list[Any]:
-        raise OSError(28, "No space left on device")
+def test_a_killed_command_leaves_no_process_and_what_it_did(tmp_path: Path) -> None:
+    whole, _ = pack(TEXTS, tmp_path / "whole", rows_per_shard=7)
+    stored(TEXTS, tmp_path / "cut")
+    TOKENIZER.save_pretrained(tmp_path / "cut/tokenizer")
+    script = tmp_path / "pack_and_die.py"
+    script.write_text(PACK_AND_DIE)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "cut")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    while any(is_running(pid) for pid in pids):
+        time.sleep(0.05)
+    assert json.loads((tmp_path / "cut/train.progress.json").read_text())["num_documents"] > 0
+    tokens, _ = pack(TEXTS, tmp_path / "cut", rows_per_shard=7)
+    assert np.array_equal(tokens, whole)
+    assert shards(tmp_path / "cut") == shards(tmp_path / "whole")
 
-    monkeypatch.setattr(packing, "_encode", refuse)
-    with pytest.raises(OSError, match="No space left") as raised:
-        pack(TEXTS, tmp_path, num_workers=2)
-    assert raised.value.errno == 28
-    assert Path(raised.value.filename).name == "train-0"
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

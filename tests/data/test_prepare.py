@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from stages import prepare as stage
 
 from halfstep import console
 from halfstep.data.tokenizer import load_tokenizer
+from halfstep.data.tokens import load_tokens, verify_tokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +46,7 @@ def corpus(**changes: Any) -> dict[str, Any]:
         "num_documents": 60,
         "num_cloze": 7,
         "context_length": 64,
+        "tokens_per_shard": 2**20,
         "valid_fraction": 0.1,
         "max_documents": None,
         "num_workers": 1,
@@ -63,11 +64,12 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
     assert manifest["vocab_size"] == len(tokenizer) == tokenizer.mask_token_id + 1
     assert (manifest["train"]["num_documents"], manifest["valid"]["num_documents"]) == (54, 6)
     for name in ("train", "valid"):
-        rows = np.load(tmp_path / f"data/tokens/{name}.npy")
+        rows = load_tokens(tmp_path / "data/tokens", name)[:]
         assert rows.shape == (manifest[name]["num_sequences"], 64)
         assert (rows[:, 0] == tokenizer.bos_token_id).all()
         assert (rows[:, -1] == tokenizer.eos_token_id).all()
         assert (rows[:, 1:-1] < tokenizer.mask_token_id).all()
+    assert verify_tokens(tmp_path / "data/tokens") == 2
     passages = [json.loads(line)["text"] for line in (tmp_path / "data/cloze.jsonl").read_text().splitlines()]
     assert len(passages) == manifest["num_cloze_passages"] == 7
     assert f"vocabulary {len(tokenizer)}; 7 cloze passages" in done.stderr

@@ -1,121 +1,255 @@
-"""Batches: every row once per epoch, a pure function of seed and step, seekable."""
+"""Batches: every row once per epoch, a pure function of seed and step, seekable, the same in any number of shards."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
+from halfstep.data import tokens as tokens_module
+from halfstep.data.tokens import (
+    PackedTokens,
+    first_batches,
+    load_tokens,
+    token_batches,
+    token_pieces,
+    verify_tokens,
+    vocab_size_of,
+)
 from halfstep.errors import UserError
 from halfstep.files import write_json
 
 ROWS = np.arange(10, dtype=np.uint16)[:, None] * np.ones(3, dtype=np.uint16)
+WriteTokens = Callable[..., None]
 
 
-def batches(batch_size: int, num: int, *, seed: int = 0, start_step: int = 0, **options: slice) -> list[torch.Tensor]:
-    return list(islice(token_batches(ROWS, batch_size, seed=seed, start_step=start_step, **options), num))
+@pytest.fixture(scope="module", params=[10, 4, 3, 1], ids="{} rows a shard".format)
+def packed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_tokens: WriteTokens
+) -> PackedTokens:
+    folder = tmp_path_factory.mktemp("tokens")
+    write_tokens(folder, {"train": ROWS}, rows_per_shard=request.param)
+    return load_tokens(folder, "train")
+
+
+def batches(
+    packed: PackedTokens, batch_size: int, num: int, *, seed: int = 0, start_step: int = 0, **options: slice
+) -> list[torch.Tensor]:
+    return list(islice(token_batches(packed, batch_size, seed=seed, start_step=start_step, **options), num))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 10, 23])
-def test_every_row_comes_once_per_epoch(batch_size: int) -> None:
-    rows = torch.cat(batches(batch_size, 10))[:, 0]
+def test_every_row_comes_once_per_epoch(packed: PackedTokens, batch_size: int) -> None:
+    rows = torch.cat(batches(packed, batch_size, 10))[:, 0]
     for epoch in rows[: len(rows) // 10 * 10].view(-1, 10):
         assert sorted(epoch.tolist()) == list(range(10))
 
 
 @pytest.mark.parametrize("start_step", [1, 2, 3, 17])
-def test_starting_late_gives_the_same_batches(start_step: int) -> None:
-    late = batches(4, 5, start_step=start_step)
-    whole = batches(4, start_step + 5)[start_step:]
+def test_starting_late_gives_the_same_batches(packed: PackedTokens, start_step: int) -> None:
+    late = batches(packed, 4, 5, start_step=start_step)
+    whole = batches(packed, 4, start_step + 5)[start_step:]
     assert all(torch.equal(a, b) for a, b in zip(late, whole, strict=True))
 
 
-def test_ranks_read_their_rows_of_the_same_batches() -> None:
-    whole = batches(7, 9)
-    parts = [batches(7, 9, rows=slice(rank, None, 3)) for rank in range(3)]
-    for batch, *of_ranks in zip(whole, *parts, strict=True):
-        assert [len(part) for part in of_ranks] == [3, 2, 2]
-        assert all(torch.equal(batch[rank::3], part) for rank, part in enumerate(of_ranks))
+def test_a_shard_is_used_up_before_the_next_one_begins(packed: PackedTokens) -> None:
+    rows = torch.cat(batches(packed, 10, 6))[:, 0].view(6, 10)
+    sizes = packed.num_rows_of_shards
+    shard_of_row = np.repeat(np.arange(len(sizes)), sizes)
+    for epoch in rows:
+        shards = shard_of_row[epoch]
+        assert np.count_nonzero(np.diff(shards)) == len(sizes) - 1
+    if len(sizes) > 2:
+        assert len({tuple(shard_of_row[epoch]) for epoch in rows}) > 1, "the shards come in the same order"
 
 
-def test_order_depends_on_seed_and_epoch() -> None:
-    first, second = batches(10, 2)
+@pytest.mark.parametrize("seed", [0, 1, 77, 2_000_000_000, 2**32 + 5])
+def test_one_shard_is_in_the_order_of_one_permutation_per_epoch(
+    tmp_path: Path, write_tokens: WriteTokens, seed: int
+) -> None:
+    """The rule by which results were made before there were shards."""
+    write_tokens(tmp_path, {"train": ROWS})
+    found = torch.cat(batches(load_tokens(tmp_path, "train"), 4, 10, seed=seed))[:, 0]
+    expected = np.concatenate([np.random.default_rng([seed, epoch]).permutation(10) for epoch in range(4)])
+    assert found.tolist() == expected.tolist()
+
+
+def test_order_depends_on_seed_and_epoch(packed: PackedTokens) -> None:
+    first, second = batches(packed, 10, 2)
     assert not torch.equal(first, second)
-    assert not torch.equal(first, batches(10, 1, seed=1)[0])
-    assert torch.equal(first, batches(10, 1)[0])
+    assert not torch.equal(first, batches(packed, 10, 1, seed=1)[0])
+    assert torch.equal(first, batches(packed, 10, 1)[0])
 
 
-def test_batches_are_int64_copies() -> None:
-    batch = batches(4, 1)[0]
+@given(batch_size=st.integers(1, 25), num_ranks=st.integers(1, 4), start_step=st.integers(0, 10**12))
+def test_ranks_read_their_rows_of_the_same_batches(
+    packed: PackedTokens, batch_size: int, num_ranks: int, start_step: int
+) -> None:
+    (whole,) = batches(packed, batch_size, 1, start_step=start_step)
+    for rank in range(num_ranks):
+        rows = slice(rank, None, num_ranks)
+        (part,) = batches(packed, batch_size, 1, start_step=start_step, rows=rows)
+        assert torch.equal(part, whole[rows])
+
+
+def test_a_rank_maps_only_the_shards_of_its_rows(
+    tmp_path: Path, write_tokens: WriteTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=1)
+    mapped: list[str] = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: (mapped.append(path.name), load(path, **options))[1])
+    (part,) = batches(load_tokens(tmp_path, "train"), 10, 1, rows=slice(1, None, 2))
+    assert sorted(mapped) == sorted(f"train-{row:05}.npy" for row in part[:, 0].tolist())
+
+
+def test_the_memory_of_the_order_is_that_of_one_shard(
+    tmp_path: Path, write_tokens: WriteTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
+    drawn: list[int] = []
+
+    class Generator:
+        def __init__(self, rng: np.random.Generator) -> None:
+            self._rng = rng
+
+        def permutation(self, size: int) -> np.ndarray:
+            drawn.append(int(size))
+            return self._rng.permutation(size)
+
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Generator(make(seed)))
+    packed = load_tokens(tmp_path, "train")
+    batches(packed, 1, 1, start_step=10**9)
+    assert len(drawn) == 2, "the shards of the epoch, and the rows of one of them"
+    assert max(drawn) <= 4
+
+
+def test_batches_are_int64_copies(packed: PackedTokens) -> None:
+    batch = batches(packed, 4, 1)[0]
     assert batch.dtype == torch.int64
     batch.zero_()
-    assert ROWS.max() == 9
+    assert packed[:].max() == 9
 
 
 @pytest.mark.parametrize(("num_sequences", "sizes"), [(5, [4, 1]), (8, [4, 4]), (99, [4, 4, 2])])
-def test_first_batches_are_the_first_rows_with_the_last_part(num_sequences: int, sizes: list[int]) -> None:
-    found = list(first_batches(ROWS, num_sequences, 4))
+def test_first_batches_are_the_first_rows_with_the_last_part(
+    packed: PackedTokens, num_sequences: int, sizes: list[int]
+) -> None:
+    found = list(first_batches(packed, num_sequences, 4))
     assert [len(batch) for batch in found] == sizes
     assert torch.cat(found)[:, 0].tolist() == list(range(sum(sizes)))
 
 
-def test_tokens_are_mapped_and_read_back(tmp_path: Path) -> None:
-    np.save(tmp_path / "train.npy", ROWS)
-    tokens = load_tokens(tmp_path / "train.npy")
-    assert isinstance(tokens, np.memmap)
-    assert np.array_equal(tokens, ROWS)
+def test_pieces_are_all_rows_in_order(packed: PackedTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "ROWS_PER_PIECE", 3)
+    assert np.array_equal(np.concatenate(list(token_pieces(packed))), ROWS)
 
 
-def test_missing_tokens_name_the_stage(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.npy is not there.*prepare"):
-        load_tokens(tmp_path / "train.npy")
+@given(
+    rows=st.one_of(
+        st.lists(st.integers(0, 9)),
+        st.builds(slice, *[st.one_of(st.none(), st.integers(-12, 12))] * 2),
+        st.builds(slice, *[st.one_of(st.none(), st.integers(-12, 12))] * 2, st.integers(1, 4)),
+    )
+)
+def test_rows_are_those_of_one_array(packed: PackedTokens, rows: slice | list[int]) -> None:
+    assert packed.shape == ROWS.shape
+    assert len(packed) == len(ROWS)
+    expected = ROWS[rows] if isinstance(rows, slice) else ROWS[np.array(rows, np.int64)]
+    assert np.array_equal(packed[rows], expected)
+    assert packed[rows].dtype == ROWS.dtype
 
 
-@pytest.mark.parametrize("array", [ROWS[0], ROWS.astype(np.int64), ROWS[:0]])
-def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
-    np.save(tmp_path / "train.npy", array)
-    with pytest.raises(UserError, match=r"shape .*dvc repro -f prepare"):
-        load_tokens(tmp_path / "train.npy")
+@pytest.mark.parametrize("row", [-1, 10])
+def test_there_are_no_other_rows(packed: PackedTokens, row: int) -> None:
+    with pytest.raises(IndexError, match="of 10"):
+        packed[[0, row]]
 
 
-def test_broken_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'")
-    with pytest.raises(UserError, match="is not a file of tokens"):
-        load_tokens(tmp_path / "train.npy")
+def test_rows_are_mapped_not_copied(tmp_path: Path, write_tokens: WriteTokens) -> None:
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
+    assert isinstance(load_tokens(tmp_path, "train")[4:8], np.memmap)
 
 
-def test_vocab_size_is_the_manifests(tmp_path: Path) -> None:
+def test_few_files_are_open_at_once(tmp_path: Path, write_tokens: WriteTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "MAX_MAPPED_SHARDS", 2)
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=1)
+    packed = load_tokens(tmp_path, "train")
+    assert np.array_equal(packed[:], ROWS)
+    assert packed._shard.cache_info().currsize == 2
+
+
+def test_missing_tokens_name_the_stage(tmp_path: Path, write_tokens: WriteTokens) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json is not there.*prepare"):
+        load_tokens(tmp_path, "train")
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
+    (tmp_path / "train-00002.npy").unlink()
+    with pytest.raises(UserError, match=r"train-00002\.npy is not there.*prepare"):
+        load_tokens(tmp_path, "train")
+
+
+@pytest.mark.parametrize("array", [ROWS[:, :1], ROWS.astype(np.int16), np.zeros((2, 6), np.uint16)])
+def test_other_arrays_are_refused(tmp_path: Path, write_tokens: WriteTokens, array: np.ndarray) -> None:
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
+    np.save(tmp_path / "train-00001.npy", array)
+    manifest = (tmp_path / "manifest.json").read_text()
+    size = (tmp_path / "train-00001.npy").stat().st_size
+    (tmp_path / "manifest.json").write_text(manifest.replace('"num_bytes": 152', f'"num_bytes": {size}', 2))
+    (tmp_path / "train-00000.npy").write_bytes((tmp_path / "train-00001.npy").read_bytes())
+    with pytest.raises(
+        UserError, match=r"train-0000[01]\.npy does not hold uint16 of shape \(4, 3\).*dvc repro -f prep"
+    ):
+        load_tokens(tmp_path, "train")[:]
+
+
+def test_tokens_that_changed_since_they_were_written_are_noticed(tmp_path: Path, write_tokens: WriteTokens) -> None:
+    write_tokens(tmp_path, {"train": ROWS, "valid": ROWS}, rows_per_shard=4)
+    assert verify_tokens(tmp_path) == 6
+    path = tmp_path / "valid-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    load_tokens(tmp_path, "valid")
+    with pytest.raises(UserError, match=r"valid-00001\.npy changed since prepare wrote it.*-f prepare"):
+        verify_tokens(tmp_path)
+    path.write_bytes(content + b"more")
+    with pytest.raises(UserError, match=r"valid-00001\.npy has 156 bytes, but .*counts 152.*-f prepare"):
+        load_tokens(tmp_path, "valid")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        load_tokens(tmp_path, "valid")
+
+
+def test_vocab_size_is_the_manifests(tmp_path: Path, write_tokens: WriteTokens) -> None:
     with pytest.raises(UserError, match=r"manifest\.json is not there"):
         vocab_size_of(tmp_path)
-    write_json(tmp_path / "manifest.json", {"vocab_size": 50258})
+    write_tokens(tmp_path, {"train": ROWS}, vocab_size=50258)
     assert vocab_size_of(tmp_path) == 50258
     write_json(tmp_path / "manifest.json", {})
-    with pytest.raises(UserError, match="does not say vocab_size"):
+    with pytest.raises(UserError, match="is not what prepare writes"):
         vocab_size_of(tmp_path)
 
 
-def _prepared(folder: Path) -> Path:
-    np.save(folder / "train.npy", ROWS)
-    write_json(folder / "manifest.json", {"context_length": 3, "train": {"num_sequences": 10}})
-    return folder / "train.npy"
-
-
-def test_tokens_that_changed_since_they_were_counted_are_noticed(tmp_path: Path) -> None:
-    path = _prepared(tmp_path)
-    assert np.array_equal(load_tokens(path), ROWS)
-    np.save(path, ROWS[:9])
-    with pytest.raises(UserError, match=r"9 sequences of 3 tokens.*counts 10 of 3: it changed since.*-f prepare"):
-        load_tokens(path)
-    np.save(path, np.zeros((10, 4), np.uint16))
-    with pytest.raises(UserError, match="10 sequences of 4 tokens"):
-        load_tokens(path)
-
-
-def test_tokens_with_bytes_beyond_their_rows_are_noticed(tmp_path: Path) -> None:
-    path = _prepared(tmp_path)
-    with path.open("ab") as file:
-        file.write(b"more")
-    with pytest.raises(UserError, match="in 64 bytes"):
-        load_tokens(path)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"num_sequences": 10', '"num_sequences": 11'),
+        ("train-00000.npy", "../train-00000.npy"),
+        ('"num_sequences": 2', '"num_sequences": 5'),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    tmp_path: Path, write_tokens: WriteTokens, old: str, new: str
+) -> None:
+    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
+    path = tmp_path / "manifest.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=r"manifest\.json is not what prepare writes \(train"):
+        load_tokens(tmp_path, "train")

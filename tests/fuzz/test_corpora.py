@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -113,9 +114,13 @@ ACCEPTED: dict[str, tuple[str, bytes, list[str]]] = {
 
 def read(folder: Path, name: str) -> list[str]:
     documents = text_corpus(
-        [str(folder / name)], text_column="text", split_on_blank_lines=0, max_documents=None, scratch=folder
+        [str(folder / name)],
+        text_column="text",
+        split_on_blank_lines=0,
+        max_documents=None,
+        folder=Path(tempfile.mkdtemp(dir=folder)),
     )
-    return list(documents["text"])
+    return list(documents)
 
 
 @pytest.mark.parametrize("case", [case for case in REFUSED if case != "one line"])
@@ -145,7 +150,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, refuse: Callable[..., None])
         refuse("corpora", lambda name=name: read(tmp_path, name))
     for name in ("", " ", "~nobody-has-this-name/a.txt"):
         refuse("corpora", lambda name=name: text_corpus(
-            [name or "no such folder"], text_column="text", split_on_blank_lines=0, max_documents=None, scratch=tmp_path
+            [name or "no such folder"], text_column="text", split_on_blank_lines=0, max_documents=None, folder=tmp_path
         ))  # fmt: skip
 
 
@@ -162,7 +167,8 @@ def params(folder: Path, data: dict[str, Any]) -> None:
     tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None}
     values["data"] = {
         "source": "text", "path": "texts", "text_column": "text", "split_on_blank_lines": 0, "context_length": 64,
-        "valid_fraction": 0.1, "max_documents": None, "num_workers": 1, "cloze": None, "tokenizer": tokenizer, **data,
+        "valid_fraction": 0.1, "max_documents": None, "num_workers": 1, "cloze": None, "tokenizer": tokenizer,
+        "tokens_per_shard": 2**20, **data,
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
 
@@ -282,27 +288,40 @@ BROKEN_TOKENS = {
 }
 
 
+def write_broken_tokens(folder: Path, content: bytes) -> None:
+    """A shard beside a manifest that says it is of this size, and holds what `TOKENS` holds."""
+    (folder / "train-00000.npy").write_bytes(content)
+    shard = {
+        "file": "train-00000.npy", "num_sequences": 4, "num_documents": 1, "num_tokens": 24,
+        "num_bytes": max(len(content), 1), "sha256": "0" * 64,
+    }  # fmt: skip
+    split = {"num_documents": 1, "num_tokens": 24, "num_sequences": 4, "shards": [shard]}
+    manifest = {"source": "text", "seed": 0, "context_length": 8, "vocab_size": 9, "dtype": "uint16"}
+    values = manifest | {"num_cloze_passages": 0, "train": split, "valid": split}
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
 @pytest.mark.parametrize("case", BROKEN_TOKENS)
 def test_broken_tokens_are_refused(
     case: str, tmp_path: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert BROKEN_TOKENS[case] != TOKENS
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.npy").write_bytes(BROKEN_TOKENS[case])
-    refuse("packed tokens", lambda: load_tokens(tmp_path / "train.npy"), "train.npy")
-    assert [path.name for path in tmp_path.iterdir()] == ["train.npy"], "a pickle was run"
+    write_broken_tokens(tmp_path, BROKEN_TOKENS[case])
+    refuse("packed tokens", lambda: load_tokens(tmp_path, "train")[:], "train-00000.npy")
+    assert not (tmp_path / "pwned").exists(), "a pickle was run"
 
 
 def test_mutated_tokens_are_tokens_or_refused(
     examples: Any, attempt: Callable[..., Any], mutated: Callable[[bytes, int], bytes], tmp_path_factory: Any
 ) -> None:
-    path = tmp_path_factory.mktemp("tokens") / "train.npy"
+    folder = tmp_path_factory.mktemp("tokens")
 
     @examples(150)
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
-        path.write_bytes(mutated(TOKENS, seed))
-        tokens = attempt("packed tokens, mutated", lambda: load_tokens(path), "train.npy")
+        write_broken_tokens(folder, mutated(TOKENS, seed))
+        tokens = attempt("packed tokens, mutated", lambda: load_tokens(folder, "train")[:], "train-00000.npy")
         if tokens is not None:
             assert tokens.ndim == 2
             assert tokens.sum() >= 0

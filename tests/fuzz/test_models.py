@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from halfstep.data.corpora import store_documents
 from halfstep.data.packing import pack_documents
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer, train_word_tokenizer, with_mask_token
 from halfstep.evaluation.scorer import load_scorer
@@ -355,7 +357,6 @@ def test_tokenizers_without_what_is_needed_are_refused(
 def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
     tmp_path: Path, refuse: Callable[..., None]
 ) -> None:
-    from datasets import Dataset
     from tokenizers import Tokenizer, models
 
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}))
@@ -363,12 +364,14 @@ def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
     refuse(
         "tokenizers",
         lambda: pack_documents(
-            Dataset.from_dict({"text": ["b"]}),
+            store_documents(["b"], None, tmp_path),
+            np.ones(1, np.bool_),
             wrapped,
-            tmp_path / "train.npy",
+            tmp_path,
+            "train",
             context_length=8,
+            tokens_per_shard=2**20,
             num_workers=1,
-            scratch=tmp_path,
             on_documents=lambda done, note: None,
         ),
         "data.tokenizer.source",
@@ -419,11 +422,15 @@ def test_a_models_own_tokenizer_is_taken(models: dict[str, Path], attempt: Calla
      ("sample", ("ar", "--model", "autoregressive"))],
 )  # fmt: skip
 def test_stages_refuse_a_model_with_another_tokenizer(
-    stage: str, arguments: tuple[str, ...], copied: Any, tmp_path: Path, run_stage: Callable[..., str]
+    stage: str,
+    arguments: tuple[str, ...],
+    copied: Any,
+    tmp_path: Path,
+    run_stage: Callable[..., str],
+    write_tokens: Callable[..., None],
 ) -> None:
     import importlib
 
-    import numpy as np
     import yaml
 
     from halfstep.generation import write_samples
@@ -431,9 +438,7 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     values["sample"] |= {"num_prefixes": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    (tmp_path / "data" / "tokens").mkdir(parents=True)
-    for name in ("train", "valid"):
-        np.save(tmp_path / "data" / "tokens" / f"{name}.npy", np.zeros((4, 64), np.uint16))
+    write_tokens(tmp_path / "data" / "tokens", {"train": np.zeros((4, 64), np.uint16)})
     (tmp_path / "data" / "cloze.jsonl").touch()
     folder = copied(arguments[-1])
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
@@ -460,23 +465,23 @@ def test_any_value_in_a_tokenizer_loads_or_is_refused(
     name: str, models: dict[str, Path], examples: Any, attempt: Callable[..., Any], tmp_path_factory: Any
 ) -> None:
     """What loads also tokenizes, or says that it cannot."""
-    from datasets import Dataset
-
     folder = tmp_path_factory.mktemp("tokenizer")
     shutil.copytree(models["denoiser"], folder, dirs_exist_ok=True)
     values = json.loads((folder / name).read_text())
     places = list(places_in(values))
-    documents = Dataset.from_dict({"text": ["Ann sat by the unknown, river.\u202e\n"] * 20})
+    documents = store_documents(["Ann sat by the unknown, river.\u202e\n"] * 20, None, folder)
 
     def use() -> bool:
         tokenizer = with_mask_token(load_tokenizer(folder))
         pack_documents(
             documents,
+            np.ones(20, np.bool_),
             tokenizer,
-            folder / "train.npy",
+            folder,
+            "train",
             context_length=8,
+            tokens_per_shard=2**20,
             num_workers=1,
-            scratch=folder,
             on_documents=lambda done, note: None,
         )
         return True

@@ -25,7 +25,8 @@ KIND = "params.yaml"
 KEY = tuple[str | int, ...]
 
 COMMON = {
-    "context_length": 64, "valid_fraction": 0.02, "max_documents": None, "num_workers": 1, "cloze": None,
+    "context_length": 64, "tokens_per_shard": 2**20, "valid_fraction": 0.02, "max_documents": None,
+    "num_workers": 1, "cloze": None,
     "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None},
 }  # fmt: skip
 CORPORA: dict[str, dict[str, Any]] = {

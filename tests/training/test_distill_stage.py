@@ -1,6 +1,7 @@
 """The stage `distill` where its teacher is at fault."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 import yaml
 
 from halfstep.errors import UserError
-from halfstep.files import write_json
 from halfstep.model import Denoiser, DenoiserConfig
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_teacher_that_predicts_nan_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_predicts_nan_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]
+) -> None:
     spec = importlib.util.spec_from_file_location("distill_stage", ROOT / "stages" / "distill.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,10 +31,8 @@ def test_a_teacher_that_predicts_nan_is_named_in_one_line(tmp_path: Path, monkey
     values["runtime"].update(device="cpu", num_threads=1)
     Path("params.yaml").write_text(yaml.safe_dump(values))
     tokens = Path("data/tokens")
-    tokens.mkdir(parents=True)
-    for name in ("train", "valid"):
-        np.save(tokens / f"{name}.npy", np.ones((8, 16), np.uint16))
-    write_json(tokens / "manifest.json", {"vocab_size": 12})
+    rows = np.ones((8, 16), np.uint16)
+    write_tokens(tokens, {"train": rows, "valid": rows}, vocab_size=12)
     teacher = Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, 1e-3))
     torch.nn.init.constant_(teacher.output_layer.linear.bias, float("nan"))
     Path("models/0").mkdir(parents=True)

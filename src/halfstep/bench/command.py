@@ -207,6 +207,59 @@ def scaling(
         draw(run.results["cases"], run.size, plot_path)
 
 
+@app.command()
+def data(
+    paths: Annotated[list[str], typer.Argument(help=".txt, .jsonl or .parquet files, folders or globs.")],
+    tokenizer: Annotated[str, typer.Option(help="A folder or a hub id.")] = "gpt2",
+    split_on_blank_lines: Annotated[int, typer.Option(min=0, help="Of .txt files; 0: a file is one document.")] = 1,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes [all cores].")] = None,
+    context_length: Annotated[int, typer.Option(min=3)] = 1024,
+    num_repeats: Annotated[int, typer.Option(min=1)] = 2,
+    json_path: Json = None,
+) -> None:
+    """Time tokenizing text: `datasets.map` beside `prepare`."""
+    import json
+    import subprocess
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from halfstep.data.packing import num_cores
+    from halfstep.files import write_json
+
+    num_processes = num_workers or num_cores()
+    request = {
+        "paths": paths,
+        "tokenizer_source": tokenizer,
+        "split_on_blank_lines": split_on_blank_lines,
+        "num_workers": num_processes,
+        "context_length": context_length,
+        "num_repeats": num_repeats,
+    }
+    command = [sys.executable, "-m", "halfstep.bench.data", json.dumps(request)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    results = json.loads(done.stdout.splitlines()[-1])
+    megabytes = results["num_bytes"] / 1e6
+    title = f"{megabytes:.0f} MB of text, {num_processes} processes, the fastest of {num_repeats}"
+    table = Table("", "seconds", "tokens/s", "tokens/s a core", "MB/s", "peak memory", title=title)
+    for side in results["sides"]:
+        rate = side["num_tokens"] / side["seconds"]
+        table.add_row(
+            side["name"],
+            f"{side['seconds']:.1f}",
+            f"{rate:,.0f}",
+            f"{rate / num_processes:,.0f}",
+            f"{megabytes / side['seconds']:.2f}",
+            f"{side['peak_bytes'] / 2**20:,.0f} MiB",
+        )
+    Console().print(table)
+    if json_path is not None:
+        write_json(json_path, results)
+
+
 def numbers(option: str, text: str) -> list[int]:
     """Whole numbers above zero, between commas."""
     try:

@@ -1,38 +1,51 @@
-"""Where documents come from. Every corpus is a `datasets.Dataset` with one column, "text", in a fixed order.
+"""Where documents come from. Every corpus becomes one Arrow file of texts, in a fixed order.
 
-Text that is read or made here goes to an Arrow file in a scratch folder and is mapped from there: memory does
-not limit the size of a corpus, and no cache can be older than what it was made from.
+The file is written and read a batch at a time, so memory does not limit the size of a corpus. It lies with the work it
+is for: a process that goes on with that work finds the very same documents, whatever became of their source.
 """
 
 from __future__ import annotations
 
 import ast
+import codecs
 import glob
 import json
 import logging
+import math
+import os
 import re
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from halfstep.console import SECONDS_BETWEEN_LINES, console
 from halfstep.data.stories import stories
 from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import resolve_user_path, storage_faults_named, unchanged
 from halfstep.retries import with_retries
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 logger = logging.getLogger(__name__)
 
-DOCUMENTS_PER_WRITE = 256
+DOCUMENTS_FILE = "documents.arrow"
+
+CHARACTERS_PER_BATCH = 1_000_000
+"""Of the texts that are written, read and tokenized at once."""
+
+MAX_DOCUMENT_BYTES = 2**27
+"""A document is held in memory whole, and takes a hundred times its size there while it is tokenized."""
+
+BYTES_PER_SCAN = 2**20
+
+ROWS_PER_READ = 256
 
 NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
 """Control characters that text in Latin-1 has no use for, and compressed data are full of."""
@@ -46,14 +59,57 @@ NOT_LIBRARY = frozenset(
 """Folders of the standard library that hold something else."""
 
 
-def stories_corpus(num_documents: int, *, seed: int, max_documents: int | None, scratch: Path) -> Dataset:
+class Documents:
+    """The texts of a corpus, in an Arrow file that is read a batch at a time: neither held nor mapped as a whole.
+
+    A block that begins with them deletes the file when it is done, or refuses them (`UserError`); cut off by anything
+    else, it leaves the file to the next process.
+
+    Attributes:
+        num_bytes: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.num_bytes = path.stat().st_size
+        with pa.memory_map(str(path)) as file:
+            batches = pa.ipc.open_file(file)
+            sizes = [batches.get_batch(number).num_rows for number in range(batches.num_record_batches)]
+        self._ends = np.cumsum([0, *sizes])[1:]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __iter__(self) -> Iterator[str | None]:
+        for _, texts in self.batches():
+            yield from texts
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, list[str | None]]]:
+        """Yield (number of its first document, texts) of each batch, from document `start` on."""
+        with pa.OSFile(str(self._path)) as file:
+            batches = pa.ipc.open_file(file)
+            for number in range(int(np.searchsorted(self._ends, start, side="right")), len(self._ends)):
+                texts = batches.get_batch(number).column(0)
+                first = int(self._ends[number]) - len(texts)
+                skipped = max(start - first, 0)
+                yield first + skipped, texts[skipped:].to_pylist()
+
+    def __enter__(self) -> Documents:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None or issubclass(kind, UserError):
+            self._path.unlink(missing_ok=True)
+
+
+def stories_corpus(num_documents: int, *, seed: int, max_documents: int | None, folder: Path) -> Documents:
     """Stories from our own grammar; story i depends on the seed and i only."""
-    return _store(stories(num_documents, seed), max_documents, scratch)
+    return store_documents(stories(num_documents, seed), max_documents, folder)
 
 
-def pydocs_corpus(*, max_documents: int | None, scratch: Path) -> Dataset:
+def pydocs_corpus(*, max_documents: int | None, folder: Path) -> Documents:
     """The help topics of the running Python and its standard library's docstrings, a document per module."""
-    return _store(_pydocs(), max_documents, scratch)
+    return store_documents(_pydocs(), max_documents, folder)
 
 
 def text_corpus(
@@ -62,8 +118,8 @@ def text_corpus(
     text_column: str,
     split_on_blank_lines: int,
     max_documents: int | None,
-    scratch: Path,
-) -> Dataset:
+    folder: Path,
+) -> Documents:
     """The user's own files: `.txt`, and one column of `.jsonl` or `.parquet`.
 
     Args:
@@ -72,11 +128,11 @@ def text_corpus(
         text_column: the column of `.jsonl` and `.parquet`; empty and null values are skipped.
         split_on_blank_lines: 0 makes a `.txt` file one document, n ends documents at n or more blank lines.
         max_documents: stop after as many; null reads all.
-        scratch: folder for the documents.
+        folder: for the documents' file.
     Raises:
         UserError: nothing matches, a file holds no text or cannot be read, or the column is missing.
     """
-    return _store(_read_files(find_files(paths), text_column, split_on_blank_lines), max_documents, scratch)
+    return store_documents(_read_files(find_files(paths), text_column, split_on_blank_lines), max_documents, folder)
 
 
 def hub_corpus(
@@ -89,13 +145,14 @@ def hub_corpus(
     streaming: bool,
     max_documents: int | None,
     cache: Path,
-    scratch: Path,
-) -> Dataset:
+    folder: Path,
+) -> Documents:
     """One column of a data set of the Hugging Face hub.
 
     Args:
-        streaming: fetch only as many documents as are used, instead of the whole data set into `cache`.
+        streaming: fetch as many documents as are used, a few at a time, instead of the whole data set into `cache`.
         max_documents: the first so many; null takes all.
+        folder: for the documents' file.
     Raises:
         UserError: the data set cannot be loaded, or has no such column of strings.
     """
@@ -109,14 +166,14 @@ def hub_corpus(
                 hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(cache)
             ),
         )
-        if not streaming:
-            _check_column(rows.column_names, text_column, f"data set {hub_id}")
-            documents = rows.select_columns([text_column]).rename_column(text_column, "text")
-            if max_documents is not None:
-                documents = documents.select(range(min(max_documents, len(documents))))
-            _check_strings(documents.features["text"].dtype, text_column, f"data set {hub_id}")
-            return documents
-        return _store(_stream(rows, text_column, f"data set {hub_id}"), max_documents, scratch)
+        if streaming:
+            return store_documents(_stream(rows, text_column, f"data set {hub_id}"), max_documents, folder)
+        _check_column(rows.column_names, text_column, f"data set {hub_id}")
+        _check_strings(rows.features[text_column].dtype, text_column, f"data set {hub_id}")
+        tables = rows.select_columns([text_column]).with_format("arrow").iter(ROWS_PER_READ)
+        return store_documents(
+            (text for table in tables for text in table[text_column].to_pylist()), max_documents, folder
+        )
     except (OSError, ValueError, DatasetsError) as error:
         if storage_fault(error):
             raise
@@ -173,38 +230,91 @@ def _read_files(files: Iterable[Path], text_column: str, split_on_blank_lines: i
 
 
 def _read_txt(file: Path, text_column: str, split_on_blank_lines: int) -> Iterator[str]:
-    text = decode_text(file).replace("\r\n", "\n").replace("\r", "\n")
-    if split_on_blank_lines:
-        documents = re.split(rf"\n(?:[^\S\n]*\n){{{split_on_blank_lines},}}", text)
-    else:
-        documents = [text]
-    return (document.strip("\n") for document in documents)
+    encoding = text_encoding(file)
+    try:
+        with file.open(encoding=encoding) as lines:
+            for document in _documents_of(lines, split_on_blank_lines, file):
+                yield document.strip("\n")
+    except OSError as error:
+        raise _unreadable(file, error) from None
 
 
-def decode_text(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark, or else in Latin-1, with a warning.
+def _documents_of(lines: TextIO, split_on_blank_lines: int, file: Path) -> Iterator[str]:
+    """Lines joined to documents, which end where so many blank lines or more follow each other; 0 never ends one."""
+    ends_after = split_on_blank_lines or math.inf
+    document: list[str] = []
+    num_characters = num_blank = 0
+    while line := lines.readline(MAX_DOCUMENT_BYTES):
+        # The first line of a file ends nothing, and nor does a last one that is not ended itself.
+        if document and line.endswith("\n") and line.isspace():
+            num_blank += 1
+        else:
+            if num_blank >= ends_after:
+                yield "".join(document[: len(document) - num_blank])
+                document, num_characters = [], 0
+            num_blank = 0
+        document.append(line)
+        num_characters += len(line)
+        if num_characters >= MAX_DOCUMENT_BYTES:
+            raise _too_long(f"a document of {file}")
+    yield "".join(document[: len(document) - num_blank] if num_blank >= ends_after else document)
+
+
+def _too_long(what: str) -> UserError:
+    return UserError(
+        f"{what} has more than {MAX_DOCUMENT_BYTES // 2**20} MiB, and is tokenized as one: split the text into"
+        " documents, a .txt file at blank lines: -S data.split_on_blank_lines=1"
+    )
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(
+        f"data.path: {file} cannot be read ({error.strerror}); make it readable, or take it out of data.path"
+    )
+
+
+def text_encoding(file: Path) -> str:
+    """How a text is to be decoded: UTF-8, with or without a byte order mark, or else Latin-1, with a warning.
+
+    The file is read through, so that nothing is taken for text before all of it is known to be.
 
     Raises:
         UserError: the file cannot be read, or is no text in either encoding.
     """
     try:
-        data = with_retries(str(file), file.read_bytes)
+        not_utf8_at, is_latin1 = with_retries(str(file), lambda: _scan(file))
     except OSError as error:
+        raise _unreadable(file, error) from None
+    if not_utf8_at is None:
+        return "utf-8-sig"
+    if not is_latin1:
         raise UserError(
-            f"data.path: {file} cannot be read ({error.strerror}); make it readable, or take it out of data.path"
-        ) from None
-    if b"\0" in data:
-        raise UserError(f"data.path: {file} holds zero bytes, so it is binary or UTF-16; convert it to UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if NOT_IN_TEXT.search(data):
-            raise UserError(
-                f"data.path: {file} is neither UTF-8 nor text at all, but binary or compressed; unpack it, or take it"
-                " out of data.path"
-            ) from None
-        logger.warning("%s is not UTF-8 (byte %d): read as Latin-1", file, error.start)
-        return data.decode("latin-1")
+            f"data.path: {file} is neither UTF-8 nor text at all, but binary or compressed; unpack it, or take it"
+            " out of data.path"
+        )
+    logger.warning("%s is not UTF-8 (byte %d): read as Latin-1", file, not_utf8_at)
+    return "latin-1"
+
+
+def _scan(file: Path) -> tuple[int | None, bool]:
+    """(the first byte at which a file is not UTF-8, or None; whether it may be text in Latin-1)."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    not_utf8_at, is_latin1, start = None, True, 0
+    with file.open("rb") as data:
+        while True:
+            piece = data.read(BYTES_PER_SCAN)
+            if b"\0" in piece:
+                raise UserError(f"data.path: {file} holds zero bytes, so it is binary or UTF-16; convert it to UTF-8")
+            is_latin1 = is_latin1 and not NOT_IN_TEXT.search(piece)
+            if not_utf8_at is None:
+                num_waiting = len(decoder.getstate()[0])
+                try:
+                    decoder.decode(piece, final=not piece)
+                except UnicodeDecodeError as error:
+                    not_utf8_at = start - num_waiting + error.start
+            if not piece:
+                return not_utf8_at, is_latin1
+            start += len(piece)
 
 
 def _read_jsonl(file: Path, text_column: str, split_on_blank_lines: int) -> Iterator[str | None]:
@@ -227,7 +337,9 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_DOCUMENT_BYTES), b""), start=1):
+                if len(line) == MAX_DOCUMENT_BYTES:
+                    raise _too_long(f"{file} line {number}")
                 if not line.strip():
                     continue
                 try:
@@ -251,7 +363,7 @@ def _read_parquet(file: Path, text_column: str, split_on_blank_lines: int) -> It
         with pa.parquet.ParquetFile(file) as table:
             _check_column(table.schema_arrow.names, text_column, str(file))
             _check_strings(str(table.schema_arrow.field(text_column).type), text_column, str(file))
-            for batch in table.iter_batches(DOCUMENTS_PER_WRITE, columns=[text_column]):
+            for batch in table.iter_batches(ROWS_PER_READ, columns=[text_column]):
                 yield from batch.column(0).to_pylist()
     # A ValueError is text that is not UTF-8.
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -320,18 +432,44 @@ def docstrings_of(file: Path) -> str:
     return "\n\n".join(text for node in documented if (text := ast.get_docstring(node)))
 
 
-def _store(texts: Iterator[str], max_documents: int | None, scratch: Path) -> Dataset:
-    """Write documents to an Arrow file and map it into memory."""
-    from datasets import Dataset
+def store_documents(texts: Iterable[str | None], max_documents: int | None, folder: Path) -> Documents:
+    """Write texts to `folder`, the first so many (None: all), unless an earlier process wrote all of them there."""
+    path = folder / DOCUMENTS_FILE
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        schema = pa.schema({"text": pa.large_string()})
+        try:
+            with storage_faults_named(path), unfinished.open("wb") as file:
+                with pa.ipc.new_file(file, schema) as writer:
+                    for batch in _batches(_told(islice(texts, max_documents))):
+                        writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return Documents(path)
 
-    schema = pa.schema({"text": pa.large_string()})
-    path = scratch / "documents.arrow"
-    texts = islice(texts, max_documents)
-    with (
-        storage_faults_named(path),
-        pa.OSFile(str(path), "wb") as file,
-        pa.ipc.new_stream(file, schema) as writer,
-    ):
-        while batch := list(islice(texts, DOCUMENTS_PER_WRITE)):
-            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
-    return Dataset.from_file(str(path))
+
+def _batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Texts in lists of about `CHARACTERS_PER_BATCH`; a longer text is in a list of its own, or ends one."""
+    batch: list[str | None] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text or "") + 1
+        if num_characters >= CHARACTERS_PER_BATCH:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _told(texts: Iterable[str | None]) -> Iterator[str | None]:
+    """The same texts, and a line now and then of how many they are."""
+    told_at = time.monotonic()
+    for number, text in enumerate(texts):
+        if time.monotonic() - told_at >= SECONDS_BETWEEN_LINES:
+            told_at = time.monotonic()
+            console.print(f"reading the corpus: {number} documents", markup=False)
+        yield text

@@ -1,301 +1,310 @@
-"""Documents to packed tokens: split, tokenize, concatenate, cut, and write as they come."""
+"""Documents to packed tokens: split, tokenize, concatenate, cut, and write shard after shard as they come."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import MachineFault, UserError, one_line
-from halfstep.files import read_json, storage_faults_named, write_json
+from halfstep.console import console
+from halfstep.data.encoding import Batch, Ids, encode_batches
+from halfstep.data.manifest import Shard, Split, file_hash
+from halfstep.errors import UserError
+from halfstep.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-Ids = NDArray[np.unsignedinteger[Any]]
-"""Token ids in the type of the file, [num_tokens]."""
+    from halfstep.data.corpora import Documents
 
-BYTES_PER_BATCH = 4_000_000
-"""Text that is tokenized at once; its tokens are what is held in memory."""
-
-MAX_DOCUMENTS_PER_BATCH = 1000
-
-BATCHES_PER_WORKER = 64
-"""What processes tokenize before their tokens are gathered, and can be gone on after."""
+BYTES_PER_PROCESS = 16_000_000
+"""Text for which a further process is worth its start."""
 
 SECONDS_BETWEEN_NOTES = 5.0
 
-AT_WORK = "at-work-"
-"""Each process keeps a file of this name and its number while it tokenizes a batch, which outlives the process."""
 
-
-@dataclass(frozen=True)
-class PackedSize:
-    """What a split became; `num_tokens` counts the documents' tokens with an EOS each, before the cut."""
-
-    num_documents: int
-    num_tokens: int
-    num_sequences: int
-
-
-def split_documents(documents: Dataset, valid_fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Choose whole documents for validation; both splits keep the documents' order.
+def split_documents(num_documents: int, valid_fraction: float, *, seed: int) -> NDArray[np.bool_]:
+    """Choose whole documents for validation.
 
     Returns:
-        the training and the validation documents, at least one each.
+        which documents are for validation, [num_documents]: at least one is, and one is not.
     Raises:
         UserError: there are fewer than two documents.
     """
-    num_documents = len(documents)
     if num_documents < 2:
         raise UserError(
             f"the corpus has {num_documents} document, but training and validation need one each; to split"
             " .txt files into documents at blank lines: dvc exp run -S data.split_on_blank_lines=1"
         )
     num_valid = min(max(round(valid_fraction * num_documents), 1), num_documents - 1)
-    order = np.random.default_rng(seed).permutation(num_documents)
-    return documents.select(np.sort(order[num_valid:])), documents.select(np.sort(order[:num_valid]))
+    is_valid = np.zeros(num_documents, np.bool_)
+    is_valid[np.random.default_rng(seed).permutation(num_documents)[:num_valid]] = True
+    return is_valid
+
+
+def chosen_batches(documents: Documents, is_chosen: NDArray[np.bool_], start: int = 0) -> Iterator[Batch]:
+    """The chosen ones of some documents, in batches, from document `start` on."""
+    for first, texts in documents.batches(start):
+        numbers = range(first, first + len(texts))
+        yield numbers, [text for number, text in zip(numbers, texts, strict=True) if is_chosen[number]]
 
 
 def pack_documents(
-    documents: Dataset,
+    documents: Documents,
+    is_chosen: NDArray[np.bool_],
     tokenizer: PreTrainedTokenizerFast,
-    path: Path,
+    folder: Path,
+    name: str,
     *,
     context_length: int,
-    num_workers: int,
-    scratch: Path,
+    tokens_per_shard: int,
+    num_workers: int | None,
     on_documents: Callable[[int, str], None],
-) -> PackedSize:
+) -> Split:
     """Write documents as rows of tokens: joined with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
 
     The last chunk is dropped where it is not full. Text that spells a special token is tokenized as the text
     it is. What is written does not depend on `num_workers`, nor on whether the work was cut off on the way: how far
-    it came lies beside `path`, and a second call goes on from there.
+    it came lies beside the shards, and a second call goes on from there.
 
     Args:
-        documents: column "text"; a null is no document. The same ones in every call for one `path`.
+        documents: a null is no document. The same ones in every call for one `folder` and `name`.
+        is_chosen: the documents that are packed, [number of documents].
         tokenizer: with BOS and EOS and the mask token as its last id.
-        path: `.npy` file to write, uint16 if the ids fit and else uint32, [num_sequences, context_length].
+        folder, name: for shards `name-00000.npy` and so on, uint16 if the ids fit and else uint32.
         context_length: tokens per row, BOS and EOS included.
-        num_workers: processes that tokenize; with 1, the tokenizer's own threads do.
-        scratch: folder for the workers' results.
+        tokens_per_shard: rows of as many tokens fill a shard.
+        num_workers: processes that tokenize, fewer for little text; with 1, the tokenizer's own threads do; None is
+            as many as there are cores.
         on_documents: told the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
         MachineFault: a process died.
     """
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    num_workers = min(num_workers, len(documents))
-    documents_per_batch = _documents_per_batch(documents)
-    with _Rows(path, context_length, tokenizer.bos_token_id, tokenizer.eos_token_id, dtype) as rows:
-        while rows.num_documents < len(documents):
-            start = rows.num_documents
-            if num_workers == 1:
-                end = min(start + documents_per_batch, len(documents))
-                batches = _encode_alone(documents.select(range(start, end)), tokenizer, dtype)
-            else:
-                end = min(start + documents_per_batch * BATCHES_PER_WORKER * num_workers, len(documents))
-                piece = documents.select(range(start, end))
-                folder = scratch / f"{path.stem}-{start}"
-                batches = _encode_in_processes(piece, tokenizer, dtype, num_workers, documents_per_batch, folder, start)
-            for num_documents, tokens in batches:
-                rows.append(tokens, num_documents)
-                on_documents(rows.num_documents, "")
-            rows.keep()
-        size = PackedSize(len(documents), rows.num_tokens, rows.num_sequences)
-    if not size.num_sequences:
-        raise UserError(
-            f"the {path.stem} split has {size.num_tokens} tokens in {len(documents)} documents, but one context"
-            f" needs {context_length - 2}: give more text, or set data.context_length below {context_length}"
-            + (", or set a larger data.valid_fraction" if path.stem == "valid" else "")
-        )
-    return size
+    backend, eos_token_id, dtype = (
+        tokenizer.backend_tokenizer,
+        tokenizer.eos_token_id,
+        np.dtype(id_type(len(tokenizer))),
+    )
+    num_chosen = int(np.count_nonzero(is_chosen))
+    num_bytes = documents.num_bytes * num_chosen / max(len(documents), 1)
+    num_processes = max(min(num_workers or num_cores(), int(num_bytes // BYTES_PER_PROCESS)), 1)
+    with _Shards(folder, name, context_length, tokens_per_shard, tokenizer.bos_token_id, eos_token_id, dtype) as shards:
+        started, num_tokens_before = time.monotonic(), shards.num_tokens
+        batches = chosen_batches(documents, is_chosen, shards.next_document)
+        with closing(encode_batches(batches, backend, eos_token_id, dtype, num_processes)) as encoded:
+            for (numbers, texts), ids in encoded:
+                shards.append(ids, len(texts), numbers.stop)
+                rate = (shards.num_tokens - num_tokens_before) / max(time.monotonic() - started, 1e-9)
+                on_documents(shards.num_documents, f"{rate:.3g} tokens/s")
+        return shards.finish()
 
 
-def _encode_alone(
-    documents: Dataset, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype[Any]
-) -> Iterator[tuple[int, Ids]]:
-    """Yield (number of documents, their tokens) in order."""
-    texts = documents["text"][:]
-    yield len(texts), np.concatenate(_encode(texts, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype))
+def num_documents_packed(folder: Path, name: str) -> int:
+    """How many documents an earlier call of `pack_documents` had noted as done."""
+    path = _progress_path(folder, name)
+    return int(read_json(path)["num_documents"]) if path.is_file() else 0
 
 
-def _encode_in_processes(
-    documents: Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-    dtype: np.dtype[Any],
-    num_workers: int,
-    documents_per_batch: int,
-    scratch: Path,
-    first: int,
-) -> Iterator[tuple[int, Ids]]:
-    """Yield the same as `_encode_alone`; processes write their tokens to `scratch`, which is then read.
-
-    `first` is the number of the first of these documents among all, for messages.
-    """
-    from datasets import Features, List, Value
-    from multiprocess import TimeoutError
-
-    backend, eos_token_id = tokenizer.backend_tokenizer, tokenizer.eos_token_id
-
-    def encode_batch(texts: list[str | None], indices: list[int], rank: int) -> dict[str, list[Ids]]:
-        # Threads inside the processes would compete for the same cores, and do not survive the fork.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        at_work = scratch / f"{AT_WORK}{rank}"
-        at_work.write_text(
-            f"process {rank + 1} of {num_workers} at documents {first + indices[0]} to {first + indices[-1]}"
-        )
-        encoded = {"token_ids": _encode(texts, backend, eos_token_id, dtype)}
-        at_work.unlink()
-        return encoded
-
-    scratch.mkdir(parents=True)
-    try:
-        encoded = documents.map(
-            encode_batch,
-            with_indices=True,
-            with_rank=True,
-            input_columns=["text"],
-            batched=True,
-            batch_size=documents_per_batch,
-            writer_batch_size=documents_per_batch,
-            remove_columns=documents.column_names,
-            features=Features({"token_ids": List(Value(dtype.name))}),
-            num_proc=min(num_workers, len(documents)),
-            cache_file_name=str(scratch / "tokens.arrow"),
-            # The folder is new, so there is nothing to find; a fixed name spares hashing the function.
-            load_from_cache_file=False,
-            new_fingerprint=f"tokens-of-{scratch.name}",
-            desc=f"tokenizing from document {first}",
-        )
-    except TimeoutError as error:
-        # When a signal stops it, `map` asks its processes for their results once more and hides the signal's
-        # exception behind theirs.
-        raise (error.__context__ or error) from None
-    except OSError:
-        with storage_faults_named(scratch):
-            raise
-    except RuntimeError as error:
-        if "abruptly died" not in str(error):
-            raise
-        at_work = sorted(scratch.glob(f"{AT_WORK}*"))
-        where = "; at work: " + ", ".join(path.read_text() for path in at_work) if at_work else ""
-        raise MachineFault(
-            f"tokenizing from document {first}: one of the {num_workers} processes was ended from outside, perhaps for"
-            f" want of memory{where}. The same command goes on from there, with fewer processes if it happens again:"
-            f" -S data.num_workers={max(num_workers // 2, 1)}"
-        ) from None
-    for table in encoded.with_format("arrow").iter(documents_per_batch):
-        ids = [column.flatten().to_numpy(zero_copy_only=False) for column in table["token_ids"].chunks]
-        yield len(table), np.concatenate(ids)
-    shutil.rmtree(scratch, ignore_errors=True)
+def _progress_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.progress.json"
 
 
-def _documents_per_batch(documents: Dataset) -> int:
-    """As many documents as make up about `BYTES_PER_BATCH`, judged by the mean of the whole corpus."""
-    mean_bytes = max(documents.data.nbytes / max(documents.data.num_rows, 1), 1.0)
-    return min(max(int(BYTES_PER_BATCH / mean_bytes), 1), MAX_DOCUMENTS_PER_BATCH)
+def id_type(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The name of the smallest type that holds all ids of a vocabulary."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def _encode(texts: list[str | None], backend: Tokenizer, eos_token_id: int, dtype: np.dtype[Any]) -> list[Ids]:
-    """Tokenize documents, each followed by EOS; a null or blank document gives nothing."""
-    # Text that spells a special token stays text. The flag is set here because pickling loses it.
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    texts = [text if text and not text.isspace() else None for text in texts]
-    try:
-        encodings = iter(backend.encode_batch_fast([text for text in texts if text], add_special_tokens=False))
-    # The library raises plain exceptions, as where a word is not known and there is no token for that.
-    except Exception as error:
-        raise UserError(
-            f"the tokenizer cannot tokenize the corpus ({one_line(error)}): set data.tokenizer.source to another"
-        ) from None
-    return [np.array([*next(encodings).ids, eos_token_id] if text else [], dtype=dtype) for text in texts]
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Rows:
-    """The file of rows as it grows, and how far it is: a stream of tokens goes in, rows come out.
+class _Shards:
+    """The shards of a split as they grow, and how far they are: a stream of tokens goes in, rows come out.
 
-    NumPy pads the header of a `.npy` file so that its first dimension can grow in place: it is written once
-    for no rows and, when their number is known, again.
+    A shard that is full is hashed and never opened for writing again, so that it may have a second name elsewhere.
+    NumPy pads the header of a `.npy` file so that its first dimension can grow in place: it is written once for no
+    rows and, when their number is known, again.
 
     Attributes:
-        num_documents, num_tokens, num_sequences: written so far.
+        num_documents, num_tokens: written so far.
+        next_document: the one that the stream goes on with.
     """
 
     def __init__(
-        self, path: Path, context_length: int, bos_token_id: int, eos_token_id: int, dtype: np.dtype[Any]
+        self,
+        folder: Path,
+        name: str,
+        context_length: int,
+        tokens_per_shard: int,
+        bos_token_id: int,
+        eos_token_id: int,
+        dtype: np.dtype[Any],
     ) -> None:
-        self.num_documents = self.num_tokens = self.num_sequences = 0
-        self._rest = np.empty(0, dtype)
+        self._folder, self._name = folder, name
         self._context_length, self._dtype = context_length, dtype
+        self._rows_per_shard = max(tokens_per_shard // context_length, 1)
         self._bos_token_id, self._eos_token_id = bos_token_id, eos_token_id
-        self._progress_path = path.with_suffix(".progress.json")
-        self._kept_at = time.monotonic()
-        is_begun = self._progress_path.is_file()
-        self._file = path.open("rb+" if is_begun else "wb")
-        _write_header(self._file, (0, context_length), dtype)
-        if is_begun:
-            progress = read_json(self._progress_path)
-            self.num_documents, self.num_tokens = progress["num_documents"], progress["num_tokens"]
-            self.num_sequences = progress["num_sequences"]
-            self._rest = np.array(progress["rest"], dtype)
-            # What was written after progress was last kept is written again, the same.
-            self._file.seek(self.num_sequences * context_length * dtype.itemsize, os.SEEK_CUR)
+        self._progress_path = _progress_path(folder, name)
+        self._file: IO[bytes] | None = None
+        self._noted_at = time.monotonic()
+        progress = self._read_progress()
+        self.num_documents: int = progress.get("num_documents", 0)
+        self.num_tokens: int = progress.get("num_tokens", 0)
+        self.next_document: int = progress.get("next_document", 0)
+        self._full = [Shard(**values) for values in progress.get("shards", [])]
+        # Of the open shard.
+        self._num_rows: int = progress.get("num_rows", 0)
+        self._num_ends: int = progress.get("num_ends", 0)
+        self._rest = np.array(progress.get("rest", []), dtype)
 
-    def __enter__(self) -> _Rows:
+    def __enter__(self) -> _Shards:
         return self
 
-    def append(self, tokens: Ids, num_documents: int) -> None:
+    def __exit__(self, *details: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def append(self, ids: Ids, num_documents: int, next_document: int) -> None:
         """Add the tokens of some more documents."""
         chunk_length = self._context_length - 2
-        stream = np.concatenate([self._rest, tokens])
-        num_rows = len(stream) // chunk_length
-        rows = np.empty((num_rows, self._context_length), self._dtype)
+        stream = np.concatenate([self._rest, ids])
+        num_chunks = len(stream) // chunk_length
+        chunks = stream[: num_chunks * chunk_length].reshape(num_chunks, chunk_length)
+        while len(chunks):
+            room = self._rows_per_shard - self._num_rows
+            self._write(chunks[:room])
+            chunks = chunks[room:]
+        self._rest = stream[num_chunks * chunk_length :]
+        self.num_documents += num_documents
+        self.num_tokens += len(ids)
+        self.next_document = next_document
+        if time.monotonic() - self._noted_at >= SECONDS_BETWEEN_NOTES:
+            self._note()
+
+    def finish(self) -> Split:
+        """Close the last shard; what was not a full row is dropped.
+
+        Raises:
+            UserError: there is no row.
+        """
+        if self._num_rows:
+            self._close()
+        if not self._full:
+            raise UserError(
+                f"the {self._name} split has {self.num_tokens} tokens in {self.num_documents} documents, but one"
+                f" context needs {self._context_length - 2}: give more text, or set data.context_length below"
+                f" {self._context_length}" + (", or set a larger data.valid_fraction" if self._name == "valid" else "")
+            )
+        self._note()
+        return Split(
+            num_documents=self.num_documents,
+            num_tokens=self.num_tokens,
+            num_sequences=sum(shard.num_sequences for shard in self._full),
+            shards=tuple(self._full),
+        )
+
+    @property
+    def _path(self) -> Path:
+        """Of the open shard."""
+        return self._folder / f"{self._name}-{len(self._full):05}.npy"
+
+    def _write(self, chunks: Ids) -> None:
+        """Add rows to the open shard, which has room for them."""
+        rows = np.empty((len(chunks), self._context_length), self._dtype)
         rows[:, 0] = self._bos_token_id
         rows[:, -1] = self._eos_token_id
-        rows[:, 1:-1] = stream[: num_rows * chunk_length].reshape(num_rows, chunk_length)
+        rows[:, 1:-1] = chunks
+        if self._file is None:
+            self._open()
+        assert self._file is not None
         self._file.write(rows.tobytes())
-        self.num_documents += num_documents
-        self.num_tokens += len(tokens)
-        self.num_sequences += num_rows
-        self._rest = stream[num_rows * chunk_length :]
+        self._num_rows += len(rows)
+        self._num_ends += int(np.count_nonzero(chunks == self._eos_token_id))
+        if self._num_rows == self._rows_per_shard:
+            self._close()
 
-    def keep(self) -> None:
-        """Note how far the file is, now and then; the documents before are not read again by the next call."""
-        if time.monotonic() - self._kept_at < SECONDS_BETWEEN_NOTES:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _open(self) -> None:
+        """Open the shard at its end as noted; what was written after that is written again, the same."""
+        if not self._num_rows:
+            # A new file, should the name be another's too.
+            self._path.unlink(missing_ok=True)
+        self._file = self._path.open("rb+" if self._num_rows else "xb")
+        self._write_header(0)
+        self._file.seek(self._num_rows * self._context_length * self._dtype.itemsize, os.SEEK_CUR)
+
+    def _close(self) -> None:
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        self._file.seek(0)
+        self._write_header(self._num_rows)
+        self._sync()
+        self._file.close()
+        self._file = None
+        self._full.append(
+            Shard(
+                file=self._path.name,
+                num_sequences=self._num_rows,
+                num_documents=self._num_ends,
+                num_tokens=self._num_rows * (self._context_length - 2),
+                num_bytes=self._path.stat().st_size,
+                sha256=file_hash(self._path),
+            )
+        )
+        self._num_rows = self._num_ends = 0
+
+    def _note(self) -> None:
+        """Note how far the shards are; the documents before are not read again by the next process."""
+        self._sync()
         progress = {
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,
-            "num_sequences": self.num_sequences,
+            "next_document": self.next_document,
+            "shards": [shard.model_dump() for shard in self._full],
+            "num_rows": self._num_rows,
+            "num_ends": self._num_ends,
             "rest": self._rest.tolist(),
         }
         write_json(self._progress_path, progress)
-        self._kept_at = time.monotonic()
+        self._noted_at = time.monotonic()
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            end = self._file.tell()
-            self._file.seek(0)
-            _write_header(self._file, (self.num_sequences, self._context_length), self._dtype)
-            self._file.seek(end)
-        self._file.close()
+    def _sync(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
+    def _write_header(self, num_rows: int) -> None:
+        assert self._file is not None
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (num_rows, self._context_length),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
 
-def _write_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    def _read_progress(self) -> dict[str, Any]:
+        """What an earlier process noted; nothing where a shard is no longer what it was then."""
+        if not self._progress_path.is_file():
+            return {}
+        progress: dict[str, Any] = read_json(self._progress_path)
+        hashes = {self._folder / values["file"]: values["sha256"] for values in progress["shards"]}
+        if progress["num_rows"]:
+            hashes[self._folder / f"{self._name}-{len(hashes):05}.npy"] = None
+        for path, known in hashes.items():
+            if not path.is_file() or (known and file_hash(path) != known):
+                console.print(
+                    f"{path} changed since it was written: {self._name} is tokenized anew",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                return {}
+        return progress

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halfstep.data.corpora import hub_corpus, text_corpus
-from halfstep.data.packing import pack_documents
+from halfstep.data.packing import id_type, pack_documents
 from halfstep.data.scratch import datasets_cache
-from halfstep.data.tokens import Tokens
+from halfstep.data.tokens import PackedTokens, Tokens
 from halfstep.errors import UserError
 from halfstep.files import resolve_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+TOKENS_PER_SHARD = 2**26
+"""Of the intermediate files; the rows are the same for any number."""
 
 
 def pack_texts(
@@ -52,7 +55,7 @@ def pack_texts(
     try:
         if is_local(source):
             documents = text_corpus(
-                [source], text_column=text_column, split_on_blank_lines=0, max_documents=None, scratch=folder
+                [source], text_column=text_column, split_on_blank_lines=0, max_documents=None, folder=folder
             )
         else:
             documents = hub_corpus(
@@ -64,20 +67,23 @@ def pack_texts(
                 streaming=False,
                 max_documents=None,
                 cache=datasets_cache(),
-                scratch=folder,
+                folder=folder,
             )
-        pack_documents(
+        packed = pack_documents(
             documents,
+            np.ones(len(documents), np.bool_),
             tokenizer,
-            folder / f"{name}.npy",
+            folder,
+            "text",
             context_length=context_length,
+            tokens_per_shard=TOKENS_PER_SHARD,
             num_workers=1,
-            scratch=folder,
             on_documents=lambda done, note: None,
         )
     except UserError as error:
         raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
-    return np.array(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:num_sequences])
+    tokens = PackedTokens(folder, packed, context_length, id_type(len(tokenizer)))
+    return np.array(tokens[:num_sequences])
 
 
 def is_local(source: str) -> bool:

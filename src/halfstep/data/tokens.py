@@ -1,70 +1,140 @@
 """Packed tokens on disk, and batches of them whose order is a pure function of the seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, file_hash, read_manifest
 from halfstep.errors import UserError, one_line
-from halfstep.files import read_json
 from halfstep.retries import with_retries
-
-MANIFEST_FILE = "manifest.json"
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 """Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`."""
 
+WAY_OUT = "write it again: dvc repro -f prepare"
 
-def load_tokens(path: Path) -> Tokens:
-    """Map a file of packed tokens into memory, without reading it.
+MAX_MAPPED_SHARDS = 32
+"""Each holds a file open."""
 
-    Raises:
-        UserError: the file is missing, or is not what `prepare` writes.
+
+class PackedTokens:
+    """The rows of a split, read from its shards as they are asked for.
+
+    Slices and arrays of row numbers give arrays, as with one array of all rows. A slice within one shard is a view
+    of the file, anything else a copy of these rows.
+
+    Attributes:
+        shape: (rows, context_length).
+        num_rows_of_shards: rows of each shard, int64 [num_shards].
     """
+
+    def __init__(self, folder: Path, split: Split, context_length: int, dtype: str) -> None:
+        self.shape = (split.num_sequences, context_length)
+        self.num_rows_of_shards = np.array([shard.num_sequences for shard in split.shards])
+        self._paths = [folder / shard.file for shard in split.shards]
+        self._dtype = np.dtype(dtype)
+        # All shards but the last have as many rows, so that a division finds a row's shard.
+        self._rows_per_shard = split.shards[0].num_sequences
+        self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | ArrayLike) -> Tokens:
+        """The rows of a slice, or of row numbers [num_rows], as [num_rows, context_length].
+
+        Raises:
+            IndexError: there is no such row.
+            UserError: a shard is not what the manifest says.
+        """
+        if isinstance(rows, slice):
+            start, stop, stride = rows.indices(len(self))
+            shard, first = divmod(start, self._rows_per_shard)
+            if start < stop and stride > 0 and (stop - 1) // self._rows_per_shard == shard:
+                return self._shard(shard)[first : stop - shard * self._rows_per_shard : stride]
+            rows = np.arange(start, stop, stride)
+        numbers = np.asarray(rows, dtype=np.int64)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"rows {numbers.min()} to {numbers.max()} of {len(self)}")
+        shards, places = np.divmod(numbers, self._rows_per_shard)
+        found = np.empty((len(numbers), self.shape[1]), self._dtype)
+        for shard in np.unique(shards):
+            is_here = shards == shard
+            found[is_here] = self._shard(int(shard))[places[is_here]]
+        return found
+
+    def _map(self, number: int) -> Tokens:
+        path = self._paths[number]
+        try:
+            tokens = with_retries(str(path), lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+        # The header is Python's syntax, and its reader raises what Python's parser can.
+        except Exception as error:
+            raise UserError(f"{path} is not a file of tokens ({one_line(error)}); {WAY_OUT}") from None
+        expected = (int(self.num_rows_of_shards[number]), self.shape[1])
+        if not isinstance(tokens, np.ndarray) or tokens.shape != expected or tokens.dtype != self._dtype:
+            raise UserError(
+                f"{path} does not hold {self._dtype} of shape {expected}, as {path.with_name(MANIFEST_FILE)} says;"
+                f" {WAY_OUT}"
+            )
+        return tokens
+
+
+def load_tokens(tokens_path: Path, split: Literal["train", "valid"]) -> PackedTokens:
+    """The packed tokens of a split, none of which is read yet.
+
+    The shards' sizes are compared with the manifest; their contents, which takes reading them, by `verify_tokens`.
+
+    Args:
+        tokens_path: folder that `prepare` wrote.
+    Raises:
+        UserError: a file is missing, or is not the one that `prepare` wrote.
+    """
+    manifest = read_manifest(tokens_path)
+    part: Split = getattr(manifest, split)
+    for shard in part.shards:
+        _check_size(tokens_path / shard.file, shard)
+    return PackedTokens(tokens_path, part, manifest.context_length, manifest.dtype)
+
+
+def verify_tokens(tokens_path: Path) -> int:
+    """Compare the content of every shard with its hash in the manifest.
+
+    Returns:
+        number of shards.
+    Raises:
+        UserError: one is missing or changed.
+    """
+    manifest = read_manifest(tokens_path)
+    shards = [*manifest.train.shards, *manifest.valid.shards]
+    for shard in shards:
+        path = tokens_path / shard.file
+        _check_size(path, shard)
+        if file_hash(path) != shard.sha256:
+            raise UserError(
+                f"{path} changed since prepare wrote it: its SHA-256 is not the one in"
+                f" {tokens_path / MANIFEST_FILE}; {WAY_OUT}"
+            )
+    return len(shards)
+
+
+def _check_size(path: Path, shard: Shard) -> None:
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is a folder or a device")
-        tokens = with_retries(str(path), lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+            raise UserError(f"{path} is a folder or a device, not a file of tokens; {WAY_OUT}")
+        num_bytes = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
-    # The header is Python's syntax, and its reader raises what Python's parser can.
-    except Exception as error:
+    if num_bytes != shard.num_bytes:
         raise UserError(
-            f"{path} is not a file of tokens ({one_line(error)}); write it again: dvc repro -f prepare"
-        ) from None
-    if not isinstance(tokens, np.ndarray):
-        raise UserError(f"{path} is an archive, not a file of tokens; write it again: dvc repro -f prepare")
-    if tokens.ndim != 2 or tokens.dtype.kind != "u" or not tokens.size:
-        raise UserError(
-            f"{path} holds {tokens.dtype} of shape {tokens.shape}, but unsigned token ids [num_sequences,"
-            " context_length] are expected; write it again: dvc repro -f prepare"
-        )
-    _check_against_manifest(tokens, path)
-    return tokens
-
-
-def _check_against_manifest(tokens: Tokens, path: Path) -> None:
-    """Notice a file of tokens that was written or cut after `prepare` had counted its rows.
-
-    Tokens without a manifest beside them, or of another name than it counts, are the caller's own.
-    """
-    manifest = path.with_name(MANIFEST_FILE)
-    try:
-        values = read_json(manifest)
-        counted = values[path.stem]["num_sequences"], values["context_length"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    num_bytes = path.stat().st_size - tokens.offset if isinstance(tokens, np.memmap) else tokens.nbytes
-    if tokens.shape != counted or num_bytes != tokens.nbytes:
-        raise UserError(
-            f"{path} holds {tokens.shape[0]} sequences of {tokens.shape[1]} tokens in {num_bytes} bytes, but"
-            f" {manifest} counts {counted[0]} of {counted[1]}: it changed since; write it again: dvc repro -f prepare"
+            f"{path} has {num_bytes} bytes, but {path.with_name(MANIFEST_FILE)} counts {shard.num_bytes}: it changed"
+            f" since; {WAY_OUT}"
         )
 
 
@@ -72,30 +142,22 @@ def vocab_size_of(tokens_path: Path) -> int:
     """The number of token ids of packed tokens, the mask token included, from their manifest.
 
     Raises:
-        UserError: there is no manifest, or it does not say.
+        UserError: there is no manifest, or it is not what `prepare` writes.
     """
-    path = tokens_path / MANIFEST_FILE
-    try:
-        vocab_size = read_json(path)["vocab_size"]
-        if not isinstance(vocab_size, int) or not 2 <= vocab_size < 2**31:
-            raise ValueError
-        return vocab_size
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} does not say vocab_size; write it again: dvc repro -f prepare") from None
+    return read_manifest(tokens_path).vocab_size
 
 
 def token_batches(
-    tokens: Tokens, batch_size: int, *, seed: int, start_step: int = 0, rows: slice = slice(None)
+    tokens: PackedTokens, batch_size: int, *, seed: int, start_step: int = 0, rows: slice = slice(None)
 ) -> Iterator[Tensor]:
     """Yield batches without end; the batch of a step depends on the seed and the step only.
 
-    Every epoch is a new permutation of the rows and uses each of them once. A batch may lie across the border
-    of two epochs, so no row is left out. Starting late costs one permutation, whatever the step.
+    Every epoch is a new permutation of the shards, and of the rows within each, and uses each row once. A batch may
+    lie across the border of two shards or epochs, so no row is left out. Starting late costs the permutation of one
+    shard, whatever the step.
 
     Args:
-        tokens: packed tokens [num_sequences, length].
+        tokens: a split.
         batch_size: rows per batch.
         seed: decides the order.
         start_step: number of batches to skip.
@@ -103,28 +165,55 @@ def token_batches(
     Yields:
         x0, int64 [number of these rows, length].
     """
-    num_rows = len(tokens)
+    row_numbers = _shuffled(tokens.num_rows_of_shards, seed)
+    for step in count(start_step):
+        places = np.arange(step * batch_size, (step + 1) * batch_size)[rows]
+        yield torch.from_numpy(tokens[row_numbers(places)].astype(np.int64))
+
+
+def _shuffled(num_rows_of_shards: NDArray[np.int64], seed: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """The row at each place of the endless sequence of epochs, as a function of places [num_places]."""
+    num_shards = len(num_rows_of_shards)
+    num_rows = int(num_rows_of_shards.sum())
+    first_rows = np.cumsum(num_rows_of_shards) - num_rows_of_shards
 
     @lru_cache(maxsize=2)
-    def rows_of_epoch(epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([seed, epoch]).permutation(num_rows)
+    def shards_of_epoch(epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards in the epoch's order, and the place in the epoch at which each begins."""
+        # Shard k draws from the stream k, so this is one that no shard has.
+        order = np.random.default_rng([seed, epoch, num_shards]).permutation(num_shards)
+        sizes = num_rows_of_shards[order]
+        return order, np.cumsum(sizes) - sizes
 
-    for step in count(start_step):
-        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size)[rows], num_rows)
-        chosen = np.concatenate([rows_of_epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        yield torch.from_numpy(tokens[chosen].astype(np.int64))
+    @lru_cache(maxsize=2)
+    def rows_of_shard(epoch: int, shard: int) -> NDArray[np.int64]:
+        order = np.random.default_rng([seed, epoch, shard]).permutation(num_rows_of_shards[shard])
+        return first_rows[shard] + order
+
+    def row_numbers(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        numbers = np.empty_like(places)
+        epochs, places = np.divmod(places, num_rows)
+        for epoch in np.unique(epochs):
+            order, begins = shards_of_epoch(int(epoch))
+            turns = np.searchsorted(begins, places, side="right") - 1
+            for turn in np.unique(turns[epochs == epoch]):
+                is_here = (epochs == epoch) & (turns == turn)
+                numbers[is_here] = rows_of_shard(int(epoch), int(order[turn]))[places[is_here] - begins[turn]]
+        return numbers
+
+    return row_numbers
 
 
 ROWS_PER_PIECE = 4096
 
 
-def token_pieces(tokens: Tokens) -> Iterator[Tokens]:
+def token_pieces(tokens: PackedTokens) -> Iterator[Tokens]:
     """Yield all rows in order, a few thousand at a time, so that a large file is never held whole."""
     for start in range(0, len(tokens), ROWS_PER_PIECE):
         yield tokens[start : start + ROWS_PER_PIECE]
 
 
-def first_batches(tokens: Tokens, num_sequences: int, batch_size: int) -> Iterator[Tensor]:
+def first_batches(tokens: PackedTokens, num_sequences: int, batch_size: int) -> Iterator[Tensor]:
     """Yield the first rows in order, all of them where there are fewer than asked for.
 
     Yields:

@@ -1,0 +1,122 @@
+"""Texts to token ids, in this process or in several, always in the texts' order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfstep.errors import MachineFault, UserError, one_line
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Ids = NDArray[np.unsignedinteger[Any]]
+"""Token ids in the type of the file, [num_tokens]."""
+
+Batch = tuple[range, list[str | None]]
+"""Numbers of documents, and the texts of those of them that are tokenized; a null or a blank text gives nothing."""
+
+BATCHES_PER_PROCESS = 3
+"""At work or waiting: no process waits for text, and what is held does not grow with the corpus."""
+
+
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer, eos_token_id: int, dtype: np.dtype[Any], num_processes: int
+) -> Generator[tuple[Batch, Ids]]:
+    """Yield each batch with the tokens of its texts, an EOS after each.
+
+    Text that spells a special token is tokenized as the text it is.
+
+    Args:
+        num_processes: 1 tokenizes in this process, with the tokenizer's own threads.
+    Raises:
+        UserError: the tokenizer cannot tokenize a text.
+        MachineFault: a process died.
+    """
+    if num_processes == 1:
+        for batch in batches:
+            yield batch, encode(batch[1], tokenizer, eos_token_id, dtype)
+        return
+    # Processes started anew hold no lock and no thread of this one.
+    pool = ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(tokenizer.to_str(), eos_token_id, dtype),
+    )
+    pending: deque[tuple[Batch, Future[Ids]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(_encode_there, batch[1])))
+            if len(pending) == BATCHES_PER_PROCESS * num_processes:
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
+        while pending:
+            yield pending[0][0], pending[0][1].result()
+            pending.popleft()
+    except BrokenProcessPool:
+        first, last = pending[0][0][0].start, pending[-1][0][0].stop - 1
+        raise MachineFault(
+            f"one of the {num_processes} processes that tokenize was ended from outside, perhaps for want of memory; at"
+            f" work: documents {first} to {last}. The same command goes on from there, with fewer"
+            f" processes if it happens again: -S data.num_workers={max(num_processes // 2, 1)}"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def encode(texts: list[str | None], tokenizer: Tokenizer, eos_token_id: int, dtype: np.dtype[Any]) -> Ids:
+    """The tokens of texts, an EOS after each; a null or a blank text gives nothing."""
+    # Text that spells a special token stays text. The flag is set here because `to_str` loses it.
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = [text for text in texts if text and not text.isspace()]
+    try:
+        encodings = tokenizer.encode_batch_fast(found, add_special_tokens=False)
+    # The library raises plain exceptions, as where a word is not known and there is no token for that.
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer cannot tokenize the corpus ({one_line(error)}): set data.tokenizer.source to another"
+        ) from None
+    ids = [np.array([*encoding.ids, eos_token_id], dtype) for encoding in encodings]
+    return np.concatenate([np.empty(0, dtype), *ids])
+
+
+_encoder: tuple[Tokenizer, int, np.dtype[Any]]
+"""Of a process that tokenizes."""
+
+
+def _begin(tokenizer_json: str, eos_token_id: int, dtype: np.dtype[Any]) -> None:
+    """Prepare a process that tokenizes until the process that started it ends."""
+    global _encoder
+    # Threads of the processes would compete for the same cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+
+    # A terminal's Ctrl-C, and a SIGTERM to a group, reach all processes; the one that started this one ends it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _encoder = Tokenizer.from_str(tokenizer_json), eos_token_id, dtype
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _encode_there(texts: list[str | None]) -> Ids:
+    return encode(texts, *_encoder)
