@@ -97,8 +97,11 @@ def test_the_mean_loss_is_repeatable_and_leaves_the_mode(generator: torch.Genera
     model = Denoiser(CONFIG).train()
     objective = nelbo_objective(schedule=SCHEDULE, min_time=1e-3, mask_token_id=8)
     batches = [torch.randint(8, (4, 6), generator=generator) for _ in range(2)]
-    losses = [mean_loss(objective, ModelLoss(model), batches, seed=1) for _ in range(2)]
+    losses = [mean_loss(objective, ModelLoss(model), batches, num_parts=1, seed=1) for _ in range(2)]
     assert losses[0] == losses[1] > 0
+    # Five parts of four rows: one of them has none.
+    in_parts = mean_loss(objective, ModelLoss(model), batches, num_parts=5, seed=1)
+    assert in_parts == pytest.approx(losses[0], rel=1e-6)
     assert model.training
 
 

@@ -6,17 +6,17 @@ FLOPs are those of the matrix products that run, counted by torch's own counter 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfstep.bench.sizes import SIZES, Size
@@ -28,6 +28,8 @@ from halfstep.planning.memory import Peak
 from halfstep.planning.plan import networks, training_flops, training_load
 from halfstep.settings import Params
 from halfstep.training.state import TrainState
+
+Result = TypeVar("Result")
 
 STAGES = ("pretrain", "distill", "baseline")
 
@@ -138,18 +140,31 @@ def _params(root: Path, size: Size, stage: str, parts: int) -> Params:
 def _measured_peak(params: Params, stage: str, vocab_size: int, options: dict[str, Any]) -> tuple[TrainState, int]:
     """The state after two steps and a validation, and the most bytes of tensors from the second step on."""
     made: list[int] = []
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        state = train_two_steps(
+
+    def run() -> TrainState:
+        return train_two_steps(
             params, stage, vocab_size, **options, on_step=lambda step, loss: made.append(time.time_ns())
         )
-    results = profiler.profiler.kineto_results
-    events = ((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    held = peak = 0
-    for moment, num_bytes in sorted(events):
-        held += num_bytes
-        if moment >= made[0]:
-            peak = max(peak, held)
-    return state, peak
+
+    state, held = allocations(run)
+    return state, max(num_bytes for moment, num_bytes in held if moment >= made[0])
+
+
+def allocations(call: Callable[[], Result]) -> tuple[Result, list[tuple[int, int]]]:
+    """What a call returns, and how many bytes torch had handed out since it began, on the CPU.
+
+    Returns:
+        (the call's result, [(nanoseconds of the wall clock, bytes in all)] after each piece was taken or given back).
+    """
+    # Not `torch.profiler`, whose start imports a compiler.
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+        result = call()
+    assert profiler.kineto_results is not None, "the profiler has ended"
+    events = (event for event in profiler.kineto_results.events() if event.name() == "[memory]")
+    pieces = sorted((event.start_ns(), event.nbytes()) for event in events)
+    return result, list(
+        zip((moment for moment, _ in pieces), accumulate(num_bytes for _, num_bytes in pieces), strict=True)
+    )
 
 
 def _counted_flops(params: Params, stage: str, vocab_size: int, options: dict[str, Any]) -> int:

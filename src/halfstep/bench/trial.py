@@ -150,7 +150,7 @@ def train_two_steps(
     def validate() -> float:
         batches = [x0[: settings.num_valid_sequences].to(accelerator.device)]
         with accelerator.autocast():
-            return mean_loss(valid_objective, model_loss, batches, seed=0)
+            return mean_loss(valid_objective, model_loss, batches, num_parts=num_accumulation_steps, seed=0)
 
     state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
     train(

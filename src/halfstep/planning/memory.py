@@ -350,8 +350,7 @@ def _kept(network: Network, device: Device, num_tokens: float, num_wanted: float
             + (full * num_tokens + last * num_wanted) * mlp
             + num_wanted * norm
         )
-    # Of keys and values a copy is kept, in a cache that nothing asks for.
-    attention = norm + (1 + 3 + 2 + 1) * w * h + FLOAT * network.num_heads
+    attention = norm + (1 + 3 + 1) * w * h + FLOAT * network.num_heads
     # gelu_new is made from five products, each of whose factors is kept; CUDA's autocast takes powers in float32.
     powers = FLOAT if device.kind == "cuda" else w
     mlp = norm + w * h + 4 * h * (2 * w + 3 * powers) + 2 * mask

@@ -360,7 +360,7 @@ def training_load(params: Params, network: Network, stage: str) -> Peak:
         num_sequences=num_sequences,
         sequence_length=params.data.context_length - (stage == BASELINE_STAGE),
         is_accumulated=parts > num_devices,
-        num_valid_sequences=math.ceil(min(settings.batch_size, settings.num_valid_sequences) / num_devices),
+        num_valid_sequences=math.ceil(min(settings.batch_size, settings.num_valid_sequences) / parts),
         masked_share=highest_masked_share(params.noise.epsilon, min_time, settings.batch_size, parts),
         dropout=params.model.dropout,
         has_teacher=stage == "distill",

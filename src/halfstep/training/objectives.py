@@ -98,7 +98,8 @@ def autoregressive_objective() -> Objective:
     """Negative log-likelihood of each token after the first, given those before it, in nats per token."""
 
     def loss(model: nn.Module, x0: Tensor) -> tuple[Tensor, int]:
-        logits = model(x0[:, :-1]).logits
+        # Keys and values of earlier tokens are for those who write the next one.
+        logits = model(x0[:, :-1], use_cache=False).logits
         targets = x0[:, 1:]
         total = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
         return total, targets.numel()
@@ -157,28 +158,39 @@ def distillation_objective(
 
 
 @torch.no_grad()
-def mean_loss(objective: Objective, model_loss: nn.Module, batches: Iterable[Tensor], *, seed: int) -> float:
+def mean_loss(
+    objective: Objective, model_loss: nn.Module, batches: Iterable[Tensor], *, num_parts: int, seed: int
+) -> float:
     """The objective's mean over some batches, in evaluation mode, always with the same noise.
 
     Args:
         objective: which loss.
         model_loss: of which model, see `halfstep.training.runtime.ModelLoss`; its mode is restored.
-        batches: clean tokens, each int64 [batch, length], the same in every process; they divide them.
+        batches: clean tokens, each int64 [batch, length], the same in every process; they divide the parts.
+        num_parts: parts a batch is computed in, as in training: one has as much room as the other.
         seed: of the noise.
     Returns:
         the loss per term.
     """
     was_training = model_loss.training
     model_loss.eval()
-    parts: list[tuple[float, int]] = []
-    generator: torch.Generator | None = None
-    batches = iter(batches)
-    while some := list(islice(batches, ranks.num_ranks())):
-        generator = generator or torch.Generator(device=some[0].device).manual_seed(seed)
-        drawn = [objective.draw(x0.shape, generator) for x0 in some]
-        # A network that lies in parts is computed by all processes or by none: one without a batch repeats another's.
-        mine = min(ranks.rank(), len(some) - 1)
-        loss_sum, num_terms = model_loss(objective.loss, some[mine], *drawn[mine])
-        parts += ranks.gather((float(loss_sum), num_terms))[: len(some)]
+    sums: list[tuple[float, int]] = []
+    parts = _noised_parts(objective, batches, num_parts, seed)
+    while some := list(islice(parts, ranks.num_ranks())):
+        # A network that lies in parts is computed by all processes or by none: one without a part repeats another's.
+        loss_sum, num_terms = model_loss(objective.loss, *some[min(ranks.rank(), len(some) - 1)])
+        sums += ranks.gather((float(loss_sum), num_terms))[: len(some)]
     model_loss.train(was_training)
-    return sum(loss_sum for loss_sum, _ in parts) / max(sum(num_terms for _, num_terms in parts), 1)
+    return sum(loss_sum for loss_sum, _ in sums) / max(sum(num_terms for _, num_terms in sums), 1)
+
+
+def _noised_parts(
+    objective: Objective, batches: Iterable[Tensor], num_parts: int, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """(x0, its noise) of every part that has a row; the noise is drawn for whole batches."""
+    generator: torch.Generator | None = None
+    for x0 in batches:
+        generator = generator or torch.Generator(device=x0.device).manual_seed(seed)
+        inputs = x0, *objective.draw(x0.shape, generator)
+        for part in range(min(num_parts, len(x0))):
+            yield tuple(tensor[part::num_parts] for tensor in inputs)

@@ -139,7 +139,7 @@ def fit(
     def validate() -> float:
         batches = (batch.to(accelerator.device) for batch in valid_batches())
         with accelerator.autocast():
-            loss = mean_loss(valid_objective, model_loss, batches, seed=VALIDATION_SEED)
+            loss = mean_loss(valid_objective, model_loss, batches, num_parts=num_parts, seed=VALIDATION_SEED)
         reshard(model_loss)
         return loss
 
