@@ -10,12 +10,12 @@ from halfstep import console
 
 def main(
     round_index: Annotated[int, typer.Argument(min=1, help="Round, from 1.")],
-    teacher_path: Annotated[Path | None, typer.Option("--teacher", help="Model before, read [models/ROUND-1].")] = None,
-    student_path: Annotated[Path | None, typer.Option("--student", help="Model, written [models/ROUND].")] = None,
+    teacher_path: Annotated[Path | None, typer.Option("--teacher", help="Model before, read (models/ROUND-1).")] = None,
+    student_path: Annotated[Path | None, typer.Option("--student", help="Model, written (models/ROUND).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
-    curve_path: Annotated[Path | None, typer.Option("--curve", help="Written [curves/ROUND.csv].")] = None,
+    curve_path: Annotated[Path | None, typer.Option("--curve", help="Written (curves/ROUND.csv).")] = None,
 ) -> None:
     """Distill one round: its student learns to do in one denoising step what its teacher does in several.
 

@@ -10,15 +10,15 @@ from halfstep import console
 
 def main(
     model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
-    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
-    samples_path: Annotated[Path | None, typer.Option("--samples", help="Samples, read [samples/MODEL].")] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read (models/MODEL).")] = None,
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Samples, read (samples/MODEL).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     cloze_path: Annotated[Path, typer.Option("--cloze", help="Cloze passages, read.")] = Path("data/cloze.jsonl"),
     metrics_path: Annotated[
-        Path | None, typer.Option("--metrics", help="Metrics, written [metrics/MODEL.json].")
+        Path | None, typer.Option("--metrics", help="Metrics, written (metrics/MODEL.json).")
     ] = None,
-    csv_path: Annotated[Path | None, typer.Option("--csv-folder", help="Tables, written [metrics/MODEL].")] = None,
+    csv_path: Annotated[Path | None, typer.Option("--csv-folder", help="Tables, written (metrics/MODEL).")] = None,
 ) -> None:
     """Measure a model: likelihood of held-out text, cloze accuracy, quality and diversity of its samples.
 

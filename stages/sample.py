@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def main(
     model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
-    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
-    samples_path: Annotated[Path | None, typer.Option("--samples", help="Written [samples/MODEL].")] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read (models/MODEL).")] = None,
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Written (samples/MODEL).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
 ) -> None:

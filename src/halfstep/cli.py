@@ -41,11 +41,11 @@ def generate(
     num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
-    length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included [the model's length].")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included (the model's length).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts [exact].")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens [all].")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability [all].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts (exact).")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens (all).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability (all).")] = None,
     confidence: Annotated[
         float | None,
         typer.Option(min=0.0, help="Unmask what is this probable, in as many steps as it takes, not --num-steps."),
@@ -197,14 +197,14 @@ def plan(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them [params.yaml]."
+            "--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them (params.yaml)."
         ),
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
     vocab_size: Annotated[
-        int | None, typer.Option(min=3, help="Tokens, the mask included [of the tokenizer, if it is known].")
+        int | None, typer.Option(min=3, help="Tokens, the mask included (of the tokenizer, if it is known).")
     ] = None,
-    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus [if it is known].")] = None,
+    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan there, too.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Instead: measure memory and FLOPs at two sizes, beside what is planned.")
@@ -281,7 +281,7 @@ def fit_batch(
         "data/tokens"
     ),
     limit: Annotated[
-        float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have [nine tenths of the free].")
+        float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have (nine tenths of the free).")
     ] = None,
 ) -> None:
     """Find the batch that memory holds: each trial runs the stage's own loop in a process of its own."""

@@ -212,7 +212,7 @@ def data(
     paths: Annotated[list[str], typer.Argument(help=".txt, .jsonl or .parquet files, folders or globs.")],
     tokenizer: Annotated[str, typer.Option(help="A folder or a hub id.")] = "gpt2",
     split_on_blank_lines: Annotated[int, typer.Option(min=0, help="Of .txt files; 0: a file is one document.")] = 1,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes [all cores].")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes (all cores).")] = None,
     context_length: Annotated[int, typer.Option(min=3)] = 1024,
     num_repeats: Annotated[int, typer.Option(min=1)] = 2,
     json_path: Json = None,

@@ -43,7 +43,7 @@ class Machine:
 
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto"
-    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [all cores].")] = None
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (all cores).")] = None
 
 
 def fields_as_options(command: Callable[..., None]) -> Callable[..., None]:
