@@ -1,9 +1,9 @@
-# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: run test ui lint audit setup clean-venv
+.PHONY: run test ui server lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -26,12 +26,17 @@ audit: setup
 ui: setup
 	halfstep ui
 
+# MLflow for several clients; its own variables say where: docs/sharing.md.
+server: setup
+	halfstep server
+
 setup: .venv/.installed
 
+# Python compiles a module when it is first imported; to compile all that is installed takes a minute and more.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfstep needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch .venv/.installed
 
 clean-venv:

@@ -10,12 +10,12 @@ from halfstep import console
 
 def main(
     round_index: Annotated[int, typer.Argument(min=1, help="Round, from 1.")],
-    teacher_path: Annotated[Path | None, typer.Option("--teacher", help="Model before, read [models/ROUND-1].")] = None,
-    student_path: Annotated[Path | None, typer.Option("--student", help="Model, written [models/ROUND].")] = None,
+    teacher_path: Annotated[Path | None, typer.Option("--teacher", help="Model before, read (models/ROUND-1).")] = None,
+    student_path: Annotated[Path | None, typer.Option("--student", help="Model, written (models/ROUND).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
-    curve_path: Annotated[Path | None, typer.Option("--curve", help="Written [curves/ROUND.csv].")] = None,
+    curve_path: Annotated[Path | None, typer.Option("--curve", help="Written (curves/ROUND.csv).")] = None,
 ) -> None:
     """Distill one round: its student learns to do in one denoising step what its teacher does in several.
 
@@ -25,6 +25,7 @@ def main(
     """
     import copy
 
+    from halfstep import ranks
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
@@ -32,6 +33,7 @@ def main(
     from halfstep.distillation import teacher_step_size
     from halfstep.errors import UserError
     from halfstep.generation import broken_weights_told
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.resumption import open_work
@@ -41,7 +43,7 @@ def main(
     from halfstep.tracking import live_run
     from halfstep.training.objectives import distillation_objective, nelbo_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import compile_blocks, make_accelerator
+    from halfstep.training.runtime import is_teacher_shared, lay_out_teacher, make_accelerator
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)
@@ -55,7 +57,8 @@ def main(
     teacher_path = teacher_path or Path(f"models/{round_index - 1}")
     student_path = student_path or Path(f"models/{round_index}")
     curve_path = curve_path or Path(f"curves/{round_index}.csv")
-    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
+    enter(params.launch, params.runtime)
+    accelerator = make_accelerator(params.runtime)
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
 
@@ -72,10 +75,7 @@ def main(
             load_raw_weights(teacher, teacher_path)
         carried_over = CarriedOver(teacher_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
     student = copy.deepcopy(teacher)
-    teacher.to(accelerator.device).requires_grad_(False)
-    if params.runtime.compile:
-        compile_blocks(teacher)
-        compile_blocks(student)
+    lay_out_teacher(teacher, accelerator, params.runtime, params.launch)
 
     mask_token_id = student.config.mask_token_id
     schedule = LogLinearSchedule(params.noise.epsilon)
@@ -89,6 +89,8 @@ def main(
                 work,
                 student,
                 settings,
+                runtime=params.runtime,
+                launch=params.launch,
                 objective=distillation_objective(
                     teacher,
                     dt=teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps),
@@ -97,6 +99,7 @@ def main(
                     schedule=schedule,
                     min_time=settings.min_time,
                     mask_token_id=mask_token_id,
+                    asks_in_every_step=is_teacher_shared(params.launch),
                 ),
                 valid_objective=nelbo_objective(
                     schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id
@@ -106,6 +109,7 @@ def main(
                     settings.batch_size,
                     seed=derive_seed(params.seed, "distill", round_index),
                     start_step=step,
+                    rows=ranks.share(),
                 ),
                 valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
                 seed=params.seed,

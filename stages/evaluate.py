@@ -10,15 +10,15 @@ from halfstep import console
 
 def main(
     model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
-    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
-    samples_path: Annotated[Path | None, typer.Option("--samples", help="Samples, read [samples/MODEL].")] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read (models/MODEL).")] = None,
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Samples, read (samples/MODEL).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     cloze_path: Annotated[Path, typer.Option("--cloze", help="Cloze passages, read.")] = Path("data/cloze.jsonl"),
     metrics_path: Annotated[
-        Path | None, typer.Option("--metrics", help="Metrics, written [metrics/MODEL.json].")
+        Path | None, typer.Option("--metrics", help="Metrics, written (metrics/MODEL.json).")
     ] = None,
-    csv_path: Annotated[Path | None, typer.Option("--csv-folder", help="Tables, written [metrics/MODEL].")] = None,
+    csv_path: Annotated[Path | None, typer.Option("--csv-folder", help="Tables, written (metrics/MODEL).")] = None,
 ) -> None:
     """Measure a model: likelihood of held-out text, cloze accuracy, quality and diversity of its samples.
 
@@ -27,6 +27,7 @@ def main(
     with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
     unconditional sample. Killed, it goes on after the last batch.
     """
+    from halfstep import ranks
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
@@ -45,6 +46,7 @@ def main(
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
     from halfstep.files import resolve_user_path, write_json
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
@@ -56,6 +58,7 @@ def main(
     console.advise_on_memory(memory_advice(params, "evaluate"))
     settings = params.evaluate
     check_model_name(model_name)
+    enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     metrics_path = metrics_path or Path(f"metrics/{model_name}.json")
@@ -162,8 +165,9 @@ def main(
                 markup=False,
                 soft_wrap=True,
             )
+        if not ranks.is_main():
+            return
         entries = [metrics.as_dict() for metrics in measured]
-
         write_json(
             metrics_path,
             {

@@ -20,11 +20,13 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (config.json, model.safetensors with the
     averaged weights, the tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
+    from halfstep import ranks
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
     from halfstep.files import local_or_hub
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser, DenoiserConfig
     from halfstep.model.checkpoint import locate_weights
@@ -34,13 +36,14 @@ def main(
     from halfstep.tracking import live_run
     from halfstep.training.objectives import nelbo_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import compile_blocks, make_accelerator
+    from halfstep.training.runtime import make_accelerator
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "pretrain"))
     settings = params.pretrain
-    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
+    enter(params.launch, params.runtime)
+    accelerator = make_accelerator(params.runtime)
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
@@ -71,18 +74,18 @@ def main(
         min_time=settings.min_time,
         mask_token_id=model.config.mask_token_id,
     )
-    if params.runtime.compile:
-        compile_blocks(model)
     with open_work("pretrain", params.deciding("seed", "runtime", "model", "noise", "pretrain"), key_inputs) as work:
         with live_run(params.model_dump(mode="json"), model="0") as log:
             state = fit(
                 work,
                 model,
                 settings,
+                runtime=params.runtime,
+                launch=params.launch,
                 objective=objective,
                 valid_objective=objective,
                 batch_at=lambda step: token_batches(
-                    train_tokens, settings.batch_size, seed=params.seed, start_step=step
+                    train_tokens, settings.batch_size, seed=params.seed, start_step=step, rows=ranks.share()
                 ),
                 valid_batches=lambda: first_batches(valid_tokens, settings.num_valid_sequences, settings.batch_size),
                 seed=params.seed,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def main(
     model_name: Annotated[str, typer.Argument(metavar="MODEL", help="ar, 0, 1, ...")],
-    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read [models/MODEL].")] = None,
-    samples_path: Annotated[Path | None, typer.Option("--samples", help="Written [samples/MODEL].")] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Model, read (models/MODEL).")] = None,
+    samples_path: Annotated[Path | None, typer.Option("--samples", help="Written (samples/MODEL).")] = None,
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
 ) -> None:
@@ -27,12 +27,12 @@ def main(
     """
     import torch
 
+    from halfstep import ranks
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.errors import UserError
-    from halfstep.files import atomic_path
     from halfstep.generation import (
         autoregressive_sampler,
         broken_weights_told,
@@ -40,6 +40,7 @@ def main(
         draw_batches,
         write_samples,
     )
+    from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
@@ -52,6 +53,7 @@ def main(
     console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
     check_model_name(model_name)
+    enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     set_num_threads(params.runtime.num_threads)
@@ -94,7 +96,11 @@ def main(
         open_work(f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), inputs) as work,
         work.journal() as journal,
     ):
-        with atomic_path(samples_path) as folder, autocast(device, precision), broken_weights_told(model_path):
+        with (
+            ranks.written_by_main(samples_path) as folder,
+            autocast(device, precision),
+            broken_weights_told(model_path),
+        ):
             folder.mkdir()
             for kind, (prefixes, prefix_rows, length) in requests.items():
                 seed = derive_seed(params.seed, kind)

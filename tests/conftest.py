@@ -68,6 +68,14 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lm-eval's own tasks, which stand beside its manager, only those of one folder: all take seconds to list."""
+    from lm_eval.tasks import manager
+
+    monkeypatch.setattr(manager, "__file__", str(Path(manager.__file__).parent / "arc" / "manager.py"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The pipeline first: where processes share the files of tests, one of them is busy with it from start to end."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)

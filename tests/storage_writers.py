@@ -1,11 +1,10 @@
-"""Run every writer of the library on a disk that refuses: `python tests/storage_writers.py FAULT FOLDER`, from a test.
+"""Run every writer on a disk that refuses: `python tests/storage_writers.py FOLDER FAULT...`, for a test.
 
-FAULT is `full` or `read-only`, for which FOLDER becomes a small tmpfs (in a namespace of this process: run under
-`unshare -rm`), or `limit`, where no file may grow beyond a few bytes. Each writer is called twice: while the disk
-refuses, and after it was mended. What happened is printed as JSON by writer.
+A FAULT is `full` or `read-only`, for which FOLDER/FAULT becomes a small tmpfs (in a namespace of this process: run it
+under `unshare -rm`), or `limit`, where no file may grow beyond a few bytes. Each writer is called twice: while the disk
+refuses, and after it was mended. What happened is printed as JSON by fault and writer.
 """
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -28,10 +27,11 @@ from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.evaluation.steps_table import write_steps
 from halfstep.faults import told_in_one_line
-from halfstep.files import atomic_path, write_json
+from halfstep.files import atomic_path, file_hash, write_json
 from halfstep.generation import Batch, write_samples
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.model.autoregressive import new_gpt2
+from halfstep.report import figures
 from halfstep.sampling import Samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
@@ -126,6 +126,7 @@ def report_project(source: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    figures.render = module.remembering(figures.render, {})
     return module.Project(source)
 
 
@@ -149,7 +150,7 @@ def mend_disk(fault: str, folder: Path) -> None:
 def files_in(folder: Path) -> dict[str, str]:
     """Path and hash of what a reader could take for a result: locks, which are empty, are none."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
 
 
 def attempt(write: Callable[[], object]) -> dict[str, Any]:
@@ -161,8 +162,8 @@ def attempt(write: Callable[[], object]) -> dict[str, Any]:
     return {"line": None, "error": None}
 
 
-def main(fault: str, folder: Path, source: Path) -> None:
-    logging.disable()
+def try_writers(fault: str, folder: Path, source: Path) -> dict[str, dict[str, Any]]:
+    """What every writer came to, by name; both folders exist."""
     os.environ["DVC_ROOT"] = str(folder)
     found = {}
     chosen = writers(folder, source)
@@ -180,8 +181,19 @@ def main(fault: str, folder: Path, source: Path) -> None:
                 path.rmdir() if path.is_dir() else path.unlink()
         else:
             subprocess.run(["umount", folder], check=True)
+    return found
+
+
+def main(root: Path, *faults: str) -> None:
+    logging.disable()
+    found = {}
+    for fault in faults:
+        folder, source = root / fault, root / f"{fault}, source"
+        folder.mkdir()
+        source.mkdir()
+        found[fault] = try_writers(fault, folder, source)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

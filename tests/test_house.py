@@ -34,6 +34,7 @@ ROOMS = {
         "halfstep.generation",
         "halfstep.model",
     },
+    "halfstep.planning": set(),
     "halfstep.bench": {
         "halfstep.data",
         "halfstep.diffusion",
@@ -42,6 +43,7 @@ ROOMS = {
         "halfstep.model",
         "halfstep.training",
         "halfstep.evaluation",
+        "halfstep.planning",
     },
     "halfstep.lm_eval_command": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
     "halfstep.tracking": set(),
@@ -50,7 +52,7 @@ ROOMS = {
 COMMON = {
     "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
     "halfstep.console", "halfstep.resumption", "halfstep.settings", "halfstep.stage_times", "halfstep.faults",
-    "halfstep.memory_advice", "halfstep.retries",
+    "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
@@ -183,6 +185,15 @@ def test_every_preset_composes_with_every_corpus_into_parameters_that_load(
     params = load_params(tmp_path / "params.yaml")
     assert params.preset == preset
     assert (params.schedule, params.models) == (schedule_of(4), models_of(4))
+
+
+def test_the_container_file_copies_what_is_there_and_nothing_is_sent_to_its_build_besides() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == names
 
 
 def write_dependency_lists() -> None:

@@ -77,7 +77,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["lm-eval", *map(str, arguments)])
 
 
-def test_tasks_of_choices_and_of_texts(folder, tasks):
+def test_tasks_of_choices_and_of_texts(few_tasks, folder, tasks):
     result = run(
         "run", "--model", "halfstep", "--model_args", f"pretrained={folder},num_draws=4,seed=1",
         "--tasks", "local_choices,local_texts", "--include_path", tasks, "--limit", "4", "--batch_size", "3",

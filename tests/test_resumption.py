@@ -11,7 +11,7 @@ import pytest
 
 from halfstep import resumption
 from halfstep.errors import Interrupted, UserError
-from halfstep.resumption import Journal, open_work, stops_at_signals
+from halfstep.resumption import Journal, Remember, open_work, stops_at_signals
 
 
 @pytest.fixture(autouse=True)
@@ -32,29 +32,35 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[name], array)
 
 
-def never() -> dict[str, np.ndarray]:
+def never(piece: object) -> dict[str, np.ndarray]:
     raise AssertionError("done a second time")
+
+
+def done(remember: Remember, kind: str, piece: object, compute=never) -> dict[str, np.ndarray]:
+    """What one piece of work gives."""
+    [(found, kept)] = remember(kind, [piece], lambda piece: piece, compute)
+    assert found is piece
+    return kept
 
 
 def test_a_piece_of_work_is_done_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     for number in range(3):
-        assert_same(journal.remember("kind", [number, "x"], lambda n=number: arrays(n)), arrays(number))
+        assert_same(done(journal.remember, "kind", [number, "x"], lambda piece: arrays(piece[0])), arrays(number))
     for again in (journal, Journal(tmp_path / "journal")):
         assert again.num_known == 3
         for number in range(3):
-            assert_same(again.remember("kind", [number, "x"], never), arrays(number))
-    assert_same(journal.remember("another kind", [0, "x"], lambda: arrays(7)), arrays(7))
-    assert_same(journal.memory_of("one")("kind", [0, "x"], lambda: arrays(8)), arrays(8))
-    assert_same(journal.memory_of("other")("kind", [0, "x"], lambda: arrays(9)), arrays(9))
+            assert_same(done(again.remember, "kind", [number, "x"]), arrays(number))
+    assert_same(done(journal.remember, "another kind", [0, "x"], lambda piece: arrays(7)), arrays(7))
+    assert_same(done(journal.memory_of("one"), "kind", [0, "x"], lambda piece: arrays(8)), arrays(8))
+    assert_same(done(journal.memory_of("other"), "kind", [0, "x"], lambda piece: arrays(9)), arrays(9))
 
 
 def test_cut_anywhere_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     journal = Journal(whole)
     ends = [0]
-    for number in range(3):
-        journal.remember("kind", number, lambda n=number: arrays(n))
+    for _ in journal.remember("kind", range(3), lambda number: number, arrays):
         ends.append(whole.stat().st_size)
     content = whole.read_bytes()
     for cut in range(len(content) + 1):
@@ -65,17 +71,17 @@ def test_cut_anywhere_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path: Path
         assert journal.num_known == num_whole
         if cut % 97 == 0:
             for number in range(3):
-                compute = never if number < num_whole else lambda n=number: arrays(n)
-                assert_same(journal.remember("kind", number, compute), arrays(number))
+                compute = never if number < num_whole else arrays
+                assert_same(done(journal.remember, "kind", number, compute), arrays(number))
             assert file.read_bytes() == content
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "journal"
     journal = Journal(file)
-    journal.remember("kind", 0, lambda: arrays(0))
+    done(journal.remember, "kind", 0, arrays)
     first = file.stat().st_size
-    journal.remember("kind", 1, lambda: arrays(1))
+    done(journal.remember, "kind", 1, arrays)
     content = bytearray(file.read_bytes())
     content[first + 60] ^= 1
     file.write_bytes(content)

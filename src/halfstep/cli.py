@@ -5,19 +5,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
-from torch import Tensor
 
 from halfstep import console
 from halfstep.bench.command import app as bench
 from halfstep.errors import UserError
+from halfstep.files import project_root
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = typer.Typer(
     add_completion=False,
@@ -37,11 +41,11 @@ def generate(
     num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
-    length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included [the model's length].")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included (the model's length).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts [exact].")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens [all].")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability [all].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts (exact).")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens (all).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability (all).")] = None,
     confidence: Annotated[
         float | None,
         typer.Option(min=0.0, help="Unmask what is this probable, in as many steps as it takes, not --num-steps."),
@@ -87,14 +91,14 @@ def generate(
     x_init[:, : len(given)] = torch.tensor(given, device=target)
     u_time, u_token = sample_uniforms(seed, range(num_samples), length)
 
-    def adjust(logits: Tensor) -> Tensor:
+    def adjust(logits: "Tensor") -> "Tensor":
         if temperature is not None:
             logits = with_temperature(logits, temperature)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)
         return logits if top_p is None else keep_top_p(logits, top_p)
 
-    def draw(on_step: Callable[[int, Tensor], None] | None) -> Tensor:
+    def draw(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
         with broken_weights_told(model):
             if confidence is not None:
                 return sample_by_confidence(
@@ -130,17 +134,17 @@ def generate(
 
 
 def _draw_shown(
-    draw: Callable[[Callable[[int, Tensor], None]], Tensor],
-    x_init: Tensor,
+    draw: "Callable[[Callable[[int, Tensor], None]], Tensor]",
+    x_init: "Tensor",
     piece: Callable[[int], str],
     mask_token_id: int,
     num_steps: int,
     pause_seconds: float,
-) -> Tensor:
+) -> "Tensor":
     """Draw samples while their tokens appear in the terminal; tokens new in a step stand out."""
     before = x_init.clone()
 
-    def frame(step: int, tokens: Tensor) -> Panel:
+    def frame(step: int, tokens: "Tensor") -> Panel:
         text = Text()
         for row, (ids, old_ids, first_ids) in enumerate(
             zip(tokens.tolist(), before.tolist(), x_init.tolist(), strict=True)
@@ -158,7 +162,7 @@ def _draw_shown(
 
     with Live(frame(0, x_init), console=Console(highlight=False), auto_refresh=False) as live:
 
-        def on_step(step: int, tokens: Tensor) -> None:
+        def on_step(step: int, tokens: "Tensor") -> None:
             time.sleep(pause_seconds)
             live.update(frame(step, tokens), refresh=True)
             before.copy_(tokens)
@@ -186,6 +190,58 @@ def export(
         raise UserError(f"--layout is {layout!r}: {', '.join(LAYOUTS)} are known")
     export_denoiser(source, target, layout, revision=revision, use_ema=not raw)
     print(f"{target}: {layout} layout")
+
+
+@app.command()
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them (params.yaml)."
+        ),
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=3, help="Tokens, the mask included (of the tokenizer, if it is known).")
+    ] = None,
+    num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan there, too.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Instead: measure memory and FLOPs at two sizes, beside what is planned.")
+    ] = False,
+) -> None:
+    """Size a run before it is paid for: parameters, FLOPs, tokens, memory per device, time, disk.
+
+    Without -S the parameters are those of params.yaml; with -S they are composed as `dvc exp run` does, and nothing is
+    written.
+    """
+    from halfstep.files import write_json
+    from halfstep.planning.compose import composed_params
+    from halfstep.planning.corpus import known_num_tokens, known_vocab_size, prepared_manifest
+    from halfstep.planning.plan import make_plan
+    from halfstep.planning.tables import tables
+    from halfstep.settings import load_params
+
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu is {mfu}: give a share of the peak above 0, such as 0.4")
+    root = Path.cwd()
+    if check and overrides:
+        raise UserError("--check measures at sizes of its own: leave out -S")
+    if check:
+        from halfstep.bench.planned import check_plan
+
+        check_plan(root, json_path)
+        return
+    params = composed_params(overrides, root) if overrides else load_params(root / "params.yaml")
+    manifest = prepared_manifest(params, root)
+    planned = make_plan(
+        params, known_vocab_size(params, manifest, vocab_size), known_num_tokens(params, manifest, num_tokens)
+    )
+    shown = Console(highlight=False)
+    for table in tables(planned, mfu):
+        shown.print(table)
+    if json_path is not None:
+        write_json(json_path, planned.as_dict(mfu))
 
 
 @app.command()
@@ -225,7 +281,7 @@ def fit_batch(
         "data/tokens"
     ),
     limit: Annotated[
-        float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have [nine tenths of the free].")
+        float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have (nine tenths of the free).")
     ] = None,
 ) -> None:
     """Find the batch that memory holds: each trial runs the stage's own loop in a process of its own."""
@@ -317,6 +373,40 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> 
     environment = {**os.environ, **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI"), tracking_uri())}
     print(f"http://127.0.0.1:{port} (Ctrl-C stops it)")
     raise typer.Exit(subprocess.run(command, env=environment).returncode)
+
+
+@app.command()
+def server(
+    host: Annotated[
+        str, typer.Option(envvar="MLFLOW_HOST", help="Address to listen on; 0.0.0.0 is every network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, envvar="MLFLOW_PORT", help="Port to listen on.")] = 5000,
+) -> None:
+    """Serve MLflow over HTTP to several clients, artifacts included; they set MLFLOW_TRACKING_URI to it.
+
+    Runs go into MLFLOW_BACKEND_STORE_URI [a SQLite database in server/], files into MLFLOW_ARTIFACTS_DESTINATION
+    [server/artifacts].
+    """
+    folder = project_root() / "server"
+    defaults = {
+        # Not the project's own database: that one sends files to paths of this machine, which other clients lack.
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{folder}/artifacts",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Half a dozen processes for parts of MLflow that no pipeline uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    environment = defaults | os.environ
+    if environment["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql:") and not find_spec("psycopg"):
+        raise UserError(
+            "MLFLOW_BACKEND_STORE_URI names PostgreSQL, whose driver is not installed:"
+            " python -m pip install --constraint constraints.txt --editable '.[postgres]'"
+        )
+    folder.mkdir(exist_ok=True)
+    print(f"clients: export MLFLOW_TRACKING_URI=http://{host}:{port} (Ctrl-C stops the server)", flush=True)
+    # In this process's place: signals and the exit code are the server's own.
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, command, environment)
 
 
 def main() -> None:

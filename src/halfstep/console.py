@@ -1,12 +1,16 @@
 """How commands talk to a person: one console, one progress display, one way to fail."""
 
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +30,9 @@ STARTED = time.monotonic()
 """When this process began to run a command, by the monotonic clock; commands import this module first."""
 
 console = Console(stderr=True, highlight=False)
+
+LAST_WORDS = "HALFSTEP_LAST_WORDS"
+"""Where one of several processes leaves its last line, for the process that started them to print once."""
 
 EXIT_MACHINE_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -61,20 +68,55 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(EXIT_USER_ERROR)
+        leave(LastWords(f"error: {error}", EXIT_USER_ERROR, "red"))
     except Interrupted as error:
-        console.print(str(error), style="yellow", markup=False, soft_wrap=True)
-        sys.exit(128 + error.signal_number)
+        leave(LastWords(str(error), 128 + error.signal_number, "yellow"))
     except KeyboardInterrupt:
-        console.print("interrupted", style="yellow")
-        sys.exit(130)
+        leave(LastWords("interrupted", 130, "yellow"))
     except Exception as error:
         line = told_in_one_line(error, _memory_advice)
         if line is None:
             raise
-        console.print(f"error: {' '.join(line.split())}", style="red", markup=False, soft_wrap=True)
-        sys.exit(EXIT_MACHINE_FAULT)
+        leave(LastWords(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT, "red"))
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """The line a command ends with, and its exit code."""
+
+    line: str
+    exit_code: int
+    style: str
+
+
+def leave(words: LastWords) -> NoReturn:
+    """End the command with a line.
+
+    One of several processes that share a stage's work leaves the line to the one that started them. To torchrun it
+    has ended well: what was told need not be tried again.
+    """
+    path = os.environ.get(LAST_WORDS)
+    if path is None:
+        console.print(words.line, style=words.style, markup=False, soft_wrap=True)
+        sys.exit(words.exit_code)
+    try:
+        # The first to speak has the cause; the others follow from it.
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(asdict(words), file)
+    except FileExistsError:
+        pass
+    sys.exit(0)
+
+
+def forget_last_words() -> None:
+    """Take back what processes said before they were started again."""
+    if LAST_WORDS in os.environ:
+        Path(os.environ[LAST_WORDS]).unlink(missing_ok=True)
+
+
+def read_last_words(path: Path) -> LastWords | None:
+    """What the first of several processes to speak said at its end; None if none spoke."""
+    return LastWords(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 _memory_advice: str | None = None

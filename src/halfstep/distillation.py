@@ -77,6 +77,7 @@ def sdtt_target_chunks(
     schedule: LogLinearSchedule,
     u_time: Tensor,
     u_token: Tensor,
+    asks_in_every_step: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the teacher predicts at each masked position in the step in which it unmasks that position.
 
@@ -96,6 +97,8 @@ def sdtt_target_chunks(
         schedule: the noise schedule.
         u_time: decides in which step a position unmasks, uniform in [0, 1), float64 [batch, length].
         u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
+        asks_in_every_step: evaluate one sequence in a step that unmasks nothing, for no position: a teacher whose
+            weights are spread over several processes is computed by all of them or by none.
     Yields:
         (which of the masked positions, counted row-major, int64 [n]; target log-probabilities float [n, vocab]).
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
@@ -109,7 +112,9 @@ def sdtt_target_chunks(
         unmasks = step == i
         rows = unmasks.any(dim=1).nonzero()[:, 0]
         if not rows.numel():
-            continue
+            if not asks_in_every_step:
+                continue
+            rows = torch.zeros(1, dtype=torch.int64, device=xt.device)
         ranks, u = rank[unmasks], u_token[unmasks]
         drawn = []
         for logits in logit_chunks(teacher, xs[rows], unmasks[rows], mask_token_id):

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and where the project's root is."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -123,6 +124,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

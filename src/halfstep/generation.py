@@ -119,21 +119,24 @@ def draw_batches(
     Yields:
         batches, ordered by number of steps, then index.
     """
-    for steps in num_steps:
-        for start in range(0, len(prefixes), batch_size):
-            indices = range(start, min(start + batch_size, len(prefixes)))
-            given = prefixes[start : start + batch_size]
-            kept = remember(
-                "samples",
-                [steps, length, list(indices), given.tolist()],
-                partial(_drawn, sampler, given, length, indices, steps),
-            )
-            samples = Samples(**{name: torch.from_numpy(array) for name, array in kept.items()})
-            yield Batch(indices, steps, prefix_rows[start : start + batch_size], samples)
 
+    def draw(piece: tuple[int, range]) -> Arrays:
+        steps, indices = piece
+        samples = sampler(prefixes[indices.start : indices.stop], length, indices, steps)
+        return {name: tensor.cpu().numpy() for name, tensor in vars(samples).items()}
 
-def _drawn(sampler: Sampler, prefix: Tensor, length: int, indices: Sequence[int], num_steps: int) -> Arrays:
-    return {name: tensor.cpu().numpy() for name, tensor in vars(sampler(prefix, length, indices, num_steps)).items()}
+    def inputs_of(piece: tuple[int, range]) -> list[Any]:
+        steps, indices = piece
+        return [steps, length, list(indices), prefixes[indices.start : indices.stop].tolist()]
+
+    pieces = (
+        (steps, range(start, min(start + batch_size, len(prefixes))))
+        for steps in num_steps
+        for start in range(0, len(prefixes), batch_size)
+    )
+    for (steps, indices), kept in remember("samples", pieces, inputs_of, draw):
+        samples = Samples(**{name: torch.from_numpy(array) for name, array in kept.items()})
+        yield Batch(indices, steps, prefix_rows[indices.start : indices.stop], samples)
 
 
 def write_samples(

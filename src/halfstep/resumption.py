@@ -14,23 +14,42 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from halfstep import ranks
 from halfstep.console import console
-from halfstep.errors import Interrupted
-from halfstep.files import project_root, read_json, write_json
+from halfstep.errors import Interrupted, UserError
+from halfstep.files import file_hash, project_root, read_json, write_json
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
 
-Remember = Callable[[str, Any, Callable[[], Arrays]], Arrays]
-"""(kind of work, what it is done on as plain values, the work) -> what the work gives, done now or kept from before."""
+Piece = TypeVar("Piece")
+
+
+class Remember(Protocol):
+    """Does work piece by piece, or has it from before."""
+
+    def __call__(
+        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+    ) -> Iterator[tuple[Piece, Arrays]]:
+        """Yield each piece with what it gives, in order.
+
+        Args:
+            kind: of work.
+            pieces: of it, none of which needs what another one gives.
+            inputs_of: plain values that tell a piece from all others of its kind in the same run.
+            compute: a piece -> what it gives.
+        """
+
 
 DESCRIPTION_FILE = "work.json"
 FINISHED_FILE = "finished"
@@ -42,15 +61,19 @@ WITHOUT_INFLUENCE = ("bench", "report", "templates", "cli.py", "console.py", "lm
 """Parts of the package on which no result depends that could be gone on with."""
 
 
-def anew(kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+def anew(
+    kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+) -> Iterator[tuple[Piece, Arrays]]:
     """A `Remember` that remembers nothing."""
-    return compute()
+    for piece in pieces:
+        yield piece, compute(piece)
 
 
 class Journal:
     """Pieces of work that are done, one line each, in a file that only grows.
 
-    A line that a killed process left torn is noticed by its hash, and the file is cut there.
+    A line that a killed process left torn is noticed by its hash, and the file is cut there. Where several processes
+    share a stage's work they divide the pieces; the main one keeps the file.
 
     Attributes:
         num_known: pieces kept so far.
@@ -59,8 +82,13 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
-        path.touch()
-        with path.open("rb+") as file:
+        if ranks.is_main():
+            self._read_places()
+        self.num_known = ranks.from_main(len(self._places))
+
+    def _read_places(self) -> None:
+        self.path.touch()
+        with self.path.open("rb+") as file:
             end = 0
             for line in file:
                 key = _key_of_line(line)
@@ -70,40 +98,59 @@ class Journal:
                 end += len(line)
             file.truncate(end)
 
-    @property
-    def num_known(self) -> int:
-        return len(self._places)
-
     def memory_of(self, who: str) -> Remember:
         """`remember` for one among several who do the same kinds of work, such as a model and its scorer."""
 
-        def remember(kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
-            return self.remember(f"{who}: {kind}", inputs, compute)
+        def remember(
+            kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+        ) -> Iterator[tuple[Piece, Arrays]]:
+            return self.remember(f"{who}: {kind}", pieces, inputs_of, compute)
 
         return remember
 
-    def remember(self, kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
-        """What `compute` gives: read from the journal if it was computed before, else computed and kept.
+    def remember(
+        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+    ) -> Iterator[tuple[Piece, Arrays]]:
+        """A `Remember`: what is not in the journal is computed, one piece at a time by each process, and kept.
 
-        Args:
-            kind: of work.
-            inputs: plain values that tell this piece of work from all others of its kind in the same run.
-            compute: gives arrays by name.
+        Raises:
+            UserError, FloatingPointError: `compute` raised it, in whichever process.
         """
-        key = hashlib.sha256(json.dumps([kind, inputs]).encode()).hexdigest()
-        if key in self._places:
-            start, length = self._places[key]
-            with self.path.open("rb") as file:
-                file.seek(start)
-                return _decode(json.loads(file.read(length).split(b" ", 1)[1])["arrays"])
-        arrays = compute()
+        pieces = iter(pieces)
+        while some := list(islice(pieces, ranks.num_ranks())):
+            keys = [hashlib.sha256(json.dumps([kind, inputs_of(piece)]).encode()).hexdigest() for piece in some]
+            kept = ranks.from_main([self._kept(key) for key in keys])
+            mine = None
+            if ranks.rank() < len(some) and kept[ranks.rank()] is None:
+                mine = _tried(partial(compute, some[ranks.rank()]))
+            made = ranks.gather(mine)
+            for piece, key, arrays, outcome in zip(some, keys, kept, made, strict=False):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if outcome is not None:
+                    self._keep(key, outcome)
+                found = arrays if outcome is None else outcome
+                assert found is not None, "a piece that was not kept is computed by the process whose turn it is"
+                yield piece, found
+
+    def _kept(self, key: str) -> Arrays | None:
+        if key not in self._places:
+            return None
+        start, length = self._places[key]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return _decode(json.loads(file.read(length).split(b" ", 1)[1])["arrays"])
+
+    def _keep(self, key: str, arrays: Arrays) -> None:
+        self.num_known += 1
+        if not ranks.is_main():
+            return
         body = json.dumps({"key": key, "arrays": _encode(arrays)}).encode()
         line = _digest(body) + b" " + body + b"\n"
         with self.path.open("ab") as file:
             start = file.tell()
             file.write(line)
         self._places[key] = (start, len(line))
-        return arrays
 
 
 @dataclass(frozen=True)
@@ -133,21 +180,26 @@ class Work:
 
         What was kept stays until another stage begins: only then has DVC taken the result.
         """
-        (self.path / FINISHED_FILE).touch()
+        if ranks.is_main():
+            (self.path / FINISHED_FILE).touch()
 
 
 @contextmanager
 def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[Work]:
     """The unfinished work of a stage, nobody else's while the block lasts.
 
-    A second process with the same work waits until the first is done, and then finds it done. Work of other runs of
-    the same stage is mentioned, with what is different, and not used.
+    A second process with the same work waits until the first is done, and then finds it done; of several that share
+    the stage's work the main one holds it for all. Work of other runs of the same stage is mentioned, with what is
+    different, and not used.
 
     Args:
         name: of the stage, such as `distill-2`; part of a folder's name.
         values: parameters the result depends on, as plain values.
         inputs: files and folders the result depends on.
     """
+    if not ranks.is_main():
+        yield Work(name, ranks.from_main(Path()))
+        return
     description = {
         "name": name,
         "parameters": values,
@@ -172,7 +224,7 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
             write_json(path / DESCRIPTION_FILE, json.loads(text))
             _mention_others(name, path, json.loads(text))
         _sweep_finished(root)
-        yield Work(name, path)
+        yield Work(name, ranks.from_main(path))
     finally:
         if not _holds_work(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -222,9 +274,7 @@ def _content_hash(path: Path) -> str:
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -283,6 +333,14 @@ def _sweep_finished(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except Timeout:
             continue
+
+
+def _tried(compute: Callable[[], Arrays]) -> Arrays | Exception:
+    """What a piece of work gives, or what it says is wrong with its model: all processes are to hear that."""
+    try:
+        return compute()
+    except (UserError, FloatingPointError) as error:
+        return error
 
 
 def _digest(body: bytes) -> bytes:

@@ -5,7 +5,6 @@ restores them in place of a run. The records lie in `.halfstep/stages`, named af
 An output that DVC restored is found there if the run that made it was on this machine, and otherwise has no record.
 """
 
-import hashlib
 import os
 import platform
 import time
@@ -13,9 +12,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from halfstep import ranks
 from halfstep.console import STARTED, console
 from halfstep.faults import storage_fault
-from halfstep.files import project_root, read_json, write_json
+from halfstep.files import file_hash, project_root, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
         stage: as DVC names it, such as `distill@2`.
         output: a file whose content tells this run from others.
         device: where the stage computed.
+
+    Of several processes the main one does.
     """
+    if not ranks.is_main():
+        return
     seconds = time.monotonic() - STARTED
     versions = f"Python {platform.python_version()}, torch {version('torch')}"
     try:
@@ -62,8 +66,7 @@ def find_stage_time(stage: str, output: Path) -> StageTime | None:
 
 
 def _path(stage: str, output: Path) -> Path:
-    digest = hashlib.sha256(output.read_bytes()).hexdigest()[:16]
-    return project_root() / ".halfstep" / "stages" / f"{stage}-{digest}.json"
+    return project_root() / ".halfstep" / "stages" / f"{stage}-{file_hash(output)[:16]}.json"
 
 
 def _hardware(device: str) -> str:

@@ -6,6 +6,7 @@ copy. This is the only module that imports MLflow, and only inside functions: th
 """
 
 import csv
+import getpass
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import storage_fault
-from halfstep.files import atomic_path, project_root, read_json
+from halfstep.files import atomic_path, file_hash, project_root, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +46,8 @@ WORKSPACE = "workspace"
 """Name of the experiment when DVC runs none, as DVC itself calls it."""
 
 PARENT_TAG = "mlflow.parentRunId"
+USER_TAG = "mlflow.user"
+CLONE_TAG = "halfstep.clone"
 EXPERIMENT_TAG = "halfstep.experiment"
 HASH_TAG = "halfstep.params_hash"
 PRESET_TAG = "halfstep.preset"
@@ -140,8 +145,12 @@ def live_run(params: Mapping[str, Any], *, model: str) -> Iterator[Log]:
             which pipeline run the model belongs.
         model: name of the model: `ar`, `0`, `1`, ...
     Yields:
-        a function of (step, values by name). The names are the columns of the training curve's file.
+        a function of (step, values by name); of several processes the main one's does something. The names are the
+        columns of the training curve's file.
     """
+    if not ranks.is_main():
+        yield lambda step, metrics: None
+        return
     points: queue.SimpleQueue[Point] = queue.SimpleQueue()
     ended = threading.Event()
     status = ["FINISHED"]
@@ -372,6 +381,8 @@ def _set_defaults() -> None:
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # A server's clients would print two lines at every run's end, in the middle of a stage's own.
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         # MLflow would try for many minutes before it says that a server does not answer.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -384,6 +395,7 @@ def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
     """A client, and the id of the MLflow experiment, which is made if it is missing."""
     _set_defaults()
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -401,7 +413,14 @@ def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
         # in DVC's queue is a temporary one. A server knows.
         is_database = re.match(r"(sqlite|mysql|postgresql|mssql)", uri) is not None
         location = (project_root() / "mlartifacts").as_uri() if is_database else None
-        return client, client.create_experiment(name, artifact_location=location)
+        try:
+            return client, client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Our lock keeps no other clone from making it in between.
+            experiment = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                raise
+            return client, experiment.experiment_id
 
 
 def _create_database(path: Path) -> None:
@@ -422,15 +441,36 @@ def _lock() -> FileLock:
     return FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS)
 
 
+def _clone_id() -> str:
+    """Name of this clone of the project, made up when it is first needed; the lock is to be held.
+
+    Runs belong to the clone that made them: on a server, another one's with the same parameters are neither added to
+    nor replaced.
+    """
+    path = project_root() / ".halfstep" / "clone"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def _user() -> str | None:
+    """Who runs this; None where the system has no name for them, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
 def _open_parent(client: "MlflowClient", experiment_id: str, params: Mapping[str, Any]) -> "Run":
-    """The run of this pipeline run, found by its tags or made."""
+    """The run of this pipeline run, found by its tags or made; the lock is to be held."""
     name = os.environ.get("DVC_EXP_NAME") or WORKSPACE
-    tags = {EXPERIMENT_TAG: name, HASH_TAG: _hash_of(dict(params)), KIND_TAG: PIPELINE}
+    tags = {EXPERIMENT_TAG: name, HASH_TAG: _hash_of(dict(params)), KIND_TAG: PIPELINE, CLONE_TAG: _clone_id()}
     run = _search(client, experiment_id, tags)
     if run is None:
-        commit = _git_commit()
-        commit_tags = dict.fromkeys(COMMIT_TAGS, commit) if commit else {}
-        run = client.create_run(experiment_id, run_name=name, tags=tags | {PRESET_TAG: params["preset"]} | commit_tags)
+        told = {PRESET_TAG: params["preset"], USER_TAG: _user(), **dict.fromkeys(COMMIT_TAGS, _git_commit())}
+        known = {tag: value for tag, value in told.items() if value}
+        run = client.create_run(experiment_id, run_name=name, tags=tags | known)
     _log_params(client, run, params)
     return run
 
@@ -445,7 +485,7 @@ def _find_child(client: "MlflowClient", parent: "Run", model: str) -> "Run | Non
 
 def _create_child(client: "MlflowClient", parent: "Run", params: Mapping[str, Any], model: str) -> "Run":
     """A run for one model, with the parameters it is made with."""
-    inherited = (EXPERIMENT_TAG, PRESET_TAG, *COMMIT_TAGS)
+    inherited = (EXPERIMENT_TAG, PRESET_TAG, USER_TAG, *COMMIT_TAGS)
     run = client.create_run(
         parent.info.experiment_id,
         run_name={"ar": "autoregressive", "0": "teacher"}.get(model, f"round {model}"),
@@ -586,8 +626,7 @@ def _upload(name: str, sources: Mapping[str, Path]) -> _Upload:
             files[target] = source
     digest = hashlib.sha256()
     for target, path in sorted(files.items()):
-        with path.open("rb") as stream:
-            digest.update(f"{target}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{target}\0{file_hash(path)}\n".encode())
     return _Upload(name, files, digest.hexdigest())
 
 

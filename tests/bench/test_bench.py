@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halfstep.bench import scaling
+from halfstep.bench import measure, scaling
 from halfstep.bench.command import app, numbers
 from halfstep.bench.measure import compare, matmul_flops_per_second, peak_memory, spread
 from halfstep.bench.sizes import SIZES, Size, choose_size
@@ -19,6 +19,12 @@ TINY = Size(vocab_size=11, hidden_size=8, num_heads=2, num_blocks=2, cond_dim=4,
 TINY_OPTIONS = [
     "--vocab-size=11", "--hidden-size=8", "--num-heads=2", "--num-blocks=1", "--length=6", "--batch-size=3",
 ]  # fmt: skip
+
+
+@pytest.fixture
+def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command multiplies matrices that a computer needs a second for; smaller ones tell as much here."""
+    monkeypatch.setitem(measure.MATMUL_SIZE, "cpu", 256)
 
 
 def test_median_and_quartiles() -> None:
@@ -79,7 +85,7 @@ def test_the_ceiling_is_positive_and_a_process_of_its_own_has_its_own_peak() -> 
     assert 2**24 < small["before_bytes"] <= small["peak_bytes"] < 2**30
 
 
-def test_the_command_prints_a_ratio_and_writes_it(tmp_path: Path) -> None:
+def test_the_command_prints_a_ratio_and_writes_it(small_product: None, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     arguments = ["distill", *TINY_OPTIONS, "--num-repeats", "2", "--json", str(file), "--device", "cpu"]
     result = CliRunner().invoke(app, arguments)
@@ -94,7 +100,9 @@ def test_the_command_prints_a_ratio_and_writes_it(tmp_path: Path) -> None:
     assert written["size"]["vocab_size"] == 11
 
 
-def test_latency_and_scaling_write_a_line_for_each_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_and_scaling_write_a_line_for_each_point(
+    small_product: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "bench.json"
     numbers_of = [*TINY_OPTIONS[:-1], "--num-repeats", "1", "--num-warmups", "0", "--json", str(file)]
     result = CliRunner().invoke(
@@ -117,7 +125,7 @@ def test_latency_and_scaling_write_a_line_for_each_point(tmp_path: Path, monkeyp
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_shares_of_operators_add_up_and_count_their_calls(tmp_path: Path) -> None:
+def test_shares_of_operators_add_up_and_count_their_calls(small_product: None, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     result = CliRunner().invoke(app, ["profile", "train", *TINY_OPTIONS, "--json", str(file), "--device", "cpu"])
     assert result.exit_code == 0, result.output

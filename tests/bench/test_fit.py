@@ -20,6 +20,8 @@ from halfstep.settings import load_params
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
+LIBRARIES = 100 * 2**20
+"""Less than what a process has in RAM once it has imported torch; toy sizes add next to nothing."""
 
 
 @pytest.fixture
@@ -100,13 +102,13 @@ def test_sampling_gets_its_largest_batch(params_path: Path, monkeypatch: pytest.
     assert found.overrides == [f"sample.batch_size={params.sample.num_samples}"]
 
 
-@pytest.mark.parametrize("stage", fit.STAGES)
+# `baseline` is measured below.
+@pytest.mark.parametrize("stage", sorted({*fit.STAGES} - {"baseline"}))
 def test_a_stage_at_toy_size_is_measured_and_its_limit_kept(params_path: Path, stage: str) -> None:
     options = {"batch_size": 4, "num_accumulation_steps": 2, "vocab_size": 20}
     peak = try_batch(params_path, stage, limit_bytes=8 * GIB, **options)
     assert peak is not None
-    # The libraries alone are some 200 MiB; toy sizes add next to nothing.
-    assert 100 * 2**20 < peak < 2 * GIB
+    assert LIBRARIES < peak < 2 * GIB
 
 
 def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(
@@ -122,6 +124,7 @@ def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(
     )
     assert most is not None
     assert least is not None
+    assert LIBRARIES < least < 2 * GIB
     assert most > least + 64 * 2**20
     between = (most + least) // 2
     codes: list[int] = []

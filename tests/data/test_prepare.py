@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +10,25 @@ from typing import Any
 
 import pytest
 import yaml
+from stages import prepare as stage
 
+from halfstep import console
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.data.tokens import load_tokens, verify_tokens
 
 ROOT = Path(__file__).parents[2]
 
 
-def prepare(folder: Path, **data: Any) -> subprocess.CompletedProcess[str]:
-    """Run the stage on the committed parameters, with some of the corpus' changed."""
+def write_params(folder: Path, **data: Any) -> None:
+    """The committed parameters, with those of the corpus changed."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] = {**data}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def prepare(folder: Path, **data: Any) -> subprocess.CompletedProcess[str]:
+    """Run the stage on the committed parameters, with those of the corpus changed."""
+    write_params(folder, **data)
     command = [sys.executable, str(ROOT / "stages/prepare.py")]
     return subprocess.run(
         command,
@@ -77,9 +85,23 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
     ("changes", "message"),
     [({"context_length": 512}, "data.context_length"), ({"cloze": "none.jsonl"}, "data.cloze 'none.jsonl'")],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    done = prepare(tmp_path, **corpus(**changes))
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_params(tmp_path, **corpus(**changes))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+    # The stage would change what ends the process of the tests.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    with pytest.raises(SystemExit) as left:
+        console.run(stage.main)
+    stderr = capfd.readouterr().err
+    assert left.value.code == 2
+    assert message in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
     assert not (tmp_path / "data").exists()

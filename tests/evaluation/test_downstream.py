@@ -109,7 +109,7 @@ def test_no_tasks_need_nothing(short_lm, tmp_path):
     assert run_downstream(short_lm, [], include_path=tmp_path / "nowhere", limit=None) == {}
 
 
-def test_what_cannot_be_run_is_one_line(write_task, short_lm, tmp_path):
+def test_what_cannot_be_run_is_one_line(few_tasks, write_task, short_lm, tmp_path):
     folder = write_task("ours", QUESTIONS)
     with pytest.raises(UserError, match=r"names 'outs', which neither lm-eval"):
         run_downstream(short_lm, ["ours", "outs"], include_path=folder, limit=None)
@@ -123,7 +123,7 @@ def test_what_cannot_be_run_is_one_line(write_task, short_lm, tmp_path):
         run_downstream(short_lm, ["none"], include_path=folder, limit=None)
 
 
-def test_the_hub_out_of_reach_is_one_line(short_lm, tmp_path, monkeypatch):
+def test_the_hub_out_of_reach_is_one_line(few_tasks, short_lm, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -1,6 +1,6 @@
 """Every measure, cut off after each of its batches and called again, gives what it gives in one go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,14 +34,16 @@ class OneBatchACall:
         self.path = path
         self.num_done = 0
 
-    def remember(self, kind: str, inputs: Any, compute: Callable[[], Arrays]) -> Arrays:
+    def remember(
+        self, kind: str, pieces: Iterable[Any], inputs_of: Callable[[Any], Any], compute: Callable[[Any], Arrays]
+    ) -> Iterator[tuple[Any, Arrays]]:
         journal = Journal(self.path)
         num_known = journal.num_known
-        arrays = journal.remember(kind, inputs, compute)
-        if journal.num_known > num_known:
-            self.num_done += 1
-            raise Killed
-        return arrays
+        for piece, arrays in journal.remember(kind, pieces, inputs_of, compute):
+            if journal.num_known > num_known:
+                self.num_done += 1
+                raise Killed
+            yield piece, arrays
 
 
 def in_many_calls(measure: Callable[[Remember], Any], path: Path) -> tuple[Any, int]:

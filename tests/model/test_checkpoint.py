@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from halfstep.cli import app
 from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.checkpoint import export_denoiser, read_config, save_denoiser
+from halfstep.model.checkpoint import expected_shapes, export_denoiser, read_config, save_denoiser
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
 
 WEIGHTS = "model.safetensors"
@@ -52,6 +52,19 @@ def test_saved_and_loaded_is_the_same_to_the_byte(denoiser: Denoiser, tmp_path: 
     assert loaded.config == denoiser.config
     for name in ("config.json", WEIGHTS):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_shapes_are_found_without_arithmetic(
+    denoiser: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arithmetic on tensors without memory has torch import its compiler, a second at the start of every stage."""
+    expected = {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the rotary frequencies were computed")
+
+    monkeypatch.setattr(torch, "arange", refuse)
+    assert expected_shapes(denoiser.config, 1000, tmp_path) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Hand-written results of a small run, as the stages would have left them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from halfstep.report import (
+    figures,
     load_curves,
     load_latency,
     load_metrics,
@@ -189,6 +190,27 @@ class Project:
             paired_ratio=None,
         )
         return self.root / name
+
+
+def remembering(render: Callable[..., bytes], drawn: dict[str, bytes]) -> Callable[..., bytes]:
+    """`render`, but what stands in `drawn` is not drawn again: seven figures in three versions take seconds."""
+
+    def remember(*arguments: Any) -> bytes:
+        what = repr(arguments)
+        if what not in drawn:
+            drawn[what] = render(*arguments)
+        return drawn[what]
+
+    return remember
+
+
+@pytest.fixture(scope="package", autouse=True)
+def drawn_before() -> Iterator[dict[str, bytes]]:
+    """Figures by what is drawn: the same one is not drawn again for another test, unless that clears this."""
+    drawn: dict[str, bytes] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "render", remembering(figures.render, drawn))
+        yield drawn
 
 
 @pytest.fixture

@@ -223,7 +223,10 @@ def test_fence_is_longer_than_what_it_holds() -> None:
     assert fenced("a ``` b") == "````text\na ``` b\n````"
 
 
-def test_figures_show_something_and_come_out_the_same(report: Path, project: Any) -> None:
+def test_figures_show_something_and_come_out_the_same(
+    report: Path, project: Any, drawn_before: dict[str, bytes]
+) -> None:
+    drawn_before.clear()
     kept = project.root / "again" / "gpu" / "index.html"
     kept.parent.mkdir(parents=True)
     kept.write_text("of another run")

@@ -15,6 +15,7 @@ from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
+from halfstep.training.runtime import ModelLoss
 from halfstep.training.state import CurvePoint, TrainState
 
 
@@ -25,15 +26,15 @@ def _new_state() -> TrainState:
     return TrainState(model, optimizer, EMA(model, 0.9))
 
 
-def _noised(x0, generator):
-    return x0, torch.rand(x0.shape, generator=generator)
+def _draw(shape, generator):
+    return (torch.rand(shape, generator=generator),)
 
 
 def _loss(model, x0, noise):
     return (model(x0.float() + noise) - 1).square().sum(), len(x0)
 
 
-_objective = Objective(_noised, _loss)
+_objective = Objective(_draw, _loss)
 
 
 def _batch_at(step: int) -> Iterator[torch.Tensor]:
@@ -61,10 +62,11 @@ def _train(state: TrainState, num_train_steps: int, **changes) -> None:
         "log": lambda point: None,
         "progress": lambda step, loss: None,
         "save_checkpoint": lambda state: None,
+        "save_alone": None,
         "checkpoint_every_seconds": 1e9,
         "checkpoint_every_steps": None,
     }
-    train(state, **{**arguments, **changes})
+    train(state, ModelLoss(state.model), **{**arguments, **changes})
 
 
 def _tensors(state: TrainState) -> list[torch.Tensor]:
@@ -111,7 +113,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
         total, count = _loss(*arguments)
         return total * float("nan"), count
 
-    objective = Objective(_noised, loss)
+    objective = Objective(_draw, loss)
     with pytest.raises(UserError, match="step 1: the loss is nan"):
         _train(state, 2, objective=objective)
     assert all(torch.equal(a, b) for a, b in zip(_tensors(state), before, strict=True))
@@ -219,7 +221,7 @@ def test_the_gradient_is_that_of_the_mean_loss() -> None:
     def loss(model, x0):
         return (model(x0.float()) - 1).square().sum(), len(x0)
 
-    objective = Objective(lambda x0, generator: (x0,), loss)
+    objective = Objective(lambda shape, generator: (), loss)
     _train(state, 1, objective=objective, max_grad_norm=1e9, learning_rate=lambda step: 1.0)
     for old, new, gradient in zip(before, state.model.parameters(), expected, strict=True):
         torch.testing.assert_close(old - new, gradient, atol=1e-6, rtol=1e-5)
@@ -229,9 +231,9 @@ def test_every_step_has_noise_of_its_own_and_the_same_in_every_run() -> None:
     def noise_of_a_run() -> list[float]:
         seen: list[float] = []
 
-        def draw(x0, generator):
+        def draw(shape, generator):
             seen.append(torch.rand((), generator=generator).item())
-            return _noised(x0, generator)
+            return _draw(shape, generator)
 
         _train(_new_state(), 4, objective=Objective(draw, _loss))
         return seen

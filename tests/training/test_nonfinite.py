@@ -20,6 +20,7 @@ from halfstep.training.nonfinite import BATCH_FILE, FAULT_FILE, NUM_KEPT, NonFin
 from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.output import write_curve
+from halfstep.training.runtime import ModelLoss
 from halfstep.training.session import check_skipped_steps
 from halfstep.training.state import CurvePoint, TrainState
 
@@ -49,7 +50,7 @@ def broken_at(*steps: int, gradient_only: bool = False) -> Objective:
             loss = loss + (model[1].bias * 0).sqrt().sum() if gradient_only else loss * float("nan")
         return loss, len(x0)
 
-    return Objective(lambda x0, generator: (x0,), loss_of)
+    return Objective(lambda shape, generator: (), loss_of)
 
 
 def run(state: TrainState, num_train_steps: int, objective, **changes: Any) -> Kept:
@@ -82,10 +83,11 @@ def run(state: TrainState, num_train_steps: int, objective, **changes: Any) -> K
         "log": lambda point: None,
         "progress": lambda step, loss: None,
         "save_checkpoint": lambda state: None,
+        "save_alone": None,
         "checkpoint_every_seconds": 1e9,
         "checkpoint_every_steps": None,
     }
-    train(state, **{**arguments, **changes})
+    train(state, ModelLoss(state.model), **{**arguments, **changes})
     return kept
 
 

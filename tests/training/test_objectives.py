@@ -16,6 +16,7 @@ from halfstep.training.objectives import (
     mean_loss,
     nelbo_objective,
 )
+from halfstep.training.runtime import ModelLoss
 
 SCHEDULE = LogLinearSchedule(1e-3)
 CONFIG = DenoiserConfig(
@@ -96,8 +97,11 @@ def test_the_mean_loss_is_repeatable_and_leaves_the_mode(generator: torch.Genera
     model = Denoiser(CONFIG).train()
     objective = nelbo_objective(schedule=SCHEDULE, min_time=1e-3, mask_token_id=8)
     batches = [torch.randint(8, (4, 6), generator=generator) for _ in range(2)]
-    losses = [mean_loss(objective, model, batches, seed=1) for _ in range(2)]
+    losses = [mean_loss(objective, ModelLoss(model), batches, num_parts=1, seed=1) for _ in range(2)]
     assert losses[0] == losses[1] > 0
+    # Five parts of four rows: one of them has none.
+    in_parts = mean_loss(objective, ModelLoss(model), batches, num_parts=5, seed=1)
+    assert in_parts == pytest.approx(losses[0], rel=1e-6)
     assert model.training
 
 
@@ -119,11 +123,12 @@ def test_parts_of_a_batch_add_up_to_the_whole(kind: str, generator: torch.Genera
     else:
         model = new_gpt2(vocab_size=9, length=6, hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0)
         objective = autoregressive_objective()
-    drawn = objective.draw(torch.randint(8, (12, 6), generator=generator), generator)
+    x0 = torch.randint(8, (12, 6), generator=generator)
+    inputs = x0, *objective.draw(x0.shape, generator)
 
     def computed(num_parts: int) -> tuple[float, int, list[torch.Tensor]]:
         model.zero_grad()
-        parts = [objective.loss(model, *(tensor[k::num_parts] for tensor in drawn)) for k in range(num_parts)]
+        parts = [objective.loss(model, *(tensor[k::num_parts] for tensor in inputs)) for k in range(num_parts)]
         total = sum(loss for loss, _ in parts)
         total.backward()
         gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]

@@ -1,11 +1,25 @@
 """`halfstep bench`: what a person asks for, and the table they get."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from halfstep.bench.options import (
+    BatchSize,
+    Clock,
+    Compile,
+    Json,
+    Machine,
+    Repeats,
+    Shape,
+    SizeName,
+    StepsList,
+    TeacherSteps,
+    fields_as_options,
+)
 from halfstep.console import console
 from halfstep.errors import UserError
 
@@ -14,123 +28,82 @@ app = typer.Typer(
     help="Measure speed and memory, the published computation beside ours, in one process.",
 )
 
-SizeName = Annotated[str, typer.Option("--size", help="S1, S2, or a model group such as small.")]
-VocabSize = Annotated[int | None, typer.Option(min=3, help="Tokens, the mask included.")]
-HiddenSize = Annotated[int | None, typer.Option(min=2, help="Width.")]
-NumHeads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
-NumBlocks = Annotated[int | None, typer.Option(min=1, help="Depth.")]
-Length = Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Sequences at once.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Rounds that count; a round does each side once.")]
-Warmups = Annotated[int, typer.Option(min=0, help="Rounds before those.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [all cores].")]
-Clock = Annotated[str, typer.Option(help="wall, or cpu: processor seconds, on a machine with other work to do.")]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile our networks' blocks.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results there, too.")]
-TeacherSteps = Annotated[int, typer.Option(min=2, help="The teacher's denoising steps; the student takes half.")]
-StepsList = Annotated[str, typer.Option("--num-steps", help="Denoising steps, such as 16,64,128.")]
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @app.command()
+@fields_as_options
 def train(
     size: SizeName = "S1",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
-    num_repeats: Repeats = 5,
-    num_warmups: Warmups = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    repeats: Repeats = Repeats(num_repeats=5, num_warmups=1),
+    machine: Machine = Machine(),
     clock: Clock = "wall",
     is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time MDLM's loss with its gradients."""
-    run = _Run(locals())
-    run.compare("train", num_repeats, num_warmups)
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size, clock=clock, is_compiled=is_compiled)
+    run.compare("train", repeats)
     run.finish()
 
 
 @app.command()
+@fields_as_options
 def distill(
     size: SizeName = "S1",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
     teacher_num_steps: TeacherSteps = 16,
-    num_repeats: Repeats = 5,
-    num_warmups: Warmups = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    repeats: Repeats = Repeats(num_repeats=5, num_warmups=1),
+    machine: Machine = Machine(),
     clock: Clock = "wall",
     is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time SDTT's loss (two teacher steps, reverse KL) with its gradients."""
-    run = _Run(locals())
-    run.compare("distill", num_repeats, num_warmups, dt=1 / teacher_num_steps)
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size, clock=clock, is_compiled=is_compiled)
+    run.compare("distill", repeats, dt=1 / teacher_num_steps)
     run.finish()
 
 
 @app.command()
+@fields_as_options
 def sample(
     size: SizeName = "S1",
     num_steps: StepsList = "16,64,128",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
-    num_repeats: Repeats = 1,
-    num_warmups: Warmups = 0,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    repeats: Repeats = Repeats(num_repeats=1, num_warmups=0),
+    machine: Machine = Machine(),
     clock: Clock = "wall",
     is_compiled: Compile = False,
     json_path: Json = None,
 ) -> None:
     """Time a batch of samples in some numbers of denoising steps."""
-    run = _Run(locals())
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size, clock=clock, is_compiled=is_compiled)
     for steps in numbers("--num-steps", num_steps):
-        run.compare("sample", num_repeats, num_warmups, num_steps=steps)
+        run.compare("sample", repeats, num_steps=steps)
     run.finish()
 
 
 @app.command()
+@fields_as_options
 def memory(
     size: SizeName = "S1",
     num_steps: StepsList = "4",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
     teacher_num_steps: TeacherSteps = 16,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    machine: Machine = Machine(),
     json_path: Json = None,
 ) -> None:
     """Measure the peak memory of every kind of work, each in a process of its own.
 
     On the CPU it is the most that the process ever had in RAM, everything included: torch itself, the networks.
     """
-    run = _Run(locals())
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size)
     run.peak("train")
     run.peak("distill", dt=1 / teacher_num_steps)
     for steps in numbers("--num-steps", num_steps):
@@ -139,20 +112,14 @@ def memory(
 
 
 @app.command()
+@fields_as_options
 def latency(
     size: SizeName = "small",
     num_steps: StepsList = "16,32,64,128,256",
     batch_sizes: Annotated[str, typer.Option(help="Texts at once, such as 1,8,64.")] = "1",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = 1024,
-    num_repeats: Repeats = 3,
-    num_warmups: Warmups = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    shape: Shape = Shape(length=1024),
+    repeats: Repeats = Repeats(num_repeats=3, num_warmups=1),
+    machine: Machine = Machine(),
     json_path: Json = None,
 ) -> None:
     """Time the denoiser against GPT-2 of the same width and depth with a KV cache; random weights.
@@ -161,7 +128,7 @@ def latency(
     """
     from halfstep.bench.latency import time_sizes
 
-    run = _Run(locals())
+    run = _Run(size, shape, machine, json_path)
     for count in numbers("--batch-sizes", batch_sizes):
         with run.autocast():
             run.add(
@@ -169,8 +136,8 @@ def latency(
                     run.size,
                     numbers("--num-steps", num_steps),
                     count,
-                    num_warmups=num_warmups,
-                    num_repeats=num_repeats,
+                    num_warmups=repeats.num_warmups,
+                    num_repeats=repeats.num_repeats,
                     device=run.device,
                 )
             )
@@ -178,20 +145,15 @@ def latency(
 
 
 @app.command()
+@fields_as_options
 def profile(
     work: Annotated[str, typer.Argument(help="train, distill or sample.")],
     size: SizeName = "S1",
     num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of sample.")] = 64,
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
     teacher_num_steps: TeacherSteps = 16,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    machine: Machine = Machine(),
     json_path: Json = None,
 ) -> None:
     """Show which of torch's operators the time of ours goes to."""
@@ -200,7 +162,7 @@ def profile(
 
     if work not in WORKS:
         raise UserError(f"work is {work!r}: {', '.join(WORKS)} are known")
-    run = _Run(locals())
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size)
     dt = 1 / teacher_num_steps
     built = build(work, run.size, num_steps=num_steps, dt=dt, device=run.device)
     with run.autocast():
@@ -211,21 +173,15 @@ def profile(
 
 
 @app.command()
+@fields_as_options
 def scaling(
     size: SizeName = "S1",
-    vocab_size: VocabSize = None,
-    hidden_size: HiddenSize = None,
-    num_heads: NumHeads = None,
-    num_blocks: NumBlocks = None,
-    length: Length = None,
+    shape: Shape = Shape(),
     batch_size: BatchSize = None,
     axes: Annotated[str, typer.Option(help="Which of them.")] = "num_steps,vocab_size,length,batch_size",
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw the curves there (PNG).")] = None,
-    num_repeats: Repeats = 3,
-    num_warmups: Warmups = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    num_threads: Threads = None,
+    repeats: Repeats = Repeats(num_repeats=3, num_warmups=1),
+    machine: Machine = Machine(),
     clock: Clock = "wall",
     json_path: Json = None,
 ) -> None:
@@ -235,12 +191,12 @@ def scaling(
     chosen = axes.split(",")
     if not set(chosen) <= set(AXES):
         raise UserError(f"--axes is {axes!r}: {', '.join(AXES)} are known")
-    run = _Run(locals())
+    run = _Run(size, shape, machine, json_path, batch_size=batch_size, clock=clock)
     for point in curves(
         run.size,
         chosen,
-        num_warmups=num_warmups,
-        num_repeats=num_repeats,
+        num_warmups=repeats.num_warmups,
+        num_repeats=repeats.num_repeats,
         device=run.device,
         precision=run.precision,
         clock=run.clock,
@@ -256,9 +212,9 @@ def data(
     paths: Annotated[list[str], typer.Argument(help=".txt, .jsonl or .parquet files, folders or globs.")],
     tokenizer: Annotated[str, typer.Option(help="A folder or a hub id.")] = "gpt2",
     split_on_blank_lines: Annotated[int, typer.Option(min=0, help="Of .txt files; 0: a file is one document.")] = 1,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes [all cores].")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes (all cores).")] = None,
     context_length: Annotated[int, typer.Option(min=3)] = 1024,
-    num_repeats: Repeats = 2,
+    num_repeats: Annotated[int, typer.Option(min=1)] = 2,
     json_path: Json = None,
 ) -> None:
     """Time tokenizing text: `datasets.map` beside `prepare`."""
@@ -318,32 +274,40 @@ def numbers(option: str, text: str) -> list[int]:
 class _Run:
     """One call of the command: where it computes, and what it has found so far."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        size_name: str,
+        shape: Shape,
+        machine: Machine,
+        json_path: Path | None,
+        *,
+        batch_size: int | None = None,
+        clock: str = "wall",
+        is_compiled: bool = False,
+    ) -> None:
         import torch
 
         from halfstep.bench.measure import environment, matmul_flops_per_second
         from halfstep.bench.sizes import choose_size
         from halfstep.device import select_device, select_precision, set_num_threads
 
-        set_num_threads(options["num_threads"])
-        self.device = select_device(options["device"])
-        self.precision = select_precision(options["precision"], self.device)
-        names = ("vocab_size", "hidden_size", "num_heads", "num_blocks", "length", "batch_size")
-        self.size = choose_size(options["size"], {name: options.get(name) for name in names})
-        self.json_path: Path | None = options["json_path"]
-        clock = options.get("clock", "wall")
+        set_num_threads(machine.num_threads)
+        self.device = select_device(machine.device)
+        self.precision = select_precision(machine.precision, self.device)
+        self.size = choose_size(size_name, {**asdict(shape), "batch_size": batch_size})
+        self.json_path = json_path
         if clock not in CLOCKS or (clock == "cpu" and self.device.type != "cpu"):
             raise UserError(f"--clock is {clock!r}: wall, or on the CPU cpu")
         self.clock = CLOCKS[clock]
-        self.is_compiled: bool = options.get("is_compiled", False)
+        self.is_compiled = is_compiled
         self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.ceiling = matmul_flops_per_second(self.device, self.dtype, self.clock)
         self.results: dict[str, Any] = {
             **environment(self.device, self.precision),
             "weights": "random",
             "clock": clock,
-            "compiled": self.is_compiled,
-            "size": {"name": options["size"], **self.size.as_dict()},
+            "compiled": is_compiled,
+            "size": {"name": size_name, **self.size.as_dict()},
             "cases": [],
         }
 
@@ -360,7 +324,7 @@ class _Run:
             beside = f"{rival} against " if rival else ""
             console.print(f"{name}: {beside}{ours}{', ratio ' + ratio if ratio else ''}", soft_wrap=True)
 
-    def compare(self, work: str, num_repeats: int, num_warmups: int, *, num_steps: int = 1, dt: float = 1 / 16) -> None:
+    def compare(self, work: str, repeats: Repeats, *, num_steps: int = 1, dt: float = 1 / 16) -> None:
         """Time one kind of work on both sides."""
         from halfstep.bench.measure import compare
         from halfstep.bench.work import build
@@ -370,8 +334,8 @@ class _Run:
             times = compare(
                 built.plain,
                 built.ours,
-                num_warmups=num_warmups,
-                num_repeats=num_repeats,
+                num_warmups=repeats.num_warmups,
+                num_repeats=repeats.num_repeats,
                 device=self.device,
                 clock=self.clock,
             )

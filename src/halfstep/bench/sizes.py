@@ -8,6 +8,7 @@ import yaml
 
 from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.planning.networks import Network
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Size:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.02, generator=generator)
         return denoiser
+
+    def network(self) -> Network:
+        """The sizes by which arithmetic is counted."""
+        return Network(self.vocab_size, self.hidden_size, self.num_blocks, self.num_heads, self.length, self.cond_dim)
 
     def as_dict(self) -> dict[str, int]:
         """For the results' file."""

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from halfstep.training.objectives import (
     nelbo_objective,
 )
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.runtime import compile_blocks, make_accelerator
+from halfstep.training.runtime import lay_out, make_accelerator
 from halfstep.training.state import TrainState
 
 EXIT_TOO_MUCH = 77
@@ -68,8 +69,13 @@ def main(request: str) -> None:
         if wanted["stage"] == "sample":
             _sample(params, wanted["vocab_size"], wanted["batch_size"], device)
         else:
-            _train(
-                params, wanted["stage"], wanted["vocab_size"], wanted["batch_size"], wanted["num_accumulation_steps"]
+            train_two_steps(
+                params,
+                wanted["stage"],
+                wanted["vocab_size"],
+                batch_size=wanted["batch_size"],
+                num_accumulation_steps=wanted["num_accumulation_steps"],
+                masks_most=True,
             )
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
@@ -104,16 +110,35 @@ def _denoiser(params: Params, vocab_size: int) -> Denoiser:
     return Denoiser(config)
 
 
-def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_accumulation_steps: int) -> None:
-    """Two steps, the second of which has the optimizer's moments beside it, and a validation."""
+def train_two_steps(
+    params: Params,
+    stage: str,
+    vocab_size: int,
+    *,
+    batch_size: int,
+    num_accumulation_steps: int,
+    masks_most: bool,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> TrainState:
+    """A stage's own loop on made-up tokens: two steps, the second with the optimizer's moments beside it, a validation.
+
+    Args:
+        params: all parameters.
+        stage: pretrain, baseline or distill.
+        vocab_size: tokens, the mask token included.
+        batch_size: sequences of a step.
+        num_accumulation_steps: equal parts they are computed in.
+        masks_most: as many masks as the unluckiest draw of times brings, not those of any.
+        on_step: told the number and the loss of each step when it is made.
+    Returns:
+        the state that is left.
+    """
     settings: TrainingSettings = getattr(params, stage)
-    accelerator = make_accelerator(**params.runtime.model_dump(exclude={"compile"}))
+    accelerator = make_accelerator(params.runtime)
     model, objective, valid_objective = _objectives(
-        params, stage, vocab_size, batch_size // num_accumulation_steps, accelerator.device
+        params, stage, vocab_size, batch_size // num_accumulation_steps if masks_most else None, accelerator.device
     )
-    model.to(accelerator.device)
-    if params.runtime.compile:
-        compile_blocks(model)
+    model_loss = lay_out(model, accelerator, params.runtime, params.launch)
     optimizer = build_optimizer(
         model,
         betas=(settings.adam_beta1, settings.adam_beta2),
@@ -125,10 +150,12 @@ def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_acc
     def validate() -> float:
         batches = [x0[: settings.num_valid_sequences].to(accelerator.device)]
         with accelerator.autocast():
-            return mean_loss(valid_objective, model, batches, seed=0)
+            return mean_loss(valid_objective, model_loss, batches, num_parts=num_accumulation_steps, seed=0)
 
+    state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
     train(
-        TrainState(model, optimizer, EMA(model, settings.ema_decay)),
+        state,
+        model_loss,
         objective=objective,
         batch_at=lambda step: itertools.repeat(x0),
         learning_rate=lambda step: 0.0,
@@ -144,17 +171,19 @@ def _train(params: Params, stage: str, vocab_size: int, batch_size: int, num_acc
         validate_every_steps=2,
         log_every_steps=2,
         log=lambda point: None,
-        progress=lambda step, loss: None,
+        progress=on_step,
         save_checkpoint=lambda state: None,
+        save_alone=None,
         checkpoint_every_seconds=float("inf"),
         checkpoint_every_steps=None,
     )
+    return state
 
 
 def _objectives(
-    params: Params, stage: str, vocab_size: int, at_once: int, device: torch.device
+    params: Params, stage: str, vocab_size: int, at_once: int | None, device: torch.device
 ) -> tuple[nn.Module, Objective, Objective]:
-    """A new model, and what it is trained and validated by."""
+    """A new model, and what it is trained and validated by; with the most masks that `at_once` sequences may have."""
     if stage == "baseline":
         sizes = params.model.model_dump(exclude={"cond_dim"})
         model = new_gpt2(vocab_size=vocab_size, length=params.data.context_length, **sizes)
@@ -164,7 +193,7 @@ def _objectives(
     settings = params.distill if stage == "distill" else params.pretrain
     # The times of n sequences lie in n equal parts of [min_time, 1]; leaving the first out masks about as many tokens
     # as the unluckiest draw.
-    min_time = max(settings.min_time, min(1 / at_once, 0.999))
+    min_time = max(settings.min_time, min(1 / at_once, 0.999)) if at_once else settings.min_time
     mask_token_id = denoiser.config.mask_token_id
     valid = nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id)
     if stage == "pretrain":

@@ -13,6 +13,7 @@ from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.distillation import teacher_unmask_steps
+from halfstep.planning.networks import forward_flops
 from halfstep.sampling import sample, sample_uniforms, unmask_steps
 from halfstep.training.objectives import Objective, distillation_objective, nelbo_objective
 from halfstep.training.runtime import compile_blocks
@@ -98,7 +99,7 @@ def _train(size: Size, num_steps: int, dt: float, device: torch.device, is_compi
     objective = nelbo_objective(schedule=SCHEDULE, min_time=MIN_TIME, mask_token_id=size.mask_token_id)
     xt, _ = _noised(x0, size, _generator(device))
     num_masked = int((xt == size.mask_token_id).sum())
-    flops = 3 * (_body_flops(size, x0.numel(), num_masked) + _head_flops(size, num_masked))
+    flops = 3 * forward_flops(size.network(), x0.numel(), num_masked, size.length)
     return Work(published, _ours(_compiled(model, is_compiled), objective, x0), flops)
 
 
@@ -136,10 +137,10 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_com
     u_time, _ = torch.rand(2, *x0.shape, generator=generator, device=device, dtype=torch.float64)
     step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=NUM_TEACHER_STEPS, schedule=SCHEDULE)
     num_masked = int(is_masked.sum())
-    flops = 3 * (_body_flops(size, x0.numel(), num_masked) + _head_flops(size, num_masked))
+    flops = 3 * forward_flops(size.network(), x0.numel(), num_masked, size.length)
     for unmasks in (is_masked & (step == 1), is_masked & (step > 1)):
         num_tokens = int(unmasks.any(dim=1).sum()) * size.length
-        flops += _body_flops(size, num_tokens, int(unmasks.sum())) + _head_flops(size, int(unmasks.sum()))
+        flops += forward_flops(size.network(), num_tokens, int(unmasks.sum()), size.length)
     return Work(published, _ours(_compiled(student, is_compiled), objective, x0), flops)
 
 
@@ -170,20 +171,8 @@ def _sample(size: Size, num_steps: int, dt: float, device: torch.device, is_comp
         )
 
     num_evaluations = sum(len(set(row)) for row in unmask_steps(u_time, num_steps).tolist())
-    flops = _body_flops(size, num_evaluations * size.length, x_init.numel()) + _head_flops(size, x_init.numel())
+    flops = forward_flops(size.network(), num_evaluations * size.length, x_init.numel(), size.length)
     return Work(published, ours, flops)
-
-
-def _body_flops(size: Size, num_tokens: int, num_wanted: int) -> float:
-    """Of the blocks' matrix products; the last block computes its output only where it is wanted."""
-    width = size.hidden_size
-    attention = (6 * width**2 + 4 * width * size.length) * num_tokens
-    rest = 18 * width**2
-    return size.num_blocks * attention + rest * ((size.num_blocks - 1) * num_tokens + num_wanted)
-
-
-def _head_flops(size: Size, num_rows: int) -> float:
-    return 2 * size.hidden_size * size.vocab_size * num_rows
 
 
 WORKS = {"train": _train, "distill": _distill, "sample": _sample}

@@ -18,9 +18,23 @@ def mask_tokens(x0: Tensor, alpha_t: Tensor, mask_token_id: int, *, generator: t
         ValueError: alpha_t does not have one entry per row of x0.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.1 (forward masking process).
     """
+    u = torch.rand(x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
+    return mask_tokens_at(x0, alpha_t, mask_token_id, u)
+
+
+def mask_tokens_at(x0: Tensor, alpha_t: Tensor, mask_token_id: int, u: Tensor) -> Tensor:
+    """`mask_tokens` by uniform numbers drawn before: a token stays visible where its number is below alpha_t.
+
+    Args:
+        x0, alpha_t, mask_token_id: as for `mask_tokens`.
+        u: uniform in [0, 1), float64 [batch, length].
+    Returns:
+        xt, int64 [batch, length].
+    Raises:
+        ValueError: alpha_t does not have one entry per row of x0.
+    """
     if alpha_t.shape != x0.shape[:1]:
         raise ValueError(f"alpha_t has shape {tuple(alpha_t.shape)}, expected {tuple(x0.shape[:1])}")
-    u = torch.rand(x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
     return torch.where(u < alpha_t[:, None], x0, mask_token_id)
 
 

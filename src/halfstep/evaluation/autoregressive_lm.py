@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,10 +87,13 @@ class AutoregressiveLM(HFLM):
             log_likelihoods, is_greedy = zip(*answers, strict=True)
             return {"log_likelihoods": np.array(log_likelihoods), "is_greedy": np.array(is_greedy)}
 
+        def ids_of(some: Any) -> list[Any]:
+            return [ids for _, *ids in some]
+
         answers: list[tuple[float, bool]] = []
-        for start in range(0, len(requests), self._requests_at_once):
-            some = requests[start : start + self._requests_at_once]
-            kept = self._remember("log-likelihoods", [ids for _, *ids in some], partial(answer, some))
+        size = self._requests_at_once
+        pieces = (requests[start : start + size] for start in range(0, len(requests), size))
+        for _, kept in self._remember("log-likelihoods", pieces, ids_of, answer):
             answers += zip(kept["log_likelihoods"].tolist(), kept["is_greedy"].tolist(), strict=True)
         for (texts, _, _), (log_likelihood, _) in zip(requests, answers, strict=True):
             if math.isnan(log_likelihood):

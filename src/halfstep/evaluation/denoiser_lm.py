@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -226,15 +225,14 @@ class DenoiserLM(LM):
                 maskings: dict[int, Maskings] = {}
                 log_p: dict[int, list[torch.Tensor]] = {}
                 queries = (query for i in same_length for query in self._queries(i, targets[i], maskings))
-                while batch := list(islice(queries, self._batch_size)):
-                    for query, (of_target, is_best) in zip(batch, self._predict(batch), strict=True):
-                        i = query.index
-                        log_p.setdefault(i, []).append(of_target)
-                        # The first masking hides everything.
-                        is_greedy.setdefault(i, is_best)
-                        if len(log_p[i]) == len(maskings[i].is_masked):
-                            bounds[i] = self._bound(maskings.pop(i), log_p.pop(i), targets[i])
-                            update(len(bounds), "")
+                for query, of_target, is_best in self._predict(queries):
+                    i = query.index
+                    log_p.setdefault(i, []).append(of_target)
+                    # The first masking hides everything.
+                    is_greedy.setdefault(i, is_best)
+                    if len(log_p[i]) == len(maskings[i].is_masked):
+                        bounds[i] = self._bound(maskings.pop(i), log_p.pop(i), targets[i])
+                        update(len(bounds), "")
         return [(bounds[i], is_greedy[i]) for i in range(len(targets))]
 
     def _queries(self, index: int, target: _Target, maskings: dict[int, Maskings]) -> Iterator[_Query]:
@@ -247,14 +245,19 @@ class DenoiserLM(LM):
             xt = [self._mask_token_id if hide else token for token, hide in zip(x0, is_masked, strict=True)]
             yield _Query(index, xt, x0, is_masked)
 
-    def _predict(self, batch: Sequence[_Query]) -> list[tuple[torch.Tensor, bool]]:
-        """(log-probability of each masked token float64 [num_masked], whether each is the most likely)."""
-        inputs = [[query.xt, query.x0, query.is_masked] for query in batch]
-        kept = self._remember("masked tokens", inputs, partial(self._evaluate, batch))
-        sizes = [sum(query.is_masked) for query in batch]
-        of_target = torch.from_numpy(kept["log_p"]).split(sizes)
-        is_best = torch.from_numpy(kept["is_best"]).split(sizes)
-        return [(values, bool(best.all())) for values, best in zip(of_target, is_best, strict=True)]
+    def _predict(self, queries: Iterator[_Query]) -> Iterator[tuple[_Query, torch.Tensor, bool]]:
+        """(query, log-probability of each masked token float64 [num_masked], whether each is the most likely)."""
+
+        def inputs_of(batch: Sequence[_Query]) -> list[Any]:
+            return [[query.xt, query.x0, query.is_masked] for query in batch]
+
+        batches = iter(lambda: list(islice(queries, self._batch_size)), [])
+        for batch, kept in self._remember("masked tokens", batches, inputs_of, self._evaluate):
+            sizes = [sum(query.is_masked) for query in batch]
+            of_target = torch.from_numpy(kept["log_p"]).split(sizes)
+            is_best = torch.from_numpy(kept["is_best"]).split(sizes)
+            for query, values, best in zip(batch, of_target, is_best, strict=True):
+                yield query, values, bool(best.all())
 
     def _evaluate(self, batch: Sequence[_Query]) -> Arrays:
         xt = torch.tensor([query.xt for query in batch], device=self._device)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -169,16 +168,17 @@ def denoiser_likelihood(
     nelbos: list[float] = []
     times: list[float] = []
 
-    def nelbos_of(x0: Tensor, xt: Tensor, t: Tensor) -> Arrays:
-        x0, xt, t = x0.to(device), xt.to(device), t.to(device)
+    def nelbos_of(parts: list[Tensor]) -> Arrays:
+        x0, xt, t = (part.to(device) for part in parts)
         is_masked = xt == mask_token_id
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
         return {"nelbos": nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).cpu().numpy()}
 
-    while batch := list(islice(looks, batch_size)):
-        parts = [torch.stack(part) for part in zip(*batch, strict=True)]
+    batches = iter(lambda: list(islice(looks, batch_size)), [])
+    pieces = ([torch.stack(part) for part in zip(*batch, strict=True)] for batch in batches)
+    for parts, kept in remember("nelbos", pieces, lambda parts: [part.tolist() for part in parts], nelbos_of):
         times += parts[2].tolist()
-        nelbos += remember("nelbos", [part.tolist() for part in parts], partial(nelbos_of, *parts))["nelbos"].tolist()
+        nelbos += kept["nelbos"].tolist()
     per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
     likelihood = _likelihood(per_look.mean(axis=1).tolist(), [tokens.shape[1]] * len(tokens), num_draws)
     by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])

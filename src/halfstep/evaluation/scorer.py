@@ -118,16 +118,12 @@ def token_nlls(
     Raises:
         UserError: the model gives NaN or infinity.
     """
+    cut = [list(ids[:max_length]) for ids in sequences]
     nlls: list[float] = []
-    num_tokens, num_truncated = [], 0
-    for batch in _batches(sequences, batch_size):
-        cut = [list(ids[:max_length]) for ids in batch]
-        num_truncated += sum(len(short) < len(ids) for short, ids in zip(cut, batch, strict=True))
-        num_tokens += [max(len(ids) - 1, 0) for ids in cut]
-        if max(map(len, cut)) < 2:
-            nlls += [0.0] * len(cut)
-            continue
-        nlls += remember("nlls", cut, partial(_batch_nlls, model, cut))["nlls"].tolist()
+    for _, kept in remember("nlls", _batches(cut, batch_size), list, partial(_batch_nlls, model)):
+        nlls += kept["nlls"].tolist()
+    num_tokens = [max(len(ids) - 1, 0) for ids in cut]
+    num_truncated = sum(len(short) < len(ids) for short, ids in zip(cut, sequences, strict=True))
     for index, nll in enumerate(nlls):
         if not math.isfinite(nll):
             raise UserError(
@@ -137,7 +133,9 @@ def token_nlls(
     return TokenNlls(nlls, num_tokens, num_truncated)
 
 
-def _batch_nlls(model: "PreTrainedModel", sequences: list[list[int]]) -> Arrays:
+def _batch_nlls(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
+    if max(map(len, sequences)) < 2:
+        return {"nlls": np.zeros(len(sequences))}
     tokens, is_token = _pad(sequences, model.device)
     logits = model(input_ids=tokens, attention_mask=is_token).logits
     nlls = []
@@ -172,16 +170,14 @@ def features(
         ValueError: a sequence is empty.
     Source: Pillutla et al. 2021, arXiv:2102.01454, Section 2 (embeddings); the last token as in `mauve-text`.
     """
-    rows = []
-    for batch in _batches(sequences, batch_size):
-        cut = [list(ids[:max_length]) for ids in batch]
-        if not all(cut):
-            raise ValueError("a text without tokens has no features")
-        rows.append(torch.from_numpy(remember("features", cut, partial(_batch_features, model, cut))["features"]))
-    return torch.cat(rows)
+    if not all(sequences):
+        raise ValueError("a text without tokens has no features")
+    cut = [list(ids[:max_length]) for ids in sequences]
+    kept = remember("features", _batches(cut, batch_size), list, partial(_batch_features, model))
+    return torch.cat([torch.from_numpy(arrays["features"]) for _, arrays in kept])
 
 
-def _batch_features(model: "PreTrainedModel", sequences: list[list[int]]) -> Arrays:
+def _batch_features(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
     tokens, is_token = _pad(sequences, model.device)
     hidden = model.base_model(input_ids=tokens, attention_mask=is_token).last_hidden_state
     last = torch.tensor([len(ids) - 1 for ids in sequences], device=hidden.device)

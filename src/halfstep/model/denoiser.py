@@ -61,8 +61,11 @@ class _Rotary(nn.Module):
 
     def __init__(self, head_size: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_size, 2).float() / head_size
-        self.register_buffer("inv_freq", 1.0 / MAX_PERIOD**exponent)
+        self.register_buffer("inv_freq", torch.empty((head_size + 1) // 2))
+        # Shapes alone need no values, and arithmetic without memory would import torch's compiler: a second.
+        if not self.inv_freq.is_meta:
+            exponent = torch.arange(0, head_size, 2).float() / head_size
+            self.inv_freq = 1.0 / MAX_PERIOD**exponent
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [length, head_size / 2]."""

@@ -15,6 +15,10 @@ from halfstep.report import takeaways
 from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.table import autoregressive_of, denoisers_of, describe_model, step_counts
 
+SampleValue = Callable[[SampleMetrics], Estimate | None]
+ModelValue = Callable[[ModelMetrics], Estimate | None]
+"""Picks a value out of a model's metrics, or of those of its samples; None is one that was not measured."""
+
 Role = Literal["teacher", "series", "category", "autoregressive", "data"]
 
 
@@ -164,21 +168,10 @@ BARS = "Bars show the confidence interval where one was measured, else the stand
 
 def steps_chart(members: Sequence[Member], references: Metrics, *, takeaway: str) -> Chart:
     """Generative perplexity over denoising steps, and the entropy of the same samples under it."""
-    panels = [
-        Panel(
-            label,
-            [Line(member.label, member.style, _by_steps(member.model, value_of)) for member in members],
-            [
-                *_autoregressive_reference(references, value_of),
-                *_data_reference(references, data_of),
-            ],
-            is_log=is_log,
-        )
-        for label, value_of, data_of, is_log in (
-            ("generative perplexity", _perplexity, lambda model: model.data_perplexity, True),
-            ("entropy (nats)", _entropy, lambda model: model.data_entropy, False),
-        )
-    ]
+
+    def lines_of(value_of: SampleValue) -> list[Line]:
+        return [Line(member.label, member.style, _by_steps(member.model, value_of)) for member in members]
+
     return Chart(
         name="steps",
         title="Quality against denoising steps",
@@ -188,7 +181,7 @@ def steps_chart(members: Sequence[Member], references: Metrics, *, takeaway: str
         " the validation text's own values.",
         absent="No samples were scored, so quality is not drawn against denoising steps.",
         x_label="denoising steps",
-        panels=panels,
+        panels=_perplexity_and_entropy(lines_of, references),
         x_scale="steps",
     )
 
@@ -288,21 +281,10 @@ def mauve_references(metrics: Metrics) -> list[Reference]:
 
 def rounds_chart(families: Sequence[Family], count: int, references: Metrics, *, takeaway: str) -> Chart:
     """Generative perplexity at one number of steps over rounds, and the entropy of the same samples under it."""
-    panels = [
-        Panel(
-            label,
-            [Line(family.label, family.style, _by_round(family.denoisers, count, value_of)) for family in families],
-            [
-                *_autoregressive_reference(references, value_of),
-                *_data_reference(references, data_of),
-            ],
-            is_log=is_log,
-        )
-        for label, value_of, data_of, is_log in (
-            ("generative perplexity", _perplexity, lambda model: model.data_perplexity, True),
-            ("entropy (nats)", _entropy, lambda model: model.data_entropy, False),
-        )
-    ]
+
+    def lines_of(value_of: SampleValue) -> list[Line]:
+        return [Line(family.label, family.style, _by_round(family.denoisers, count, value_of)) for family in families]
+
     return Chart(
         name="rounds",
         title=f"Quality by round, with {count} denoising step{'' if count == 1 else 's'}",
@@ -310,7 +292,7 @@ def rounds_chart(families: Sequence[Family], count: int, references: Metrics, *,
         caption=f"Generative perplexity (above, lower is better) and the entropy of the same samples (below). {BARS}",
         absent="The experiments have no number of denoising steps in common, so their rounds are not compared.",
         x_label="distillation round",
-        panels=panels,
+        panels=_perplexity_and_entropy(lines_of, references),
         x_scale="rounds",
     )
 
@@ -557,13 +539,27 @@ def _cloze_percent(model: ModelMetrics) -> Estimate | None:
     return Estimate(100 * accuracy.value, error, accuracy.count, "%", interval)
 
 
-def _by_steps(model: ModelMetrics, value_of: Callable[[SampleMetrics], Estimate | None]) -> list[Point]:
+def _perplexity_and_entropy(lines_of: Callable[[SampleValue], list[Line]], references: Metrics) -> list[Panel]:
+    """Perplexity and, under it, the entropy of the same samples: neither is shown without the other."""
+    return [
+        Panel(
+            label,
+            lines_of(value_of),
+            [*_autoregressive_reference(references, value_of), *_data_reference(references, data_of)],
+            is_log=is_log,
+        )
+        for label, value_of, data_of, is_log in (
+            ("generative perplexity", _perplexity, lambda model: model.data_perplexity, True),
+            ("entropy (nats)", _entropy, lambda model: model.data_entropy, False),
+        )
+    ]
+
+
+def _by_steps(model: ModelMetrics, value_of: SampleValue) -> list[Point]:
     return [Point(sampled.num_steps, value) for sampled in model.samples if (value := value_of(sampled)) is not None]
 
 
-def _by_round(
-    denoisers: Sequence[ModelMetrics], count: int, value_of: Callable[[SampleMetrics], Estimate | None]
-) -> list[Point]:
+def _by_round(denoisers: Sequence[ModelMetrics], count: int, value_of: SampleValue) -> list[Point]:
     return [
         Point(model.round_index or 0, value)
         for model in denoisers
@@ -571,9 +567,7 @@ def _by_round(
     ]
 
 
-def _autoregressive_reference(
-    metrics: Metrics, value_of: Callable[[SampleMetrics], Estimate | None]
-) -> list[Reference]:
+def _autoregressive_reference(metrics: Metrics, value_of: SampleValue) -> list[Reference]:
     autoregressive = autoregressive_of(metrics)
     if autoregressive is None or not autoregressive.samples:
         return []
@@ -581,7 +575,7 @@ def _autoregressive_reference(
     return [] if level is None else [Reference("autoregressive", AUTOREGRESSIVE, level)]
 
 
-def _data_reference(metrics: Metrics, value_of: Callable[[ModelMetrics], Estimate | None]) -> list[Reference]:
+def _data_reference(metrics: Metrics, value_of: ModelValue) -> list[Reference]:
     level = next((value for model in metrics.values() if (value := value_of(model)) is not None), None)
     return [] if level is None else [Reference("validation text", DATA, level)]
 

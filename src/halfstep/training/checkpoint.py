@@ -1,11 +1,14 @@
 """Checkpoints of a training run: written whole, told whole from torn, the newest few kept."""
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
 
-from halfstep.files import atomic_path, read_json, write_json
+from filelock import FileLock
+
+from halfstep import ranks
+from halfstep.files import atomic_path, file_hash, read_json, write_json
+from halfstep.training.sharding import is_sharded
 from halfstep.training.state import TrainState
 
 NUM_KEPT = 2
@@ -25,37 +28,65 @@ class CheckpointFolder:
         self.path = path
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint whole or not at all, and drop all but the newest."""
-        with atomic_path(self.path / f"step-{state.step:09d}") as folder:
-            folder.mkdir()
-            state.save(folder)
-            write_json(folder / HASHES_FILE, {file.name: _hash(file) for file in sorted(folder.iterdir())})
-        for old in self._steps()[:-NUM_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Write a checkpoint whole or not at all, and drop all but the newest; of several processes, all must."""
+        with ranks.written_by_all(self._path_of(state)) as folder:
+            if ranks.is_main():
+                folder.mkdir()
+            if is_sharded(state.model):
+                ranks.wait()
+                state.save_parts(folder)
+            else:
+                state.save(folder)
+            if ranks.is_main():
+                _write_hashes(folder)
+        if ranks.is_main():
+            for old in self._steps()[:-NUM_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def save_alone(self, state: TrainState) -> None:
+        """Write a checkpoint after another process was lost; one of those that are left does, for all have the same.
+
+        Raises:
+            ValueError: this process has only a part of the state.
+        """
+        path = self._path_of(state)
+        with FileLock(self.path / "alone.lock"):
+            if not path.exists():
+                with atomic_path(path) as folder:
+                    folder.mkdir()
+                    state.save_alone(folder)
+                    _write_hashes(folder)
 
     def restore(self, state: TrainState) -> bool:
         """Load the newest checkpoint that is whole into `state`; False if there is none.
 
         One that is torn or was changed is passed over with a warning.
         """
+        newest = ranks.from_main(self._newest() if ranks.is_main() else None)
+        if newest is not None:
+            state.load(newest)
+        return newest is not None
+
+    def _newest(self) -> Path | None:
         for folder in reversed(self._steps()):
             if _is_whole(folder):
-                state.load(folder)
-                return True
+                return folder
             _LOG.warning("the checkpoint %s is damaged and not used", folder)
-        return False
+        return None
+
+    def _path_of(self, state: TrainState) -> Path:
+        return self.path / f"step-{state.step:09d}"
 
     def _steps(self) -> list[Path]:
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
 
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _write_hashes(folder: Path) -> None:
+    write_json(folder / HASHES_FILE, {file.name: file_hash(file) for file in sorted(folder.iterdir())})
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return all(_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
+        return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
     except (OSError, ValueError, AttributeError):
         return False

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from halfstep.training.sharding import as_part_of
+
 
 class EMA:
     """Keeps decay * average + (1 - decay) * weight for every parameter, in float32.
@@ -61,7 +63,7 @@ class EMA:
             raise ValueError("the saved average belongs to another model")
         self.num_updates = num_updates
         for name, tensor in self.average.items():
-            tensor.copy_(average[name])
+            tensor.copy_(as_part_of(average[name], tensor))
 
 
 @torch.no_grad()

@@ -4,25 +4,29 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from halfstep import ranks
 from halfstep.console import console
-from halfstep.errors import Interrupted, UserError
+from halfstep.errors import Interrupted, MachineFault, UserError
 from halfstep.faults import storage_fault
 from halfstep.seeds import derive_seed
 from halfstep.training.nonfinite import NonFiniteStep, nonfinite_gradients
 from halfstep.training.objectives import Objective
+from halfstep.training.runtime import without_sync
+from halfstep.training.sharding import whole
 from halfstep.training.state import CurvePoint, TrainState
 
 
 def train(
     state: TrainState,
+    model_loss: nn.Module,
     *,
     objective: Objective,
     batch_at: Callable[[int], Iterator[Tensor]],
@@ -41,21 +45,25 @@ def train(
     log: Callable[[CurvePoint], None],
     progress: Callable[[int, float], None],
     save_checkpoint: Callable[[TrainState], None],
+    save_alone: Callable[[TrainState], None] | None,
     checkpoint_every_seconds: float,
     checkpoint_every_steps: int | None,
 ) -> None:
     """Train until `num_train_steps` steps are made, from wherever the state stands.
 
-    A step's data, noise and dropout are functions of (seed, step): a run that goes on from a checkpoint makes the
-    same steps as one that never stopped.
+    A step's data and noise are functions of (seed, step), and the dropout of each part of its batch: a run that goes
+    on from a checkpoint makes the same steps as one that never stopped, and several processes those of one, to
+    rounding, for which they divide the parts.
 
     Args:
         state: changed in place.
+        model_loss: the state's model as it lies on the devices, see `halfstep.training.runtime.lay_out`.
         objective: the loss, as a sum and a count.
-        batch_at: batches from a given step on, each int64 [batch, length] on the CPU.
+        batch_at: this process's rows (`ranks.share`) of the batches from a given step on, each int64 [rows, length] on
+            the CPU.
         learning_rate: of optimizer steps already made.
         num_train_steps: steps of this run, those already made included.
-        num_accumulation_steps: equal parts a batch is computed in.
+        num_accumulation_steps: equal parts in which this process computes its rows.
         max_grad_norm: gradients are scaled down to this 2-norm.
         on_nonfinite: what a NaN or infinite loss or gradient does, before the update: stop the run, or skip the step,
             which then counts as made (the data and the learning rate move on) and changes neither weights nor
@@ -72,22 +80,26 @@ def train(
         progress: called after each step with its number and loss.
         save_checkpoint: called when `checkpoint_every_seconds` have passed since the last time, every
             `checkpoint_every_steps` (None: never for that), after the last step, and when a signal or a loss that is
-            not finite stops the run.
+            not finite stops the run. All processes call it together.
+        save_alone: called instead when another process was lost; None if no process can write the state without it.
     Raises:
         UserError: the loss or a gradient is NaN or infinite, and may not be skipped.
-        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+        Interrupted: SIGINT or SIGTERM came, in this process or another; the checkpoint is written.
+        MachineFault: another process was lost.
     """
     state.model.train()
     batches = batch_at(state.step)
     last_checkpoint = time.monotonic()
-    with _stop_signals() as received:
+    with _stop_signals() as received, _lost_process_told(state, num_train_steps, save_alone):
         while state.step < num_train_steps:
             x0 = next(batches).to(accelerator.device)
             generator = _seed_step(seed, state.step, accelerator.device)
             rate = learning_rate(state.optimizer_step)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
-            loss, grad_norm = _accumulate(state, objective, x0, generator, num_accumulation_steps, accelerator)
+            loss, grad_norm = _accumulate(
+                state, model_loss, objective, x0, generator, num_accumulation_steps, accelerator
+            )
             is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
             if is_finite:
                 if grad_norm > max_grad_norm:
@@ -128,12 +140,14 @@ def train(
             is_due = is_last or time.monotonic() - last_checkpoint > checkpoint_every_seconds
             if checkpoint_every_steps is not None and state.step % checkpoint_every_steps == 0:
                 is_due = True
-            if received or is_due:
+            # The clock of the main process counts.
+            signal_number, is_due = ranks.largest(received[0] if received else 0, is_due and ranks.is_main())
+            if signal_number or is_due:
                 save_checkpoint(state)
                 last_checkpoint = time.monotonic()
-            if received:
+            if signal_number:
                 raise Interrupted(
-                    received[0],
+                    int(signal_number),
                     f"stopped after step {state.step} of {num_train_steps}; the same command goes on from there",
                 )
 
@@ -163,8 +177,29 @@ def _no_storage_faults() -> Iterator[None]:
             raise
 
 
+@contextmanager
+def _lost_process_told(
+    state: TrainState, num_train_steps: int, save_alone: Callable[[TrainState], None] | None
+) -> Iterator[None]:
+    """Within the block the loss of another process keeps what this one has, and ends it with a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ranks.tells_lost_process(error):
+            raise
+        # Nothing is exchanged between the update and the count of its step: what is there is the state after a step.
+        if save_alone is not None:
+            save_alone(state)
+        goes_on = "from there" if save_alone is not None else "from the checkpoint before it"
+        raise MachineFault(
+            f"stopped after step {state.step} of {num_train_steps}, another process having been lost; the same command"
+            f" goes on {goes_on}"
+        ) from error
+
+
 def _accumulate(
     state: TrainState,
+    model_loss: nn.Module,
     objective: Objective,
     x0: Tensor,
     generator: torch.Generator,
@@ -173,20 +208,29 @@ def _accumulate(
 ) -> tuple[float, float]:
     """Leave the gradient of the batch's mean loss in the parameters; return that loss and the gradient's norm."""
     total, num_terms = torch.zeros((), dtype=torch.float64, device=x0.device), 0
-    drawn = objective.draw(x0, generator)
+    num_rows, length = x0.shape
+    drawn = objective.draw((num_rows * ranks.num_ranks(), length), generator)
+    drawn = tuple(tensor[ranks.share()] for tensor in drawn)
     for part in range(num_accumulation_steps):
         # Times ascend with the row: every so many rows, all parts have about as many masks.
         rows = slice(part, None, num_accumulation_steps)
-        with accelerator.autocast():
-            loss_sum, part_terms = objective.loss(state.model, *(tensor[rows] for tensor in drawn))
-        accelerator.backward(loss_sum)
+        # Counted over all processes, as the rows are: dropout is a part's own, whoever computes it.
+        torch.manual_seed(generator.initial_seed() + part * ranks.num_ranks() + ranks.rank())
+        is_last = part == num_accumulation_steps - 1
+        with nullcontext() if is_last else without_sync(model_loss):
+            with accelerator.autocast():
+                loss_sum, part_terms = model_loss(objective.loss, x0[rows], *(tensor[rows] for tensor in drawn))
+            accelerator.backward(loss_sum)
         total += loss_sum.detach()
         num_terms += part_terms
-    _scale_gradients(state, 1 / max(num_terms, 1))
+    total, num_terms = ranks.sums(total, num_terms)
+    # What is there is the mean over the processes.
+    _scale_gradients(state, ranks.num_ranks() / max(num_terms, 1))
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients)).double()
     # The step's one wait for the device: whether to make the update depends on these.
-    loss, grad_norm = torch.stack([total / max(num_terms, 1), norm.double()]).tolist()
+    loss = torch.as_tensor(total / max(num_terms, 1), dtype=norm.dtype, device=norm.device)
+    loss, grad_norm = torch.stack([loss, norm]).tolist()
     return loss, grad_norm
 
 
@@ -207,10 +251,8 @@ def _validated(state: TrainState, validate: Callable[[], float]) -> float:
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Randomness of one step: the generator for the noise, and torch's own for dropout."""
-    step_seed = derive_seed(seed, "step", step)
-    torch.manual_seed(step_seed)
-    return torch.Generator(device=device).manual_seed(step_seed)
+    """Randomness of one step's noise, the same in all processes."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, "step", step))
 
 
 @contextmanager

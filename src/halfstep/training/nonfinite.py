@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from halfstep import ranks
 from halfstep.faults import storage_fault
-from halfstep.files import atomic_path, project_root, write_json
+from halfstep.files import project_root, write_json
+from halfstep.training.sharding import whole
 from halfstep.training.state import TrainState
 
 NUM_KEPT = 3
@@ -44,7 +46,7 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all())
     ]
 
 
@@ -57,7 +59,7 @@ def keep_nonfinite_step(run: str, state: TrainState, x0: Tensor, fault: NonFinit
     Args:
         run: name of the run, such as `distill-2`.
         state: as it was before the step.
-        x0: the step's batch, int64 [batch, length].
+        x0: this process's rows of the step's batch, int64 [rows, length].
         fault: what went wrong.
     Returns:
         where it is, as part of a sentence.
@@ -65,10 +67,12 @@ def keep_nonfinite_step(run: str, state: TrainState, x0: Tensor, fault: NonFinit
     root = project_root() / ".halfstep" / "faults"
     folder = root / f"{run}-step-{fault.step:09d}"
     try:
-        with atomic_path(folder) as temporary:
+        # Row i of the batch is in process i mod their number.
+        batch = torch.stack(ranks.gather(x0.cpu()), dim=1).flatten(0, 1)
+        with ranks.written_by_main(folder) as temporary:
             temporary.mkdir()
             state.save(temporary)
-            save_file({"x0": x0.cpu().contiguous()}, temporary / BATCH_FILE)
+            save_file({"x0": batch}, temporary / BATCH_FILE)
             # JSON has no word for these numbers.
             values = {
                 k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in asdict(fault).items()
@@ -78,6 +82,7 @@ def keep_nonfinite_step(run: str, state: TrainState, x0: Tensor, fault: NonFinit
         if storage_fault(error) is None:
             raise
         return f"its batch and state could not be kept in {folder} ({error})"
-    for old in sorted(root.glob(f"{run}-step-*"))[:-NUM_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    if ranks.is_main():
+        for old in sorted(root.glob(f"{run}-step-*"))[:-NUM_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     return f"its batch and state are in {folder}"

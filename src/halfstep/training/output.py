@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from halfstep.files import atomic_path
+from halfstep import ranks
+from halfstep.training.sharding import make_whole
 from halfstep.training.state import CurvePoint, TrainState
 
 
@@ -20,7 +21,8 @@ def write_model(
 ) -> None:
     """Write a model's folder whole: averaged weights, tokenizer and, if wanted, the training state.
 
-    The model in `state` is left with the averaged weights.
+    The model in `state` is left with the averaged weights. Of several processes all must call this; the main one
+    writes.
 
     Args:
         state: of a finished run.
@@ -29,17 +31,20 @@ def write_model(
         save: writes configuration and weights of the model in `state` into a folder.
         keep_train_state: also write raw weights, optimizer and average, from which the next round goes on.
     """
-    with atomic_path(path) as folder:
-        shutil.copytree(tokenizer_path, folder)
+    with ranks.written_by_main(path) as folder:
+        if ranks.is_main():
+            shutil.copytree(tokenizer_path, folder)
         if keep_train_state:
             state.save(folder)
         state.ema.copy_to(state.model)
-        save(folder)
+        make_whole(state.model)
+        if ranks.is_main():
+            save(folder)
 
 
 def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     """Write a training curve as CSV; what was not measured at a step is empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with ranks.written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
         writer.writerows(

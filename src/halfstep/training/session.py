@@ -1,5 +1,6 @@
 """A training run from start to finish: device, optimizer, resumption, progress, the loop."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from halfstep import ranks
 from halfstep.console import console, progress
 from halfstep.errors import UserError, one_line
 from halfstep.files import read_json
 from halfstep.resumption import Work
 from halfstep.seeds import derive_seed
-from halfstep.settings import TrainingSettings
+from halfstep.settings import LaunchSettings, RuntimeSettings, TrainingSettings
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.nonfinite import keep_nonfinite_step
 from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
+from halfstep.training.runtime import lay_out, reshard
+from halfstep.training.sharding import is_sharded
 from halfstep.training.state import (
     TENSORS_FILE,
     VALUES_FILE,
@@ -58,6 +62,8 @@ def fit(
     model: nn.Module,
     settings: TrainingSettings,
     *,
+    runtime: RuntimeSettings,
+    launch: LaunchSettings,
     objective: Objective,
     valid_objective: Objective,
     batch_at: Callable[[int], Iterator[Tensor]],
@@ -73,9 +79,10 @@ def fit(
         work: keeps the checkpoints; its name is that of the run, such as `distill-2`.
         model: trained in place.
         settings: of the optimizer and the loop.
+        runtime, launch: how the model is laid out on the devices.
         objective: the loss.
         valid_objective: the loss on validation data, of the averaged weights.
-        batch_at: batches from a given step on, each int64 [batch, length].
+        batch_at: this process's rows (`ranks.share`) of the batches from a given step on, each int64 [rows, length].
         valid_batches: validation data.
         seed: of data noise and dropout.
         accelerator: device and precision.
@@ -84,10 +91,19 @@ def fit(
     Returns:
         the final state, which is also the last checkpoint: a run killed before its result is written has lost nothing.
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or the batch cannot be divided among the processes.
         Interrupted: a signal stopped the run; its checkpoint is written.
+        MachineFault: another process was lost.
     """
-    model.to(accelerator.device)
+    num_parts = num_parts_of(settings, work.name)
+    if num_parts != settings.num_accumulation_steps and has_dropout(model):
+        console.print(
+            f"{work.name}: dropout is drawn for each of {num_parts} parts of a batch; with num_accumulation_steps"
+            f" {num_parts} it is the same for any number of processes that divides {num_parts}",
+            markup=False,
+            soft_wrap=True,
+        )
+    model_loss = lay_out(model, accelerator, runtime, launch)
     optimizer = build_optimizer(
         model,
         betas=(settings.adam_beta1, settings.adam_beta2),
@@ -123,16 +139,19 @@ def fit(
     def validate() -> float:
         batches = (batch.to(accelerator.device) for batch in valid_batches())
         with accelerator.autocast():
-            return mean_loss(valid_objective, model, batches, seed=VALIDATION_SEED)
+            loss = mean_loss(valid_objective, model_loss, batches, num_parts=num_parts, seed=VALIDATION_SEED)
+        reshard(model_loss)
+        return loss
 
     with progress(work.name, settings.num_train_steps, unit="step", start=state.step) as show:
         train(
             state,
+            model_loss,
             objective=objective,
             batch_at=batch_at,
             learning_rate=learning_rate,
             num_train_steps=settings.num_train_steps,
-            num_accumulation_steps=settings.num_accumulation_steps,
+            num_accumulation_steps=num_parts // ranks.num_ranks(),
             max_grad_norm=settings.max_grad_norm,
             on_nonfinite=settings.on_nonfinite,
             max_nonfinite_steps=settings.max_nonfinite_steps,
@@ -145,10 +164,33 @@ def fit(
             log=log_point,
             progress=lambda step, loss: show(step, f"loss {loss:.4g}"),
             save_checkpoint=checkpoints.save,
+            save_alone=None if is_sharded(model) else checkpoints.save_alone,
             checkpoint_every_seconds=settings.checkpoint_every_seconds,
             checkpoint_every_steps=settings.checkpoint_every_steps,
         )
     return state
+
+
+def num_parts_of(settings: TrainingSettings, name: str) -> int:
+    """The equal parts in which all processes together compute a batch, each of them as many.
+
+    Raises:
+        UserError: the batch cannot be divided so.
+    """
+    num_parts = math.lcm(settings.num_accumulation_steps, ranks.num_ranks())
+    if settings.batch_size % num_parts:
+        raise UserError(
+            f"{name}: batch_size is {settings.batch_size}, which {ranks.num_ranks()} processes with"
+            f" num_accumulation_steps {settings.num_accumulation_steps} cannot compute in {num_parts} equal parts: set"
+            f" batch_size to a multiple of {num_parts}, or another launch.processes_per_node"
+        )
+    return num_parts
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether anything of a network is left to chance in training."""
+    config = getattr(model, "config", None)
+    return any(getattr(config, name, 0) for name in ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"))
 
 
 def check_skipped_steps(state: TrainState, settings: TrainingSettings, folder: Path) -> None:

@@ -1,0 +1,170 @@
+"""A plan as a whole: composed, with what is known of a corpus, printed, and in agreement with what is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from halfstep.cli import app
+from halfstep.errors import UserError
+from halfstep.files import write_json
+from halfstep.planning.compose import composed_params
+from halfstep.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
+from halfstep.planning.devices import GPUS
+from halfstep.planning.disk import FLOAT, STATE
+from halfstep.planning.plan import Plan, make_plan
+from halfstep.settings import load_params
+from halfstep.training.ema import EMA
+from halfstep.training.optimizer import build_optimizer
+from halfstep.training.state import TrainState
+
+ROOT = Path(__file__).parents[2]
+
+
+def plan_of(*overrides: str, num_tokens: int | None = None) -> Plan:
+    tokens = None if num_tokens is None else Known(num_tokens, "a test")
+    return make_plan(composed_params(overrides, ROOT), Known(50258, "a test"), tokens)
+
+
+@pytest.fixture(scope="module")
+def paper() -> Plan:
+    return plan_of("preset=paper", num_tokens=9_000_000_000)
+
+
+def test_the_papers_run_in_round_numbers(paper: Plan) -> None:
+    """Six FLOPs a parameter and token, of the projection half and of the last block some; and attention on top."""
+    pretrain = paper.works[0]
+    assert pretrain.num_tokens == 512 * 1024 * 1_000_000
+    used = paper.denoiser.blocks * 0.95 + paper.denoiser.projection / 2
+    attention = 6 * 2 * 12 * 768 * 1024
+    assert pretrain.flops_per_step == pytest.approx((6 * used + attention) * 512 * 1024, rel=0.05)
+    hours = pretrain.seconds(GPUS[0], 0.5) / 3600
+    assert hours == pytest.approx(pretrain.flops / (0.5 * 312e12) / 3600)
+    assert [work.stage for work in paper.works][:3] == ["pretrain", "baseline", "distill@1"]
+
+
+def test_devices_share_the_batch_and_no_step_changes(paper: Plan) -> None:
+    spread = plan_of("preset=paper", "launch.num_nodes=2", "launch.processes_per_node=8")
+    assert [work.flops for work in spread.works] == [work.flops for work in paper.works]
+    assert spread.loads[0].num_sequences == 32
+    assert spread.works[0].seconds(GPUS[0], 0.4) == pytest.approx(paper.works[0].seconds(GPUS[0], 0.4) / 16)
+    # 12 parts or 16 devices: 48 parts, three for each device one after the other.
+    with pytest.raises(UserError, match="batch_size 516 cannot be computed in 48 equal parts"):
+        plan_of(
+            "preset=paper",
+            "launch.processes_per_node=16",
+            "pretrain.num_accumulation_steps=12",
+            "pretrain.batch_size=516",
+        )
+
+
+def test_what_is_said_to_fit_does(paper: Plan) -> None:
+    pretrain = paper.loads[0]
+    answer = pretrain.fits["A100-80GB"]
+    assert answer == "pretrain.num_accumulation_steps=4"
+    assert plan_of("preset=paper", answer).loads[0].fits["A100-80GB"] == ""
+    assert pretrain.peak.total > 80e9
+
+
+def test_a_run_that_trains_no_teacher_needs_nothing_for_it() -> None:
+    plan = plan_of("preset=paper", "pretrain.num_train_steps=0", "pretrain.init_from=a/b")
+    assert plan.works[0].flops == 0
+    assert plan.loads[0].stage == "baseline"
+
+
+def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:
+    """The header, which names the tensors, and each one's count of steps take the rest."""
+    model = torch.nn.Linear(100, 300)
+    optimizer = build_optimizer(model, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
+    model(torch.ones(1, 100)).sum().backward()
+    optimizer.step()
+    TrainState(model, optimizer, EMA(model, 0.9)).save(tmp_path)
+    size = (tmp_path / "train_state.safetensors").stat().st_size
+    assert size == pytest.approx(FLOAT * STATE * (100 * 300 + 300), rel=0.01)
+
+
+def test_what_is_known_of_a_corpus_and_from_where(tmp_path: Path) -> None:
+    paper = composed_params(["preset=paper"], ROOT)
+    assert known_vocab_size(paper, None, None).value == 50258
+    assert known_vocab_size(paper, None, 77).value == 77
+    tokens = known_num_tokens(paper, None, None)
+    assert tokens is not None
+    assert tokens.value == 9_000_000_000
+    assert known_num_tokens(composed_params(["preset=paper", "data.max_documents=9"], ROOT), None, None) is None
+    other = composed_params(["preset=paper", "data.tokenizer.source=some/tokenizer"], ROOT)
+    with pytest.raises(UserError, match=r"tokenizer some/tokenizer .* give --vocab-size"):
+        known_vocab_size(other, None, None)
+
+    folder = tmp_path / "tokenizer"
+    values = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}
+    write_json(folder / "tokenizer.json", values)
+    write_json(folder / "tokenizer_config.json", {})
+    local = composed_params(["preset=paper", f"data.tokenizer.source={folder}"], ROOT)
+    assert known_vocab_size(local, None, None).value == 4
+    write_json(folder / "tokenizer_config.json", {"mask_token": "<s>"})
+    assert known_vocab_size(local, None, None).value == 3
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="holds no fast tokenizer that can be read"):
+        known_vocab_size(local, None, None)
+
+
+def test_a_manifest_counts_for_the_corpus_that_it_counted_only(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    counted = {"vocab_size": 321, "train": {"num_tokens": 1000}, "valid": {"num_tokens": 10}}
+    write_json(tmp_path / "data" / "tokens" / "manifest.json", counted)
+    here = load_params(ROOT / "params.yaml")
+    manifest = prepared_manifest(here, tmp_path)
+    assert manifest == counted
+    assert known_vocab_size(here, manifest, None) == Known(321, "data/tokens/manifest.json")
+    tokens = known_num_tokens(here, manifest, None)
+    assert tokens is not None
+    assert tokens.value == 1010
+    assert prepared_manifest(composed_params(["preset=paper"], ROOT), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["preset=none-such"], "-S preset=none-such cannot be composed: .*preset/none-such"),
+        (["pretrain.batch=3"], "pretrain.batch"),
+        (["rounds=1,3"], "is a sweep of 2 runs"),
+        (["rounds=99"], "rounds is 99"),
+        (["pretrain.batch_size=abc"], "the composed parameters: pretrain.batch_size is 'abc'"),
+        (["="], "cannot be composed"),
+    ],
+)
+def test_overrides_that_do_not_compose_are_told_in_one_line(overrides: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem) as error:
+        composed_params(overrides, ROOT)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_prints_80_columns_and_writes_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "plan.json"
+    before = (ROOT / "params.yaml").read_bytes()
+    result = CliRunner().invoke(
+        app,
+        ["plan", "-S", "preset=paper-large", "-S", "launch.processes_per_node=8", "--mfu", "0.5", "--json", str(file)],
+    )
+    assert result.exit_code == 0, result.output
+    # A terminal's table is never wider, but would be cut.
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "…" not in result.output
+    assert (ROOT / "params.yaml").read_bytes() == before
+    written = json.loads(file.read_text())
+    assert written["denoiser"]["total"] == 863_158_098
+    assert "863.2M" in result.output
+    assert f"{written['works'][0]['flops']:.2e}" in result.output
+    assert written["works"][0]["seconds"]["H100-SXM"] == pytest.approx(
+        written["works"][0]["flops"] / (0.5 * 989e12) / 8
+    )
+    assert written["mfu"] == 0.5
+    for refused in (["--mfu", "2"], ["--check", "-S", "preset=smoke"]):
+        assert isinstance(CliRunner().invoke(app, ["plan", *refused]).exception, UserError)

@@ -1,0 +1,236 @@
+"""Several processes train as one does: the same curve and the same files, whatever their number."""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from halfstep import ranks
+from halfstep.diffusion.divergences import kl_student_teacher
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.errors import UserError
+from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.autoregressive import new_gpt2
+from halfstep.resumption import Journal, Work
+from halfstep.settings import load_params
+from halfstep.training.objectives import autoregressive_objective, distillation_objective, nelbo_objective
+from halfstep.training.output import write_model
+from halfstep.training.runtime import is_teacher_shared, lay_out_teacher, make_accelerator
+from halfstep.training.session import fit, num_parts_of, seed_weights
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+RUNTIME = PARAMS.runtime.model_copy(update={"device": "cpu", "num_threads": 1})
+VALID_TOKENS = torch.from_numpy(np.random.default_rng(0).integers(0, 12, (20, 10)))
+NUM_STEPS = 24
+TOLERANCE = 2e-5
+"""Of losses around 2.5 in float32, summed in another order and fed back for some steps: 1e-6 was seen."""
+
+CONFIG = DenoiserConfig(
+    vocab_size=13, mask_token_id=12, length=10, hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1,
+    noise_epsilon=1e-3,
+)  # fmt: skip
+
+
+def batch_at(step: int) -> Iterator[torch.Tensor]:
+    """This process's rows of the batches from a step on."""
+    while True:
+        rows = np.random.default_rng([1, step]).integers(0, 12, (16, 10))
+        yield torch.from_numpy(rows)[ranks.share()]
+        step += 1
+
+
+def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate_every: int = 8, **layout: Any) -> None:
+    """Train in as many processes as there are, from where the folder's work stands, and write model and curve."""
+    settings = PARAMS.pretrain.model_copy(
+        update={
+            "num_train_steps": num_train_steps, "num_warmup_steps": 4, "lr_schedule": "constant",
+            "batch_size": 16, "num_accumulation_steps": 4, "num_valid_sequences": 20,
+            "log_every_steps": 1, "validate_every_steps": validate_every, "checkpoint_every_steps": 5,
+        }
+    )  # fmt: skip
+    launch = PARAMS.launch.model_copy(update=layout)
+    accelerator = make_accelerator(RUNTIME)
+    schedule = LogLinearSchedule(1e-3)
+    common = {"schedule": schedule, "min_time": 1e-5, "mask_token_id": 12}
+    seed_weights(0, kind)
+    objective = valid_objective = nelbo_objective(**common)
+    model: torch.nn.Module = Denoiser(CONFIG)
+    if kind == "baseline":
+        model = new_gpt2(vocab_size=13, length=10, hidden_size=16, num_blocks=2, num_heads=2, dropout=0.1)
+        objective = valid_objective = autoregressive_objective()
+    elif kind == "distill":
+        teacher = Denoiser(CONFIG).eval()
+        torch.nn.init.normal_(teacher.head.weight, std=0.5)
+        lay_out_teacher(teacher, accelerator, RUNTIME, launch)
+        # So little time passes in a teacher's step that in some nothing unmasks.
+        objective = distillation_objective(
+            teacher, dt=1 / 128, num_teacher_steps=2, divergence=kl_student_teacher,
+            asks_in_every_step=is_teacher_shared(launch), **common,
+        )  # fmt: skip
+    work = folder / "work"
+    state = fit(
+        Work(kind, work),
+        model,
+        settings,
+        runtime=RUNTIME,
+        launch=launch,
+        objective=objective,
+        valid_objective=valid_objective,
+        batch_at=batch_at,
+        valid_batches=lambda: VALID_TOKENS.split(4),
+        seed=0,
+        accelerator=accelerator,
+        log=lambda step, values: None,
+    )
+    tokenizer = folder / "tokenizer"
+    if ranks.is_main():
+        tokenizer.mkdir(exist_ok=True)
+    write_model(state, folder / "model", tokenizer, save=model.save_pretrained, keep_train_state=True)
+    if ranks.is_main():
+        (folder / "curve.json").write_text(json.dumps([vars(point) for point in state.curve]))
+
+
+def in_ranks(num_ranks: int, function: Callable[[], None]) -> None:
+    """Call a function in several processes that have met."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["accelerate", "torch.distributed.checkpoint", "halfstep.training.session"])
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [context.Process(target=_in_rank, args=(r, num_ranks, port, function)) for r in range(num_ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * num_ranks
+
+
+def _in_rank(rank: int, num_ranks: int, port: int, function: Callable[[], None]) -> None:
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": num_ranks,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in values.items()})
+    torch.set_num_threads(1)
+    ranks.join(is_cpu=True, timeout_seconds=60)
+    function()
+    ranks.wait()
+    torch.distributed.destroy_process_group()
+
+
+def _all_with_two(root: Path) -> None:
+    train(root / "ddp-2", "pretrain")
+    train(root / "fsdp-2", "pretrain", strategy="fsdp", gradient_checkpointing=True)
+    train(root / "baseline-2", "baseline", num_train_steps=6, strategy="fsdp")
+    train(root / "distill-2", "distill", num_train_steps=6, strategy="fsdp", shard_teacher=True)
+    train(root / "chain", "pretrain", num_train_steps=16, strategy="fsdp")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs, named after what was trained in how many processes."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("ddp-1", "ddp-2", "ddp-4", "fsdp-2", "chain", "baseline-1", "baseline-2", "distill-1", "distill-2"):
+        (root / name / "work").mkdir(parents=True)
+    torch.set_num_threads(1)
+    train(root / "ddp-1", "pretrain")
+    train(root / "baseline-1", "baseline", num_train_steps=6)
+    train(root / "distill-1", "distill", num_train_steps=6)
+    in_ranks(4, partial(_all_with_four, root))
+    in_ranks(2, partial(_all_with_two, root))
+    train(root / "chain", "pretrain")
+    return root
+
+
+def _all_with_four(root: Path) -> None:
+    train(root / "ddp-4", "pretrain")
+    train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
+
+
+def curve(folder: Path) -> np.ndarray:
+    points = json.loads((folder / "curve.json").read_text())
+    return np.array([[p["loss"], p["grad_norm"], p["valid_loss"] or 0] for p in points])
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ("ddp-1", "ddp-2"),
+        ("ddp-1", "ddp-4"),
+        ("ddp-1", "fsdp-2"),
+        pytest.param("ddp-1", "chain", id="four-then-two-then-one"),
+        ("baseline-1", "baseline-2"),
+        ("distill-1", "distill-2"),
+    ],
+)
+def test_curve_and_files_are_those_of_one_process(root: Path, one: str, several: str) -> None:
+    np.testing.assert_allclose(curve(root / several), curve(root / one), rtol=TOLERANCE, atol=TOLERANCE)
+    assert len(curve(root / one)) >= 6
+    files = [sorted(path.name for path in (root / run / "model").iterdir()) for run in (one, several)]
+    assert files[0] == files[1]
+    for name in ("model.safetensors", "train_state.safetensors"):
+        expected, found = (load_file(root / run / "model" / name) for run in (one, several))
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            # AdamW divides by the root of a second moment that may be close to nothing.
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-4, msg=key)
+
+
+def test_the_checkpoints_of_processes_with_parts_are_in_parts(root: Path) -> None:
+    kept = [{file.name for file in path.iterdir()} for path in (root / "fsdp-2" / "work").glob("step-*")]
+    assert len(kept) == 2
+    for files in kept:
+        assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "hashes.json", "train_state.json"} == files
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PARAMS.pretrain.model_copy(update={"batch_size": 16, "num_accumulation_steps": 2})
+    assert num_parts_of(settings, "pretrain") == 2
+    monkeypatch.setattr(ranks, "num_ranks", lambda: 4)
+    assert num_parts_of(settings, "pretrain") == 4
+    monkeypatch.setattr(ranks, "num_ranks", lambda: 3)
+    with pytest.raises(UserError, match=r"batch_size is 16, which 3 processes .* in 6 equal parts"):
+        num_parts_of(settings, "pretrain")
+
+
+def _remember(path: Path, broken: int | None) -> None:
+    def compute(piece: int) -> dict[str, np.ndarray]:
+        if piece == broken:
+            raise UserError(f"piece {piece} is broken")
+        (path.parent / f"{piece}-by-{ranks.rank()}").touch()
+        return {"square": np.array(piece**2)}
+
+    journal = Journal(path)
+    if broken is None:
+        found = [(piece, int(kept["square"])) for piece, kept in journal.remember("k", range(7), int, compute)]
+        assert found == [(piece, piece**2) for piece in range(7)]
+        assert journal.num_known == 7
+    else:
+        with pytest.raises(UserError, match=f"piece {broken} is broken"):
+            list(journal.remember("k", range(7), int, compute))
+
+
+def test_processes_divide_the_pieces_and_keep_what_one_keeps(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+    _remember(alone / "journal", None)
+    # One process meets a broken piece, both hear of it; what was done before is kept.
+    in_ranks(2, partial(_remember, shared / "journal", 5))
+    assert Journal(shared / "journal").num_known == 5
+    in_ranks(2, partial(_remember, shared / "journal", None))
+    assert (shared / "journal").read_bytes() == (alone / "journal").read_bytes()
+    assert sorted(path.name for path in shared.glob("*-by-*")) == [f"{piece}-by-{piece % 2}" for piece in range(7)]
