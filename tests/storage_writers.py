@@ -52,6 +52,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     """What to call, by the name of what it writes into `folder`; `source` is on a disk with room."""
     tokenizer = train_bpe_tokenizer(TEXTS, 4000)
     tokenizer.save_pretrained(source / "tokenizer")
+    documents = store_documents(TEXTS * 20, None, source)
     denoiser = Denoiser(DenoiserConfig(400, 399, 16, 32, 1, 2, 8, 0.0, 1e-3))
     gpt2 = new_gpt2(vocab_size=1000, length=16, hidden_size=32, num_blocks=1, num_heads=2, dropout=0.0)
     optimizer = build_optimizer(denoiser, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
@@ -70,7 +71,6 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
             save(temporary)
 
     def packed(temporary: Path) -> None:
-        documents = store_documents(TEXTS * 20, None, source)
         pack_documents(
             documents,
             np.ones(len(documents), np.bool_),

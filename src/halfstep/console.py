@@ -176,6 +176,7 @@ def progress(description: str, total: int, *, unit: str, start: int = 0) -> Iter
         console.print(
             f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip(),
             markup=False,
+            soft_wrap=True,
         )
 
     yield print_line
