@@ -16,6 +16,7 @@ import yaml
 from halfstep import launch
 from halfstep.console import LAST_WORDS, LastWords, forget_last_words, leave, read_last_words
 from halfstep.errors import UserError
+from halfstep.launch import _failure
 from halfstep.settings import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,18 @@ def test_a_layout_that_cannot_be_is_refused(
     params = load_params(params_with(tmp_path / "params.yaml", **layout))
     with pytest.raises(UserError, match=re.escape(message)):
         launch.enter(params.launch, params.runtime)
+
+
+def test_what_is_said_of_a_failure(tmp_path: Path) -> None:
+    """The line of the process that spoke first; where none did, which one failed and where its output is."""
+    full = LastWords("error: no space is left", 1, "red")
+    assert _failure(1, 2, full, tmp_path) == full
+    assert _failure(1, 2, None, tmp_path).line.endswith(f"failed with exit code 1; its output is in {tmp_path}")
+    lost = _failure(-9, 2, LastWords("error: stopped after step 3", 1, "red"), tmp_path)
+    assert (lost.line, lost.exit_code) == (
+        "error: one of 2 processes was ended from outside (SIGKILL, perhaps for want of memory); stopped after step 3", 1
+    )  # fmt: skip
+    assert _failure(-9, 2, None, tmp_path).line.endswith("; the same command goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize(
