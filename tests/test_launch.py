@@ -146,9 +146,8 @@ def test_what_is_said_of_a_failure(tmp_path: Path) -> None:
     assert _failure(1, 2, full, tmp_path) == full
     assert _failure(1, 2, None, tmp_path).line.endswith(f"failed with exit code 1; its output is in {tmp_path}")
     lost = _failure(-9, 2, LastWords("error: stopped after step 3", 1, "red"), tmp_path)
-    assert (lost.line, lost.exit_code) == (
-        "error: one of 2 processes was ended from outside (SIGKILL, perhaps for want of memory); stopped after step 3", 1
-    )  # fmt: skip
+    outside = "error: one of 2 processes was ended from outside (SIGKILL, perhaps for want of memory)"
+    assert (lost.line, lost.exit_code) == (f"{outside}; stopped after step 3", 1)
     assert _failure(-9, 2, None, tmp_path).line.endswith("; the same command goes on from the last checkpoint")
 
 
