@@ -27,12 +27,12 @@ def main(
     """
     import torch
 
-    from halfstep import ranks
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.errors import UserError
+    from halfstep.files import written_by_main
     from halfstep.generation import (
         autoregressive_sampler,
         broken_weights_told,
@@ -97,7 +97,7 @@ def main(
         work.journal() as journal,
     ):
         with (
-            ranks.written_by_main(samples_path) as folder,
+            written_by_main(samples_path) as folder,
             autocast(device, precision),
             broken_weights_told(model_path),
         ):

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import told_in_one_line
 
@@ -75,6 +76,8 @@ def run_app(app: typer.Typer) -> None:
         leave(LastWords("interrupted", 130, "yellow"))
     except Exception as error:
         line = told_in_one_line(error, _memory_advice)
+        if line is None and ranks.tells_lost_process(error):
+            line = "stopped, another process having been lost; the same command goes on from what is kept"
         if line is None:
             raise
         leave(LastWords(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT, "red"))
@@ -105,6 +108,8 @@ def leave(words: LastWords) -> NoReturn:
             json.dump(asdict(words), file)
     except FileExistsError:
         pass
+    # The agent asks again where another process takes its time.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(0)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from halfstep import ranks
 from halfstep.errors import UserError
 from halfstep.faults import storage_fault
 from halfstep.retries import with_retries
@@ -55,6 +56,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def written_by_main(path: Path) -> Iterator[Path]:
+    """`atomic_path` in the main process; in the others a path that leads nowhere, to which the same is written."""
+    if ranks.is_main():
+        with atomic_path(path) as temporary:
+            yield temporary
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+
+
+@contextmanager
+def written_by_all(path: Path) -> Iterator[Path]:
+    """One `atomic_path` for all processes, each of which may write to it; it stands when all have left the block."""
+    if ranks.is_main():
+        with atomic_path(path) as temporary:
+            yield ranks.from_main(temporary)
+            ranks.wait()
+    else:
+        yield ranks.from_main(path)
+        ranks.wait()
 
 
 @contextmanager

@@ -171,10 +171,12 @@ def _failure(exit_code: int, num_processes: int, said: LastWords | None, outputs
     Args:
         exit_code: of the first that failed; minus the signal's number if one ended it.
         num_processes: of all nodes.
-        said: what the others said when they noticed.
+        said: what the first to speak said: the cause, or what followed from it.
         outputs: folder with what each but the first has written.
     """
     if exit_code >= 0:
+        if said is not None:
+            return said
         line = f"error: one of {num_processes} processes failed with exit code {exit_code}; its output is in {outputs}"
         return LastWords(line, 1, "red")
     name = signal.Signals(-exit_code).name

@@ -4,14 +4,9 @@ Usually there is one. Then nothing here waits for anybody, or imports torch.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-
-from halfstep.files import atomic_path
 
 T = TypeVar("T")
 
@@ -117,29 +112,6 @@ def wait() -> None:
 def share() -> slice:
     """Which rows of a batch are this process's: every so many, so that all have early and late ones."""
     return slice(rank(), None, num_ranks())
-
-
-@contextmanager
-def written_by_main(path: Path) -> Iterator[Path]:
-    """`atomic_path` in the main process; in the others a path that leads nowhere, to which the same is written."""
-    if is_main():
-        with atomic_path(path) as temporary:
-            yield temporary
-    else:
-        with TemporaryDirectory() as folder:
-            yield Path(folder) / path.name
-
-
-@contextmanager
-def written_by_all(path: Path) -> Iterator[Path]:
-    """One `atomic_path` for all processes, each of which may write to it; it stands when all have left the block."""
-    if is_main():
-        with atomic_path(path) as temporary:
-            yield from_main(temporary)
-            wait()
-    else:
-        yield from_main(path)
-        wait()
 
 
 def tells_lost_process(error: BaseException) -> bool:

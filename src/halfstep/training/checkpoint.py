@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from halfstep import ranks
-from halfstep.files import atomic_path, file_hash, read_json, write_json
+from halfstep.files import atomic_path, file_hash, read_json, write_json, written_by_all
 from halfstep.training.sharding import is_sharded
 from halfstep.training.state import TrainState
 
@@ -29,7 +29,7 @@ class CheckpointFolder:
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint whole or not at all, and drop all but the newest; of several processes, all must."""
-        with ranks.written_by_all(self._path_of(state)) as folder:
+        with written_by_all(self._path_of(state)) as folder:
             if ranks.is_main():
                 folder.mkdir()
             if is_sharded(state.model):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from halfstep import ranks
 from halfstep.faults import storage_fault
-from halfstep.files import project_root, write_json
+from halfstep.files import project_root, write_json, written_by_main
 from halfstep.training.sharding import whole
 from halfstep.training.state import TrainState
 
@@ -69,7 +69,7 @@ def keep_nonfinite_step(run: str, state: TrainState, x0: Tensor, fault: NonFinit
     try:
         # Row i of the batch is in process i mod their number.
         batch = torch.stack(ranks.gather(x0.cpu()), dim=1).flatten(0, 1)
-        with ranks.written_by_main(folder) as temporary:
+        with written_by_main(folder) as temporary:
             temporary.mkdir()
             state.save(temporary)
             save_file({"x0": batch}, temporary / BATCH_FILE)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from halfstep import ranks
+from halfstep.files import written_by_main
 from halfstep.training.sharding import make_whole
 from halfstep.training.state import CurvePoint, TrainState
 
@@ -31,7 +32,7 @@ def write_model(
         save: writes configuration and weights of the model in `state` into a folder.
         keep_train_state: also write raw weights, optimizer and average, from which the next round goes on.
     """
-    with ranks.written_by_main(path) as folder:
+    with written_by_main(path) as folder:
         if ranks.is_main():
             shutil.copytree(tokenizer_path, folder)
         if keep_train_state:
@@ -44,7 +45,7 @@ def write_model(
 
 def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     """Write a training curve as CSV; what was not measured at a step is empty."""
-    with ranks.written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
         writer.writeheader()
         writer.writerows(
