@@ -100,7 +100,9 @@ def _memory(plan: Plan) -> Group:
         table,
         "n: sequences at once; grads: those there at that moment; teacher: of a round, or\nan evaluation's scorer; EMA:"
         " in a validation the raw weights, too."
-        + ("\nIn sample and evaluate every device has the whole model and n sequences." if plan.num_devices > 1 else ""),
+        + (
+            "\nIn sample and evaluate every device has the whole model and n sequences." if plan.num_devices > 1 else ""
+        ),
     )
 
 
@@ -112,8 +114,7 @@ def _fits(plan: Plan) -> Group:
     return _titled(
         f"Does it fit {100 * USABLE_SHARE:.0f} % of the memory? If not, what does",
         table,
-        "acc N: the same batch with num_accumulation_steps=N; batch N: not even so, but\n"
-        "batch_size=N, one at a time.",
+        "acc N: the same batch with num_accumulation_steps=N; batch N: not even so, but\nbatch_size=N, one at a time.",
     )
 
 
@@ -141,7 +142,7 @@ def _time(plan: Plan, mfu: float) -> Group:
         table,
         "sample@ar: every token takes reading all weights and the cache from memory."
         + (
-            "\nDevices take whole batches of sample and evaluate in turn: the one with most counts."
+            "\nOf sample and evaluate devices take whole batches in turn; the busiest counts."
             if plan.num_devices > 1
             else ""
         ),
