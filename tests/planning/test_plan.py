@@ -51,6 +51,12 @@ def test_devices_share_the_batch_and_no_step_changes(paper: Plan) -> None:
     assert [work.flops for work in spread.works] == [work.flops for work in paper.works]
     assert spread.loads[0].num_sequences == 32
     assert spread.works[0].seconds(GPUS[0], 0.4) == pytest.approx(paper.works[0].seconds(GPUS[0], 0.4) / 16)
+    assert [work.busiest_share for work in spread.works] == pytest.approx([1 / 16] * len(spread.works))
+    # Of 8 batches of samples and 40 of continuations a device has 1 and 3 at most; of the baseline's 1 and 5, 1 each.
+    sharing = "launch.num_nodes=2", "launch.processes_per_node=8", "sample.batch_size=1024"
+    works = {work.stage: work for work in plan_of("preset=paper", *sharing).works}
+    assert 3 / 40 < works["sample@0..7"].busiest_share < 1 / 8
+    assert 1 / 5 < works["sample@ar"].busiest_share < 1
     # 12 parts or 16 devices: 48 parts, three for each device one after the other.
     with pytest.raises(UserError, match="batch_size 516 cannot be computed in 48 equal parts"):
         plan_of(

@@ -74,7 +74,7 @@ class Parts:
     Attributes:
         weights: of the network trained or asked, with their copies in bf16.
         average: of the weights; in a validation also the weights it stands in for.
-        gradients: those that are there at that moment.
+        gradients: those that are there at that moment, and the places that DDP keeps for all of them.
         optimizer: both moments of AdamW.
         teacher: of a round, or the scorer of an evaluation.
         activations: what the blocks keep for the backward pass, or hold in passing.
@@ -124,6 +124,16 @@ class Sharing:
     shards_teacher: bool
     is_checkpointed: bool
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether a device has only a part of the network."""
+        return self.is_sharded and self.num_devices > 1
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether each of several devices has all of the network (DDP)."""
+        return not self.is_sharded and self.num_devices > 1
+
 
 ALONE = Sharing(num_devices=1, is_sharded=False, shards_teacher=False, is_checkpointed=False)
 
@@ -162,11 +172,18 @@ def training_peak(
         has_teacher: it is a round.
         sharing: see there.
     """
-    parameters = count_parameters(network).total
-    own, unsharded = _held(network, sharing)
-    teacher = FLOAT * (parameters if not sharing.shards_teacher else own + unsharded) * has_teacher
-    resident = Parts(weights=FLOAT * (own + unsharded), average=FLOAT * own, optimizer=2 * FLOAT * own, teacher=teacher)
-    gradients = FLOAT * (own + unsharded)
+    own, outer, block = (FLOAT * number for number in _held(network, sharing))
+    gradients = own
+    resident = Parts(
+        weights=own,
+        average=own,
+        # DDP has a place for every gradient from step to step, and sends from there.
+        gradients=gradients if sharing.is_copied else 0,
+        optimizer=2 * own,
+        teacher=_teacher_bytes(network, sharing) if has_teacher else 0,
+    )
+    # Of the parts before: to their places gradients go with the last part only.
+    before = resident.gradients + (gradients if is_accumulated else 0)
     num_tokens = num_sequences * sequence_length
     num_wanted = num_tokens * masked_share if network.is_denoiser else num_tokens
     activations = _kept(network, device, num_tokens, num_wanted, dropout)
@@ -182,66 +199,77 @@ def training_peak(
         rows = FLOAT * network.hidden_size * num_wanted
         chunk = _chunk_bytes(network, device, loss, num_wanted)
         logits = rows * 2 + max(chunk, passing if has_teacher else 0)
-        before = gradients if is_accumulated else 0
         forward = replace(
             resident,
-            weights=resident.weights + bf16_weights,
+            weights=own + outer + bf16_weights,
             gradients=before + head,
             activations=activations,
             logits=logits,
         )
         moments.append(Peak("head", forward))
         # The last block's backward pass, when the projection is done: its MLP's gradients beside what it keeps.
-        backward = replace(forward, activations=activations + 5 * rows, logits=rows)
+        weights = forward.weights + 2 * block
+        backward = replace(forward, weights=weights, activations=activations + 5 * rows, logits=rows)
         moments.append(Peak("backward", backward))
     else:
         logits = 3 * FLOAT * num_tokens * network.vocab_size
+        # The last block is gathered again before the logits' gradient is made.
         forward = replace(
             resident,
-            weights=resident.weights + bf16_weights,
-            gradients=gradients if is_accumulated else 0,
+            weights=own + outer + block + bf16_weights,
+            gradients=before,
             activations=activations,
             logits=logits,
         )
         moments.append(Peak("head", forward))
         head = FLOAT * network.vocab_size * network.hidden_size
         in_mlp = 7 * FLOAT * num_tokens * network.hidden_size
-        backward = replace(forward, gradients=forward.gradients + head, activations=activations + in_mlp, logits=0)
+        backward = replace(
+            forward,
+            weights=forward.weights + block,
+            gradients=before + head,
+            activations=activations + in_mlp,
+            logits=0,
+        )
         moments.append(Peak("backward", backward))
-    # The end of the backward pass: all gradients, and once more the embedding's, which comes last.
+    # The end of the backward pass: all gradients, and the embedding's, which comes last, before it is added to another.
     embedding = FLOAT * network.vocab_size * network.hidden_size
-    again = embedding if is_accumulated or not network.is_denoiser else 0
-    last = FLOAT * num_tokens * network.hidden_size
-    moments.append(Peak("gradients", replace(resident, gradients=gradients + again, activations=2 * last)))
+    ending = replace(resident, activations=2 * FLOAT * num_tokens * network.hidden_size)
+    if sharing.is_spread:
+        # A gradient is whole, and once more as it is sent, before a device has its part of the sum: the first block's,
+        # whose weights and the next ones' are there, then the outer modules'.
+        sent = gradients + head + 2 * block
+        moments.append(Peak("gradients", replace(ending, weights=own + outer + 2 * block, gradients=sent)))
+        last = gradients + 2 * outer + (0 if network.is_denoiser else embedding)
+    elif sharing.is_copied:
+        last = gradients + embedding * (1 if network.is_denoiser and not is_accumulated else 2)
+    else:
+        last = gradients + embedding * (0 if network.is_denoiser and not is_accumulated else 1)
+    moments.append(Peak("gradients", replace(ending, gradients=last)))
     moments.append(Peak("update", replace(resident, gradients=gradients)))
     if num_valid_sequences:
-        moments.append(_validation(network, device, resident, own, num_valid_sequences * sequence_length, masked_share))
+        num_tokens = num_valid_sequences * sequence_length
+        moments.append(_validation(network, device, resident, sharing, num_tokens, masked_share))
     return max(moments, key=lambda moment: moment.total)
 
 
 def _validation(
-    network: Network, device: Device, resident: Parts, own: float, num_tokens: int, masked_share: float
+    network: Network, device: Device, resident: Parts, sharing: Sharing, num_tokens: int, masked_share: float
 ) -> Peak:
     """A validation: the average takes the weights' place, and these are kept beside it."""
+    own, outer, block = (FLOAT * number for number in _held(network, sharing))
     num_wanted = num_tokens * masked_share
-    activations = _in_passing(network, num_tokens)
     if network.is_denoiser:
         logits = FLOAT * network.hidden_size * num_wanted + _chunk_bytes(network, device, "likelihood", num_wanted)
     else:
         logits = (2 * FLOAT + 2 * device.is_bf16) * num_tokens * network.vocab_size
-    # Blocks and projection come one after the other.
-    activations, logits = (activations, 0.0) if activations > logits else (0.0, logits)
-    copies = _bf16_copies(network, device)
-    return Peak(
-        "validation",
-        replace(
-            resident,
-            weights=resident.weights + copies,
-            average=resident.average + FLOAT * own,
-            activations=activations,
-            logits=logits,
-        ),
-    )
+    weights = own + outer + _bf16_copies(network, device)
+    held = replace(resident, average=resident.average + own)
+    # Blocks and projection come one after the other; with the first block what the outer modules came in is there yet.
+    passing = _in_passing(network, num_tokens)
+    blocks = replace(held, weights=weights + outer + 2 * block, activations=passing)
+    head = replace(held, weights=weights, logits=logits)
+    return Peak("validation", max(blocks, head, key=lambda parts: parts.total))
 
 
 def sampling_peak(network: Network, device: Device, *, num_sequences: int, length: int, num_steps: int) -> Peak:
@@ -299,16 +327,24 @@ def evaluation_peak(
     return max(moments, key=lambda moment: moment.total)
 
 
-def _held(network: Network, sharing: Sharing) -> tuple[float, float]:
-    """(Weights a device keeps, weights it has whole beside them while it computes).
+def _held(network: Network, sharing: Sharing) -> tuple[float, float, float]:
+    """Weights by how a device has them: (kept, of the outer modules gathered, of a block gathered).
 
-    Sharded, the outer modules stay whole during a step and blocks are gathered one at a time, the next one ahead.
+    Spread, the outer modules are gathered for a whole pass, and each block when it is computed or the one before is.
     """
     parameters = count_parameters(network)
-    if not sharing.is_sharded or sharing.num_devices == 1:
-        return parameters.total, 0
-    outside = parameters.total - parameters.blocks
-    return parameters.total / sharing.num_devices, outside + 2 * parameters.block
+    if not sharing.is_spread:
+        return parameters.total, 0, 0
+    return parameters.total / sharing.num_devices, parameters.total - parameters.blocks, parameters.block
+
+
+def _teacher_bytes(network: Network, sharing: Sharing) -> float:
+    """A teacher of a network's size; only its blocks are ever spread."""
+    parameters = count_parameters(network)
+    if not (sharing.is_spread and sharing.shards_teacher):
+        return FLOAT * parameters.total
+    kept = parameters.total - parameters.blocks + parameters.blocks / sharing.num_devices
+    return FLOAT * (kept + 2 * parameters.block)
 
 
 def _bf16_copies(network: Network, device: Device) -> float:

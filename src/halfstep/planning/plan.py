@@ -50,7 +50,7 @@ class Work:
         flops: floating-point operations of the matrix products, in all.
         bytes_read: of weights and cache, where a stage makes more network evaluations than arithmetic fills: that
             often the memory is read at least.
-        num_devices: that share the work.
+        busiest_share: of the work that falls to the device that has most of it: batches are not divided further.
     """
 
     stage: str
@@ -59,7 +59,7 @@ class Work:
     num_tokens: float
     flops: float
     bytes_read: float
-    num_devices: int
+    busiest_share: float
 
     @property
     def flops_per_step(self) -> float | None:
@@ -69,7 +69,7 @@ class Work:
     def seconds(self, gpu: Gpu, mfu: float) -> float:
         """For one model: at a share of the GPU's peak, or at the speed of its memory where that is less."""
         arithmetic = self.flops / (gpu.flops_per_second * mfu)
-        return max(arithmetic, self.bytes_read / gpu.bytes_per_second) / self.num_devices
+        return max(arithmetic, self.bytes_read / gpu.bytes_per_second) * self.busiest_share
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _works(params: Params, denoiser: Network, baseline: Network, scorer: Network
         settings: TrainingSettings = getattr(params, stage)
         steps = settings.num_train_steps
         flops = steps * training_flops(params, network, stage, round_index)
-        return Work(name, 1, steps, steps * settings.batch_size * length, flops, 0, num_devices)
+        return Work(name, 1, steps, steps * settings.batch_size * length, flops, 0, 1 / num_devices)
 
     yield training("pretrain", "pretrain", denoiser)
     yield training(BASELINE_STAGE, BASELINE_STAGE, baseline)
@@ -272,10 +272,11 @@ def _sampling(params: Params, network: Network, name: str, num_models: int) -> W
         ),
     ]
     weights = 4 * count_parameters(network).total
-    num_tokens = flops = bytes_read = 0.0
+    num_tokens = flops = bytes_read = busiest = 0.0
     for num_samples, length, given in kinds:
         num_batches = math.ceil(num_samples / settings.batch_size)
         new = length - given
+        flops_before = flops
         if network.is_denoiser:
             for num_steps in settings.num_steps:
                 evaluations = expected_evaluations(num_steps, new)
@@ -288,7 +289,16 @@ def _sampling(params: Params, network: Network, name: str, num_models: int) -> W
             cache = 2 * network.num_blocks * network.hidden_size * 2 * length / 2 * settings.batch_size
             bytes_read += num_batches * new * (weights + cache)
             num_tokens += num_samples * new
-    return Work(name, num_models, None, num_tokens, flops, bytes_read, 1)
+        # Batches of every number of steps are handed out in one sequence.
+        num_sets = len(settings.num_steps) if network.is_denoiser else 1
+        busiest += (flops - flops_before) * _busiest_share(params, num_sets * num_batches)
+    return Work(name, num_models, None, num_tokens, flops, bytes_read, busiest / flops)
+
+
+def _busiest_share(params: Params, num_batches: int) -> float:
+    """Of equal batches, as the devices take one each in turn, the share of the device that takes most."""
+    num_devices = params.launch.num_nodes * params.launch.processes_per_node
+    return math.ceil(num_batches / num_devices) / num_batches
 
 
 def _evaluating(params: Params, network: Network, scorer: Network | None, name: str, num_models: int) -> Work:
@@ -300,17 +310,30 @@ def _evaluating(params: Params, network: Network, scorer: Network | None, name: 
         wanted = num_tokens * masked_share(params.noise.epsilon, params.pretrain.min_time)
     else:
         num_tokens = wanted = held_out * length
+
+    def busiest(num_sequences: int) -> float:
+        return _busiest_share(params, math.ceil(num_sequences / settings.batch_size))
+
     flops = forward_flops(network, num_tokens, wanted, length)
+    of_busiest = flops * busiest(round(num_tokens / length))
     read: float = num_tokens
     if scorer is not None:
         sets = len(settings_of_samples(params)) if network.is_denoiser else 1
         short = params.sample.continuation_length
-        continuations = params.sample.num_prefixes * params.sample.continuations_per_prefix
-        scored = (held_out + sets * params.sample.num_samples) * length
-        featured = (params.sample.num_prefixes + sets * continuations) * short
-        flops += forward_flops(scorer, scored, scored, length) + body_flops(scorer, featured, featured, short)
-        read += scored + featured
-    return Work(name, num_models, None, read, flops, 0, 1)
+        prefixes = params.sample.num_prefixes
+        # (times that the scorer is asked, sequences, their tokens, whether for their logits or for a feature)
+        for times, count, of, is_scored in (
+            (1, held_out, length, True),
+            (sets, params.sample.num_samples, length, True),
+            (1, prefixes, short, False),
+            (sets, prefixes * params.sample.continuations_per_prefix, short, False),
+        ):
+            asked = times * count * of
+            part = forward_flops(scorer, asked, asked, of) if is_scored else body_flops(scorer, asked, asked, of)
+            flops += part
+            of_busiest += part * busiest(count)
+            read += asked
+    return Work(name, num_models, None, read, flops, 0, of_busiest / flops)
 
 
 def settings_of_samples(params: Params) -> tuple[int, ...]:

@@ -99,7 +99,10 @@ def _memory(plan: Plan) -> Group:
         f"Memory of a device at its fullest moment, {unit}",
         table,
         "n: sequences at once; grads: those there at that moment; teacher: of a round, or\nan evaluation's scorer; EMA:"
-        " in a validation the raw weights, too.",
+        " in a validation the raw weights, too."
+        + (
+            "\nIn sample and evaluate every device has the whole model and n sequences." if plan.num_devices > 1 else ""
+        ),
     )
 
 
@@ -111,8 +114,7 @@ def _fits(plan: Plan) -> Group:
     return _titled(
         f"Does it fit {100 * USABLE_SHARE:.0f} % of the memory? If not, what does",
         table,
-        "acc N: the same batch with num_accumulation_steps=N; batch N: not even so (a\n"
-        "validation takes the whole batch at once), but batch_size=N, one at a time.",
+        "acc N: the same batch with num_accumulation_steps=N; batch N: not even so, but\nbatch_size=N, one at a time.",
     )
 
 
@@ -129,7 +131,7 @@ def _time(plan: Plan, mfu: float) -> Group:
         rows[name] = [a + b for a, b in zip(rows.get(name, [0.0] * len(GPUS)), seconds, strict=True)]
     totals = [sum(column) for column in zip(*rows.values(), strict=True)]
     unit = _unit(SECONDS, max(totals))
-    devices = "one of them" if plan.num_devices == 1 else f"{plan.num_devices} of them in training, one elsewhere"
+    devices = "one of them" if plan.num_devices == 1 else f"{plan.num_devices} of them"
     table = _table("stage", *(gpu.name for gpu in GPUS))
     for name, seconds in rows.items():
         table.add_row(name, *(_amount(amount / SECONDS[unit]) for amount in seconds))
@@ -138,7 +140,12 @@ def _time(plan: Plan, mfu: float) -> Group:
     return _titled(
         f"Time at {100 * mfu:g} % of the peak in bf16, on {devices}: {unit}, all models",
         table,
-        "sample@ar: every token takes reading all weights and the cache from memory.",
+        "sample@ar: every token takes reading all weights and the cache from memory."
+        + (
+            "\nOf sample and evaluate devices take whole batches in turn; the busiest counts."
+            if plan.num_devices > 1
+            else ""
+        ),
     )
 
 

@@ -132,12 +132,14 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 def _shard_blocks(model: nn.Module, device: torch.device) -> None:
     for block in _blocks(model):
-        _fully_shard(block, device)
+        # Said outright: a teacher's blocks have nothing above them, and FSDP would leave them whole after a pass.
+        _fully_shard(block, device, reshard_after_forward=True)
 
 
-def _fully_shard(module: nn.Module, device: torch.device) -> None:
+def _fully_shard(module: nn.Module, device: torch.device, *, reshard_after_forward: bool | None = None) -> None:
     # accelerate has no FSDP on the CPU, where its results can be compared with one process's.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(module, mesh=init_device_mesh(device.type, (ranks.num_ranks(),)))
+    mesh = init_device_mesh(device.type, (ranks.num_ranks(),))
+    fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
