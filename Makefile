@@ -1,9 +1,9 @@
-# `make run` rebuilds everything, `make test` passes the tests, `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests (`make test-slow` the long ones), `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: run test ui server lint audit setup clean-venv
+.PHONY: run test test-slow ui server lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -12,6 +12,10 @@ run: setup
 
 test: setup
 	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The long versions of some tests: more kills, more rounds, more stages.
+test-slow: setup
+	python -m pytest -m slow
 
 lint: setup
 	ruff check .

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from halfstep.cli import app
@@ -210,18 +209,34 @@ SECONDS_A_STAGE = 8.0
 """About what a stage of the smoke preset takes; it decides only when the kills come."""
 
 
-def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "num_kills", "outs"),
+    [
+        ("distill", 1, ["data/tokens", "models/0", "models/1"]),
+        pytest.param(
+            "evaluate",
+            3,
+            ["data/tokens", "models/0", "models/ar", "models/1", "samples/1", "metrics/1.json"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(
+    project: Project, tmp_path: Path, target: str, num_kills: int, outs: list[str]
+) -> None:
     """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
     (tmp_path / "undisturbed").symlink_to(project.path)
-    stages = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"].keys() - {"latency", "report", "track"}
+    # Without the stages whose outputs hold times, which are not compared.
+    stages = {"prepare", "pretrain", "distill@1"}
+    if target == "evaluate":
+        stages |= {f"{stage}@{model}" for stage in ("sample", "evaluate") for model in ("ar", "0", "1")} | {"baseline"}
     (tmp_path / "undisturbed.seconds.json").write_text(json.dumps(dict.fromkeys(stages, SECONDS_A_STAGE)))
     Project(tmp_path / "killed")
     script = str(ROOT / "tests/soak/soak.py")
-    # Without the stages whose outputs hold times, which are not compared.
-    options = ["--preset", "smoke", "--target", "evaluate", "--num-kills", "3"]
+    options = ["--preset", "smoke", "--target", target, "--num-kills", str(num_kills)]
     output = project.run(sys.executable, script, str(tmp_path), *options)
-    assert "3 kills" in output
-    for out in ("data/tokens", "models/0", "models/ar", "models/1", "samples/1", "metrics/1.json"):
+    assert f"{num_kills} kill" in output
+    for out in outs:
         assert out in json.loads((tmp_path / "hashes.json").read_text())
 
 

@@ -81,6 +81,7 @@ def _start_on_nodes(launch: LaunchSettings) -> NoReturn:
 
 def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
     """Start this machine's processes under torchrun's agent, which starts all again where one is lost."""
+    rendezvous = _rendezvous(launch)
     _divide_devices(launch.processes_per_node, runtime.device)
     # Imported late: a stage in one process does without.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -102,7 +103,7 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
         # The nodes know by it that they are after the same.
         run_id=hashlib.sha256(" ".join(command).encode()).hexdigest()[:16],
         rdzv_backend="c10d",
-        rdzv_endpoint=_rendezvous(launch),
+        rdzv_endpoint=rendezvous,
         rdzv_configs={"timeout": int(launch.timeout_seconds)},
         max_restarts=launch.max_restarts,
         # The first process has the terminal.

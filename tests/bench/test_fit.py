@@ -103,7 +103,9 @@ def test_sampling_gets_its_largest_batch(params_path: Path, monkeypatch: pytest.
 
 
 # `baseline` is measured below.
-@pytest.mark.parametrize("stage", sorted({*fit.STAGES} - {"baseline"}))
+@pytest.mark.parametrize(
+    "stage", ["distill", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pretrain", "sample"))]
+)
 def test_a_stage_at_toy_size_is_measured_and_its_limit_kept(params_path: Path, stage: str) -> None:
     options = {"batch_size": 4, "num_accumulation_steps": 2, "vocab_size": 20}
     peak = try_batch(params_path, stage, limit_bytes=8 * GIB, **options)
