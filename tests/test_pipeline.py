@@ -233,7 +233,7 @@ def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(
     (tmp_path / "undisturbed.seconds.json").write_text(json.dumps(dict.fromkeys(stages, SECONDS_A_STAGE)))
     Project(tmp_path / "killed")
     script = str(ROOT / "tests/soak/soak.py")
-    options = ["--preset", "smoke", "--target", target, "--num-kills", str(num_kills)]
+    options = ["--preset", "smoke", "--target", target, "--num-kills", str(num_kills), "--seed", "3"]
     output = project.run(sys.executable, script, str(tmp_path), *options)
     assert f"{num_kills} kill" in output
     for out in outs:
