@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from halfstep import ranks
 from halfstep.console import LAST_WORDS, LastWords, console, forget_last_words, leave, read_last_words
-from halfstep.device import select_device, set_num_threads
+from halfstep.device import select_device
 from halfstep.errors import UserError
 from halfstep.files import project_root
 from halfstep.settings import LaunchSettings, RuntimeSettings
@@ -36,7 +36,6 @@ def enter(launch: LaunchSettings, runtime: RuntimeSettings) -> None:
         UserError: there are fewer devices than processes, or the cluster's command cannot be started.
     """
     if ranks.are_launched():
-        set_num_threads(runtime.num_threads)
         is_cpu = select_device(runtime.device).type == "cpu"
         ranks.join(is_cpu=is_cpu, timeout_seconds=launch.timeout_seconds)
         if ranks.is_main():
@@ -46,7 +45,7 @@ def enter(launch: LaunchSettings, runtime: RuntimeSettings) -> None:
             console.quiet = True
             logging.disable(logging.WARNING)
         return
-    if launch.num_nodes * launch.processes_per_node == 1:
+    if launch.num_processes == 1:
         return
     if launch.start_with and ON_NODE not in os.environ:
         _start_on_nodes(launch)
@@ -117,8 +116,7 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         said = read_last_words(words_path)
-        num_processes = launch.num_nodes * launch.processes_per_node
-        failure = _failure(error.get_first_failure()[1].exitcode, num_processes, said, outputs)
+        failure = _failure(error.get_first_failure()[1].exitcode, launch.num_processes, said, outputs)
     except SignalException as error:
         # The processes have ended by now. They said where they stopped, unless they had no time for it.
         failure = read_last_words(words_path) or LastWords(

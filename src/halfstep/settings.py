@@ -4,6 +4,7 @@
 nowhere else. `load_params` reads and checks all of it; a stage unpacks its own section into plain values.
 """
 
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -100,6 +101,11 @@ class LaunchSettings(Settings):
     strategy: Literal["ddp", "fsdp"]
     shard_teacher: bool
     gradient_checkpointing: bool
+
+    @property
+    def num_processes(self) -> int:
+        """Of all nodes, one for each device."""
+        return self.num_nodes * self.processes_per_node
 
     @model_validator(mode="after")
     def _nodes_can_meet(self) -> "LaunchSettings":
@@ -255,6 +261,11 @@ class TrainingSettings(Settings):
 
 WITHOUT_INFLUENCE = {"checkpoint_every_seconds", "checkpoint_every_steps", "on_nonfinite", "max_nonfinite_steps"}
 """Training settings that change no step: a run that was cut off goes on when they are changed."""
+
+
+def num_parts(num_accumulation_steps: int, num_processes: int) -> int:
+    """The equal parts in which all processes together compute a batch, each of them as many."""
+    return math.lcm(num_accumulation_steps, num_processes)
 
 
 class PretrainSettings(TrainingSettings):

@@ -1,6 +1,5 @@
 """What `prepare` says of the tokens it wrote: their shards, counts and hashes, in one JSON file beside them."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,9 +87,3 @@ def read_manifest(tokens_path: Path) -> Manifest:
         ) from None
     except (OSError, ValueError, RecursionError):
         raise UserError(f"{path} is no JSON; write it again: dvc repro -f prepare") from None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

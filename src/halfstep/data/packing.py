@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from halfstep.console import console
 from halfstep.data.encoding import Batch, Ids, encode_batches
-from halfstep.data.manifest import Shard, Split, file_hash
+from halfstep.data.manifest import Shard, Split
 from halfstep.errors import UserError
-from halfstep.files import read_json, write_json
+from halfstep.files import file_hash, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, file_hash, read_manifest
+from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, read_manifest
 from halfstep.errors import UserError, one_line
+from halfstep.files import file_hash
 from halfstep.retries import with_retries
 
 Tokens = NDArray[np.unsignedinteger[Any]]

@@ -17,9 +17,9 @@ from halfstep.planning.expectations import (
     masked_share,
     teacher_shares,
 )
-from halfstep.planning.memory import Device, Peak, Sharing, evaluation_peak, num_parts, sampling_peak, training_peak
+from halfstep.planning.memory import Device, Peak, Sharing, evaluation_peak, sampling_peak, training_peak
 from halfstep.planning.networks import Network, Parameters, body_flops, count_parameters, forward_flops, head_flops
-from halfstep.settings import BASELINE, Params, TrainingSettings
+from halfstep.settings import BASELINE, Params, TrainingSettings, num_parts
 
 BASELINE_STAGE = "baseline"
 
@@ -151,7 +151,7 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         denoiser=count_parameters(denoiser),
         baseline=count_parameters(baseline),
         precision="bf16" if device_of(params).is_bf16 else "fp32",
-        num_devices=launch.num_nodes * launch.processes_per_node,
+        num_devices=launch.num_processes,
         strategy=launch.strategy,
         works=list(_works(params, denoiser, baseline, scorer)),
         loads=list(_loads(params, denoiser, baseline, scorer)),
@@ -189,7 +189,7 @@ def sequences_at_once(params: Params, stage: str) -> tuple[int, int]:
         UserError: the parts, one or more for each device, do not divide the batch.
     """
     settings: TrainingSettings = getattr(params, stage)
-    num_devices = params.launch.num_nodes * params.launch.processes_per_node
+    num_devices = params.launch.num_processes
     parts = num_parts(settings.num_accumulation_steps, num_devices)
     if settings.batch_size % parts:
         raise UserError(
@@ -238,7 +238,7 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
 
 
 def _works(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Work]:
-    num_devices = params.launch.num_nodes * params.launch.processes_per_node
+    num_devices = params.launch.num_processes
     length = params.data.context_length
 
     def training(stage: str, name: str, network: Network, round_index: int = 1) -> Work:
@@ -297,7 +297,7 @@ def _sampling(params: Params, network: Network, name: str, num_models: int) -> W
 
 def _busiest_share(params: Params, num_batches: int) -> float:
     """Of equal batches, as the devices take one each in turn, the share of the device that takes most."""
-    num_devices = params.launch.num_nodes * params.launch.processes_per_node
+    num_devices = params.launch.num_processes
     return math.ceil(num_batches / num_devices) / num_batches
 
 
@@ -372,7 +372,7 @@ def training_load(params: Params, network: Network, stage: str) -> Peak:
     """The most memory that a training stage takes on a device."""
     settings: TrainingSettings = getattr(params, stage)
     launch = params.launch
-    num_devices = launch.num_nodes * launch.processes_per_node
+    num_devices = launch.num_processes
     parts, num_sequences = sequences_at_once(params, stage)
     losses = {"pretrain": "nelbo", "distill": params.distill.distance, BASELINE_STAGE: "autoregressive"}
     min_time = params.distill.min_time if stage == "distill" else params.pretrain.min_time
@@ -399,7 +399,7 @@ def training_load(params: Params, network: Network, stage: str) -> Peak:
 def _training_fits(params: Params, network: Network, stage: str) -> dict[str, str | None]:
     """For each GPU what makes a training stage fit: accumulation steps, or else a smaller batch, one at a time."""
     settings: TrainingSettings = getattr(params, stage)
-    num_devices = params.launch.num_nodes * params.launch.processes_per_node
+    num_devices = params.launch.num_processes
 
     def peak(batch_size: int, num_accumulation_steps: int) -> Peak:
         changed = {"batch_size": batch_size, "num_accumulation_steps": num_accumulation_steps}
