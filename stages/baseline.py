@@ -24,6 +24,7 @@ def main(
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
+    from halfstep.inputs import inputs_of
     from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model.autoregressive import load_autoregressive, new_gpt2
@@ -44,10 +45,8 @@ def main(
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
-    inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
-        inputs += [folder for folder in [Path(source)] if folder.is_dir()]
         model = load_autoregressive(source, settings.init_revision, min_vocab_size=vocab_size - 1)
     else:
         seed_weights(params.seed, "baseline")
@@ -60,7 +59,8 @@ def main(
             dropout=params.model.dropout,
         )
     objective = autoregressive_objective()
-    with open_work("baseline", params.deciding("seed", "runtime", "model", "baseline"), inputs) as work:
+    values = params.deciding("seed", "runtime", "model", "baseline")
+    with open_work("baseline", values, [tokens_path / MANIFEST_FILE], inputs_of(params, "baseline")) as work:
         with live_run(params.model_dump(mode="json"), model="ar") as log:
             state = fit(
                 work,

@@ -28,6 +28,7 @@ def main(
     unconditional sample. Killed, it goes on after the last batch.
     """
     from halfstep import ranks
+    from halfstep.data.inputs import find_input
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_texts
@@ -45,13 +46,14 @@ def main(
     from halfstep.evaluation.scorer import load_scorer, text_features
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
-    from halfstep.files import resolve_user_path, write_json
+    from halfstep.files import local_or_hub, resolve_user_path, write_json
+    from halfstep.inputs import inputs_of
     from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
     from halfstep.model.autoregressive import load_autoregressive
     from halfstep.resumption import open_work
-    from halfstep.settings import BASELINE, check_model_name, load_params
+    from halfstep.settings import BASELINE, check_model_name, load_params, scores_by_baseline
     from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
@@ -85,11 +87,13 @@ def main(
         by_num_steps=not is_baseline,
     )
     passages = load_passages(cloze_path, settings.num_cloze_passages)
-    scorer_source = _scorer_source(settings.scorer)
-    inputs = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
-    inputs += [folder for folder in [Path(scorer_source)] if folder.is_dir()]
+    # DVC's queue runs in a copy of the workspace, in which models/ar is built; all else is taken from the project.
+    scorer_source = settings.scorer if scores_by_baseline(settings.scorer) else local_or_hub(settings.scorer)
+    files = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
+    files += [Path(scorer_source)] if scores_by_baseline(settings.scorer) else []
     values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
-    with open_work(f"evaluate-{model_name}", values, inputs) as work, work.journal() as journal:
+    inputs = inputs_of(params, "evaluate", find_input)
+    with open_work(f"evaluate-{model_name}", values, files, inputs) as work, work.journal() as journal:
         subject: Subject
         if is_baseline:
             model = load_autoregressive(model_path).to(device)
@@ -207,17 +211,6 @@ def main(
         write_samples_table(csv_path / "samples.csv", measured)
         record_stage(f"evaluate@{model_name}", metrics_path, device)
         work.finish()
-
-
-def _scorer_source(scorer: str) -> str:
-    """The scorer's folder, or its name where there is none.
-
-    DVC's queue runs in a copy of the workspace, in which models/ar is built: a folder here comes before one
-    of the same name in the project.
-    """
-    from halfstep.files import local_or_hub
-
-    return scorer if Path(scorer).is_dir() else local_or_hub(scorer)
 
 
 if __name__ == "__main__":

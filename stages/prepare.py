@@ -29,7 +29,7 @@ def main(
         "data/tokenizer"
     ),
     cloze_path: Annotated[
-        Path, typer.Option("--cloze", help="Cloze passages, written; empty if there are none.")
+        Path, typer.Option("--cloze", help="Cloze passages, written; one empty line if there are none.")
     ] = Path("data/cloze.jsonl"),
 ) -> None:
     """Turn the corpus into packed tokens.
@@ -39,11 +39,13 @@ def main(
     after the last documents whose tokens it had noted.
     """
     from halfstep.data.cloze import write_cloze
+    from halfstep.data.inputs import find_input
     from halfstep.data.manifest import MANIFEST_FILE, Manifest
     from halfstep.data.packing import id_type, num_documents_packed, pack_documents, split_documents
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.files import atomic_path, link_or_copy, local_or_hub, write_json
+    from halfstep.files import atomic_path, link_or_copy, write_json
+    from halfstep.inputs import inputs_of
     from halfstep.memory_advice import memory_advice
     from halfstep.resumption import open_work, stops_at_signals
     from halfstep.settings import load_params
@@ -52,10 +54,8 @@ def main(
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "prepare"))
     data = params.data
-    values = params.deciding("seed", "data") | {"corpus": fingerprint_of(params)}
-    tokenizer_source = Path(local_or_hub(data.tokenizer.source))
     with (
-        open_work("prepare", values, [tokenizer_source] if tokenizer_source.is_dir() else []) as work,
+        open_work("prepare", params.deciding("seed", "data"), [], inputs_of(params, "prepare", find_input)) as work,
         stops_at_signals(lambda: "prepare: stopped; the same command goes on from there"),
         scratch_folder() as scratch,
     ):
@@ -83,12 +83,9 @@ def main(
                         on_documents=update,
                     )
             manifest = Manifest(
-                source=data.source,
-                seed=params.seed,
                 context_length=data.context_length,
                 vocab_size=len(tokenizer),
                 dtype=id_type(len(tokenizer)),
-                num_cloze_passages=num_passages,
                 **splits,
             )
             with (
@@ -114,16 +111,6 @@ def main(
         markup=False,
         soft_wrap=True,
     )
-
-
-def fingerprint_of(params: Params) -> object:
-    """What tells the user's own files from other ones, without reading them; None for any other corpus."""
-    from halfstep.data.corpora import find_files
-
-    if not isinstance(params.data, TextSettings):
-        return None
-    stats = [(str(file), file.stat()) for file in find_files(_paths(params.data))]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _paths(data: TextSettings) -> list[str]:

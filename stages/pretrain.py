@@ -26,6 +26,7 @@ def main(
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.errors import UserError
     from halfstep.files import local_or_hub
+    from halfstep.inputs import inputs_of
     from halfstep.launch import enter
     from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser, DenoiserConfig
@@ -51,6 +52,7 @@ def main(
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
         model = Denoiser.from_pretrained(source, settings.init_revision)
+        # Of a hub id; the content of files is among `inputs_of`.
         key_inputs.append(locate_weights(source, settings.init_revision))
         if (model.config.vocab_size, model.config.mask_token_id) != (vocab_size, vocab_size - 1):
             raise UserError(
@@ -74,7 +76,8 @@ def main(
         min_time=settings.min_time,
         mask_token_id=model.config.mask_token_id,
     )
-    with open_work("pretrain", params.deciding("seed", "runtime", "model", "noise", "pretrain"), key_inputs) as work:
+    values = params.deciding("seed", "runtime", "model", "noise", "pretrain")
+    with open_work("pretrain", values, key_inputs, inputs_of(params, "pretrain")) as work:
         with live_run(params.model_dump(mode="json"), model="0") as log:
             state = fit(
                 work,

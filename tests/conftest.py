@@ -39,12 +39,9 @@ def write_tokens() -> Callable[..., None]:
         splits = {name: _write_split(folder, name, array, rows_per_shard) for name, array in rows.items()}
         first = next(iter(rows.values()))
         manifest = Manifest(
-            source="stories",
-            seed=0,
             context_length=first.shape[1],
             vocab_size=vocab_size,
             dtype=first.dtype.name,
-            num_cloze_passages=0,
             **({"train": splits.get("valid"), "valid": splits.get("train")} | splits),
         )
         write_json(folder / MANIFEST_FILE, manifest.model_dump())
@@ -59,8 +56,8 @@ def _write_split(folder: Path, name: str, rows: np.ndarray, rows_per_shard: int)
         path = folder / f"{name}-{number:05}.npy"
         np.save(path, part)
         size = {"num_bytes": path.stat().st_size, "sha256": file_hash(path)}
-        shards.append(Shard(file=path.name, num_sequences=len(part), num_documents=0, num_tokens=part.size, **size))
-    return Split(num_documents=0, num_tokens=rows.size, num_sequences=len(rows), shards=tuple(shards))
+        shards.append(Shard(file=path.name, num_sequences=len(part), **size))
+    return Split(num_sequences=len(rows), shards=tuple(shards))
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ ROOMS = {
 COMMON = {
     "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
     "halfstep.console", "halfstep.resumption", "halfstep.settings", "halfstep.stage_times", "halfstep.faults",
-    "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
+    "halfstep.inputs", "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 

@@ -28,6 +28,7 @@ from halfstep import ranks
 from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
 from halfstep.files import file_hash, project_root, read_json, write_json
+from halfstep.inputs import Inputs, fingerprint
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -185,7 +186,9 @@ class Work:
 
 
 @contextmanager
-def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> Iterator[Work]:
+def open_work(
+    name: str, values: Mapping[str, Any], files: Iterable[Path], inputs: Inputs | None = None
+) -> Iterator[Work]:
     """The unfinished work of a stage, nobody else's while the block lasts.
 
     A second process with the same work waits until the first is done, and then finds it done; of several that share
@@ -195,7 +198,8 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
     Args:
         name: of the stage, such as `distill-2`; part of a folder's name.
         values: parameters the result depends on, as plain values.
-        inputs: files and folders the result depends on.
+        files: files and folders the result depends on.
+        inputs: those that parameters name.
     """
     if not ranks.is_main():
         yield Work(name, ranks.from_main(Path()))
@@ -203,7 +207,8 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
     description = {
         "name": name,
         "parameters": values,
-        "files": {str(path): _content_hash(path) for path in inputs},
+        "files": {str(path): _content_hash(path) for path in files},
+        "inputs": fingerprint(inputs or {}),
         "code": code_hash(),
         "torch": version("torch"),
     }
@@ -311,7 +316,7 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
     kind, _, rest = key.partition(".")
     if kind == "parameters":
         return f"{rest} ({theirs}, now {ours})"
-    return f"the file {rest}" if kind == "files" else kind
+    return {"files": f"the file {rest}", "inputs": f"the content of {rest}"}.get(kind, kind)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

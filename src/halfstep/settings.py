@@ -5,6 +5,8 @@ nowhere else. `load_params` reads and checks all of it; a stage unpacks its own 
 """
 
 import math
+import os
+import posixpath
 import re
 import unicodedata
 from pathlib import Path
@@ -404,6 +406,13 @@ def models_of(rounds: int) -> list[str]:
     return [BASELINE, *(str(k) for k in range(rounds + 1))]
 
 
+class InputSettings(Settings):
+    """`stages` read files that parameters name; what these hold is noted in `files`, or that a stage reads none."""
+
+    stages: list[str]
+    files: dict[str, str]
+
+
 class Params(Settings):
     """All of `params.yaml`."""
 
@@ -412,6 +421,7 @@ class Params(Settings):
     rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
     schedule: dict[str, RoundSettings]
     models: list[str]
+    inputs: InputSettings
     runtime: RuntimeSettings
     launch: LaunchSettings
     data: DataSettings
@@ -430,6 +440,35 @@ class Params(Settings):
         without = {name: WITHOUT_INFLUENCE for name in sections if isinstance(getattr(self, name), TrainingSettings)}
         without["data"] = {"num_workers"}
         return self.model_dump(mode="json", include=set(sections), exclude=without)
+
+
+def named_inputs(params: Params) -> dict[str, dict[str, str | tuple[str, ...]]]:
+    """For each stage that may read files which no other stage wrote: the parameters that name them, with their values.
+
+    A value may be a hub id as well: only its reader can tell. The corpus `pydocs` is the running Python's own files.
+    """
+    data, evaluate = params.data, params.evaluate
+    named: dict[str, dict[str, Any]] = {
+        "prepare": {
+            "data.source": "pydocs" if isinstance(data, PydocsSettings) else None,
+            "data.path": data.path if isinstance(data, TextSettings) else None,
+            "data.cloze": data.cloze,
+            "data.tokenizer.source": None if data.tokenizer.source.startswith("train-") else data.tokenizer.source,
+        },
+        "pretrain": {"pretrain.init_from": params.pretrain.init_from},
+        "baseline": {"baseline.init_from": params.baseline.init_from},
+        "evaluate": {
+            "evaluate.scorer": None if scores_by_baseline(evaluate.scorer) else evaluate.scorer,
+            **{f"evaluate.likelihood_on.{text.name}": text.source for text in evaluate.likelihood_on},
+            "evaluate.downstream_include_path": evaluate.downstream_include_path if evaluate.downstream_tasks else None,
+        },
+    }
+    return {stage: {key: value for key, value in of.items() if value is not None} for stage, of in named.items()}
+
+
+def scores_by_baseline(scorer: str) -> bool:
+    """Whether a scorer is the pipeline's own autoregressive model, rather than files of the user."""
+    return posixpath.normpath(scorer) == f"models/{BASELINE}"
 
 
 def check_model_name(name: str) -> str:
@@ -456,6 +495,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as error:
         raise UserError(_describe(error, path)) from None
     _check_schedule(params, path)
+    _check_inputs(params, path)
     _check_lengths(params, path)
     _check_steps(params, path)
     return params
@@ -536,6 +576,16 @@ def _check_schedule(params: Params, path: Path) -> None:
             f"{path} contradicts itself: rounds is {params.rounds}, but schedule holds rounds"
             f" {shown(list(params.schedule))} and models {shown(params.models)}; the file is composed, not edited:"
             f" dvc exp run -S rounds={params.rounds}"
+        )
+
+
+def _check_inputs(params: Params, path: Path) -> None:
+    stages = [stage for stage, named in named_inputs(params).items() if named]
+    # By hand a stage needs nobody who watches its inputs.
+    if "DVC_STAGE" in os.environ and params.inputs.stages != stages:
+        raise UserError(
+            f"{path} contradicts itself: files are read by the stages {shown(stages)}, but inputs.stages is"
+            f" {shown(params.inputs.stages)}; the file is composed, not edited: dvc exp run -S KEY=VALUE"
         )
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from dvc.fs import LocalFileSystem
 
 from halfstep.data.cloze import load_cloze, write_cloze
 from halfstep.errors import UserError
+from halfstep.evaluation.cloze import load_passages
 
 
 @pytest.fixture
@@ -30,9 +32,11 @@ def test_written_passages_are_read_back(source: Path, tmp_path: Path) -> None:
     assert load("mine.jsonl", tmp_path) == ["a café there", "so it\nis"]
 
 
-def test_no_passages_make_an_empty_file(tmp_path: Path) -> None:
-    assert write_cloze(tmp_path / "cloze.jsonl", ()) == 0
-    assert (tmp_path / "cloze.jsonl").read_bytes() == b""
+def test_no_passages_make_a_file_of_none_that_dvc_does_not_warn_of(tmp_path: Path) -> None:
+    file = tmp_path / "cloze.jsonl"
+    assert write_cloze(file, ()) == 0
+    assert not LocalFileSystem().is_empty(str(file))
+    assert load_passages(file, None) == load(str(file), tmp_path) == []
 
 
 def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> None:

@@ -93,10 +93,8 @@ def test_rows_are_those_of_the_slow_version(tmp_path: Path, context_length: int,
     for number, shard in enumerate(split.shards):
         content = (tmp_path / shard.file).read_bytes()
         part = rows[start : start + rows_per_shard]
-        num_ends = sum(row[1:-1].count(TOKENIZER.eos_token_id) for row in part)
         assert shard.file == f"train-{number:05}.npy"
-        assert (shard.num_sequences, shard.num_documents) == (len(part), num_ends)
-        assert shard.num_tokens == len(part) * (context_length - 2)
+        assert shard.num_sequences == len(part)
         assert (shard.num_bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
         start += rows_per_shard
     assert start >= len(rows)

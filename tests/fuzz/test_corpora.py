@@ -292,13 +292,11 @@ def write_broken_tokens(folder: Path, content: bytes) -> None:
     """A shard beside a manifest that says it is of this size, and holds what `TOKENS` holds."""
     (folder / "train-00000.npy").write_bytes(content)
     shard = {
-        "file": "train-00000.npy", "num_sequences": 4, "num_documents": 1, "num_tokens": 24,
-        "num_bytes": max(len(content), 1), "sha256": "0" * 64,
+        "file": "train-00000.npy", "num_sequences": 4, "num_bytes": max(len(content), 1), "sha256": "0" * 64,
     }  # fmt: skip
-    split = {"num_documents": 1, "num_tokens": 24, "num_sequences": 4, "shards": [shard]}
-    manifest = {"source": "text", "seed": 0, "context_length": 8, "vocab_size": 9, "dtype": "uint16"}
-    values = manifest | {"num_cloze_passages": 0, "train": split, "valid": split}
-    (folder / "manifest.json").write_text(json.dumps(values))
+    split = {"num_sequences": 4, "shards": [shard]}
+    manifest = {"context_length": 8, "vocab_size": 9, "dtype": "uint16", "train": split, "valid": split}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("case", BROKEN_TOKENS)

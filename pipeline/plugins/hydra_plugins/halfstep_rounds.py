@@ -1,8 +1,11 @@
-"""Resolvers that turn one integer, `rounds`, into the list of rounds and the list of models.
+"""Resolvers: what DVC's templates cannot work out themselves.
 
 DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becomes the mapping that `foreach` in
 `dvc.yaml` expands into `distill@1` ... `distill@N`, and `${models:N}` the list behind `sample@m` and `evaluate@m`.
+`${inputs:}` becomes the list behind `inputs@STAGE`, the stages that read files which parameters name.
 """
+
+import posixpath
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -26,5 +29,34 @@ def models(rounds: object) -> ListConfig:
     return OmegaConf.create(["ar", *(str(k) for k in range(_checked(rounds) + 1))])
 
 
+def inputs(_root_: DictConfig) -> DictConfig:
+    """`{stages: [prepare], files: {prepare: inputs/prepare.json, ...}}`, as `halfstep.settings.named_inputs` has it."""
+
+    def value(key: str) -> object:
+        return OmegaConf.select(_root_, key)
+
+    reads = {
+        "prepare": value("data.source") in ("text", "pydocs")
+        or value("data.cloze") is not None
+        or not str(value("data.tokenizer.source")).startswith("train-"),
+        "pretrain": value("pretrain.init_from") is not None,
+        "baseline": value("baseline.init_from") is not None,
+        "evaluate": posixpath.normpath(str(value("evaluate.scorer"))) != "models/ar"
+        or bool(value("evaluate.likelihood_on"))
+        or (bool(value("evaluate.downstream_tasks")) and value("evaluate.downstream_include_path") is not None),
+    }
+    return OmegaConf.create(
+        {
+            "stages": [stage for stage, is_reading in reads.items() if is_reading],
+            "files": {
+                # A dependency that is left out where there are no such files is beyond DVC.
+                stage: f"inputs/{stage}.json" if is_reading else "pipeline/no-inputs.json"
+                for stage, is_reading in reads.items()
+            },
+        }
+    )
+
+
 OmegaConf.register_new_resolver("rounds", schedule, replace=True)
 OmegaConf.register_new_resolver("models", models, replace=True)
+OmegaConf.register_new_resolver("inputs", inputs, replace=True)

@@ -46,12 +46,17 @@ def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
 
 
 def write_cloze(path: Path, passages: Iterable[str]) -> int:
-    """Write passages as lines of `{"text": ...}`, stripped of outer white space; returns their number."""
+    """Write passages as lines of `{"text": ...}`, stripped of outer white space; returns their number.
+
+    Where there are none, one empty line is written: DVC warns of a file without a byte whenever a stage reads it.
+    """
     num_passages = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for passage in passages:
             file.write(json.dumps({"text": passage.strip()}, ensure_ascii=False) + "\n")
             num_passages += 1
+        if not num_passages:
+            file.write("\n")
     return num_passages
 
 

@@ -217,6 +217,13 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     return list(files)
 
 
+def is_local(source: str) -> bool:
+    """Whether a source of text means files: it is one, is written as a path or a glob, or has a file's ending."""
+    path = resolve_user_path(source)
+    is_written_so = source.startswith((".", "/", "~")) or any(character in source for character in "*?[")
+    return path.exists() or is_written_so or path.suffix in (".txt", ".jsonl", ".parquet")
+
+
 def _read_files(files: Iterable[Path], text_column: str, split_on_blank_lines: int) -> Iterator[str]:
     for file in files:
         num_documents = 0
@@ -409,10 +416,13 @@ def _pydocs() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     yield from (topics[name] for name in sorted(topics))
+    yield from filter(None, map(docstrings_of, library_files()))
+
+
+def library_files() -> list[Path]:
+    """The modules of the running Python's standard library, that of the help topics among them."""
     library = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(library.rglob("*.py")):
-        if NOT_LIBRARY.isdisjoint(file.relative_to(library).parts) and (text := docstrings_of(file)):
-            yield text
+    return [file for file in sorted(library.rglob("*.py")) if NOT_LIBRARY.isdisjoint(file.relative_to(library).parts)]
 
 
 def docstrings_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What `prepare` says of the tokens it wrote: their shards, counts and hashes, in one JSON file beside them."""
+"""What `prepare` says of the tokens it wrote: their shards, sizes and hashes, in one JSON file beside them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +10,6 @@ from halfstep.files import read_json
 
 MANIFEST_FILE = "manifest.json"
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveCount = Annotated[int, Field(gt=0, lt=2**63)]
 
 
@@ -24,24 +23,18 @@ class Shard(_Entry):
     Attributes:
         file: its name.
         num_sequences: rows, as many as in every shard of the split but the last, which may have fewer.
-        num_documents: documents that end in it.
-        num_tokens: the documents' tokens in it, with an EOS each.
         num_bytes, sha256: of the file.
     """
 
     file: Annotated[str, Field(pattern=r"^[\w-]+\.npy$")]
     num_sequences: PositiveCount
-    num_documents: Count
-    num_tokens: PositiveCount
     num_bytes: PositiveCount
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Split(_Entry):
-    """What a part of the corpus became; `num_tokens` counts all of its tokens, before the last chunk was dropped."""
+    """What a part of the corpus became."""
 
-    num_documents: Count
-    num_tokens: Count
     num_sequences: PositiveCount
     shards: Annotated[tuple[Shard, ...], Field(strict=False, min_length=1)]
 
@@ -55,15 +48,22 @@ class Split(_Entry):
         return self
 
 
-class Manifest(_Entry):
-    """`manifest.json`; `vocab_size` counts the mask token."""
+class PackedSplit(Split):
+    """A split and what went into it; `num_tokens` counts the last chunk too, dropped where it was not full."""
 
-    source: str
-    seed: int
+    num_documents: int
+    num_tokens: int
+
+
+class Manifest(_Entry):
+    """`manifest.json`: nothing but what follows from the tokens; `vocab_size` counts the mask token.
+
+    Whatever else changed in it would make every model stale.
+    """
+
     context_length: Annotated[int, Field(ge=3, lt=2**31)]
     vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
     dtype: Literal["uint16", "uint32"]
-    num_cloze_passages: Count
     train: Split
     valid: Split
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfstep.console import console
 from halfstep.data.encoding import Batch, Ids, encode_batches
-from halfstep.data.manifest import Shard, Split
+from halfstep.data.manifest import PackedSplit, Shard
 from halfstep.errors import UserError
 from halfstep.files import file_hash, read_json, write_json
 
@@ -66,7 +66,7 @@ def pack_documents(
     tokens_per_shard: int,
     num_workers: int | None,
     on_documents: Callable[[int, str], None],
-) -> Split:
+) -> PackedSplit:
     """Write documents as rows of tokens: joined with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
 
     The last chunk is dropped where it is not full. Text that spells a special token is tokenized as the text
@@ -162,7 +162,6 @@ class _Shards:
         self._full = [Shard(**values) for values in progress.get("shards", [])]
         # Of the open shard.
         self._num_rows: int = progress.get("num_rows", 0)
-        self._num_ends: int = progress.get("num_ends", 0)
         self._rest = np.array(progress.get("rest", []), dtype)
 
     def __enter__(self) -> _Shards:
@@ -189,7 +188,7 @@ class _Shards:
         if time.monotonic() - self._noted_at >= SECONDS_BETWEEN_NOTES:
             self._note()
 
-    def finish(self) -> Split:
+    def finish(self) -> PackedSplit:
         """Close the last shard; what was not a full row is dropped.
 
         Raises:
@@ -204,7 +203,7 @@ class _Shards:
                 f" {self._context_length}" + (", or set a larger data.valid_fraction" if self._name == "valid" else "")
             )
         self._note()
-        return Split(
+        return PackedSplit(
             num_documents=self.num_documents,
             num_tokens=self.num_tokens,
             num_sequences=sum(shard.num_sequences for shard in self._full),
@@ -227,7 +226,6 @@ class _Shards:
         assert self._file is not None
         self._file.write(rows.tobytes())
         self._num_rows += len(rows)
-        self._num_ends += int(np.count_nonzero(chunks == self._eos_token_id))
         if self._num_rows == self._rows_per_shard:
             self._close()
 
@@ -253,13 +251,11 @@ class _Shards:
             Shard(
                 file=self._path.name,
                 num_sequences=self._num_rows,
-                num_documents=self._num_ends,
-                num_tokens=self._num_rows * (self._context_length - 2),
                 num_bytes=self._path.stat().st_size,
                 sha256=file_hash(self._path),
             )
         )
-        self._num_rows = self._num_ends = 0
+        self._num_rows = 0
 
     def _note(self) -> None:
         """Note how far the shards are; the documents before are not read again by the next process."""
@@ -270,7 +266,6 @@ class _Shards:
             "next_document": self.next_document,
             "shards": [shard.model_dump() for shard in self._full],
             "num_rows": self._num_rows,
-            "num_ends": self._num_ends,
             "rest": self._rest.tolist(),
         }
         write_json(self._progress_path, progress)

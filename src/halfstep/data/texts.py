@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora import hub_corpus, text_corpus
+from halfstep.data.corpora import hub_corpus, is_local, text_corpus
 from halfstep.data.packing import id_type, pack_documents
 from halfstep.data.scratch import datasets_cache
 from halfstep.data.tokens import PackedTokens, Tokens
 from halfstep.errors import UserError
-from halfstep.files import resolve_user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -84,10 +83,3 @@ def pack_texts(
         raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
     tokens = PackedTokens(folder, packed, context_length, id_type(len(tokenizer)))
     return np.array(tokens[:num_sequences])
-
-
-def is_local(source: str) -> bool:
-    """Whether a source of text means files: it is one, is written as a path or a glob, or has a file's ending."""
-    path = resolve_user_path(source)
-    is_written_so = source.startswith((".", "/", "~")) or any(character in source for character in "*?[")
-    return path.exists() or is_written_so or path.suffix in (".txt", ".jsonl", ".parquet")

@@ -44,7 +44,7 @@ def load_passages(path: Path, limit: int | None) -> list[str]:
     """Read passages from a JSONL file of `{"text": ...}`, the target being the last word.
 
     Args:
-        path: the file; it may be empty.
+        path: the file; empty lines are passed over, and it may hold no others.
         limit: read this many at most; None is all.
     Raises:
         UserError: the file is missing, or a line is not a passage of two words or more.

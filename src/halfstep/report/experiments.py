@@ -17,7 +17,7 @@ from halfstep.settings import load_params
 WORKSPACE = "workspace"
 """Names what lies in the working copy, as DVC itself calls it."""
 
-COMPOSED = ("schedule", "models")
+COMPOSED = ("schedule", "models", "inputs")
 """Parameters that follow from others."""
 
 

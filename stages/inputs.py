@@ -1,0 +1,66 @@
+"""Stage `inputs@NAME`: what the user's own files hold that another stage reads."""
+
+import glob
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halfstep import console
+
+
+def main(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="prepare, pretrain, baseline or evaluate")],
+    params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
+    inputs_path: Annotated[
+        Path | None, typer.Option("--inputs", help="Hashes of the files, written (inputs/STAGE.json).")
+    ] = None,
+) -> None:
+    """Note the content of the files that a stage's parameters name, so that DVC runs it again when they are edited.
+
+    Reads the parameters and those files; writes their SHA-256. Files that did not change since they were last read are
+    not read again. Where a parameter's files are not on this machine, what was noted of them before is kept.
+    """
+    from halfstep.data.inputs import find_input
+    from halfstep.errors import UserError
+    from halfstep.files import read_json, write_json
+    from halfstep.inputs import fingerprint, inputs_of
+    from halfstep.settings import load_params, named_inputs
+
+    params = load_params(params_path)
+    named = named_inputs(params)
+    if stage not in named:
+        raise UserError(f"stage {stage} reads no files that a parameter names: give one of {', '.join(named)}")
+    inputs_path = inputs_path or Path("inputs") / f"{stage}.json"
+    try:
+        noted = read_json(inputs_path)
+    except (OSError, ValueError):
+        noted = {}
+    found: dict[str, list[str]] = {}
+    inputs = inputs_of(params, stage, find_input)
+    for (name, find), value in zip(inputs.items(), named[stage].values(), strict=True):
+        is_gone = bool(noted.get(name)) and not _is_there(value)
+        try:
+            found |= fingerprint({name: find})
+        except UserError:
+            if not is_gone:
+                raise
+            found[name] = []
+        if is_gone and not found[name]:
+            line = f"{name} is not on this machine: what was noted of its content stands"
+            console.console.print(line, markup=False, soft_wrap=True)
+            found[name] = noted[name]
+    write_json(inputs_path, found)
+
+
+def _is_there(value: Any) -> bool:
+    """Whether there is anything at all of a name, or of one of several."""
+    from halfstep.files import resolve_user_path
+
+    paths = [str(resolve_user_path(source)) for source in ([value] if isinstance(value, str) else value)]
+    return any(os.path.lexists(path) or glob.glob(path, recursive=True) for path in paths)
+
+
+if __name__ == "__main__":
+    console.run(main)
