@@ -43,7 +43,9 @@ def local_files(parameter: str, source: str) -> list[Path]:
         return [path]
     is_written_so = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(ENDINGS)
     if is_written_so or parameter == "evaluate.downstream_include_path":
-        raise UserError(f"{parameter} {source}: {path} is not there; give a file or a folder, from the project's root")
+        raise UserError(
+            f"{parameter} {source!r}: {path} is not there; give a file or a folder, from the project's root"
+        )
     return []
 
 

@@ -13,6 +13,8 @@ import yaml
 from stages import prepare as stage
 
 from halfstep import console
+from halfstep.data import corpora
+from halfstep.data.stories import stories
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.data.tokens import load_tokens, verify_tokens
 
@@ -62,7 +64,8 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "data/tokens/manifest.json").read_text())
     tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
     assert manifest["vocab_size"] == len(tokenizer) == tokenizer.mask_token_id + 1
-    assert (manifest["train"]["num_documents"], manifest["valid"]["num_documents"]) == (54, 6)
+    assert "train 54 documents" in done.stderr
+    assert "valid 6 documents" in done.stderr
     for name in ("train", "valid"):
         rows = load_tokens(tmp_path / "data/tokens", name)[:]
         assert rows.shape == (manifest[name]["num_sequences"], 64)
@@ -71,7 +74,7 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
         assert (rows[:, 1:-1] < tokenizer.mask_token_id).all()
     assert verify_tokens(tmp_path / "data/tokens") == 2
     passages = [json.loads(line)["text"] for line in (tmp_path / "data/cloze.jsonl").read_text().splitlines()]
-    assert len(passages) == manifest["num_cloze_passages"] == 7
+    assert len(passages) == 7
     assert f"vocabulary {len(tokenizer)}; 7 cloze passages" in done.stderr
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "cloze.jsonl",
@@ -79,6 +82,78 @@ def test_what_it_writes_fits_together(tmp_path: Path) -> None:
         "tokens",
     ]
     assert not [path for path in (tmp_path / ".halfstep").rglob("*") if path.suffix == ".arrow"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which the stage runs within the process of the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    # The stage would change what ends the process of the tests.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    return tmp_path
+
+
+def prepared(folder: Path, data: dict[str, Any]) -> dict[str, bytes]:
+    """The files of the tokens that the stage makes, by name."""
+    write_params(folder, **data)
+    stage.main(folder / "params.yaml", folder / "data/tokens", folder / "data/tokenizer", folder / "data/cloze.jsonl")
+    return {file.name: file.read_bytes() for file in (folder / "data/tokens").iterdir()}
+
+
+def own_texts(path: str) -> dict[str, Any]:
+    """Parameters of a corpus of the user's own."""
+    common = {key: value for key, value in corpus().items() if key not in ("num_documents", "num_cloze")}
+    return common | {"source": "text", "path": path, "text_column": "text", "split_on_blank_lines": 1}
+
+
+def write_stories(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number, story in enumerate(stories(60, 0)):
+        (folder / f"{number:02}.txt").write_text(story)
+
+
+def test_the_same_tokens_lie_in_the_same_files_whatever_they_are_made_of(here: Path) -> None:
+    """All that trains depends on these files: one cloze passage less trains nothing anew."""
+    first = prepared(here, corpus())
+    write_stories(here / "my")
+    (here / "cloze.jsonl").write_text('{"text": "two words"}')
+    changes = ({"num_cloze": 6}, {"num_documents": 90, "max_documents": 60}, {"cloze": "cloze.jsonl"})
+    for data in (*(corpus(**change) for change in changes), own_texts("my")):
+        assert prepared(here, data) == first
+    assert prepared(here, corpus(num_documents=61)) != first
+
+
+def test_an_edited_corpus_is_not_gone_on_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stories(here / "my")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def read_a_second_time(*arguments: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make_tokenizer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(here, own_texts("my/*.txt"))
+    for file in (here / "my").iterdir():
+        file.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make_tokenizer", killed)
+        patch.setattr(corpora, "READERS", dict.fromkeys(corpora.READERS, read_a_second_time))
+        with pytest.raises(KeyboardInterrupt):
+            prepared(here, own_texts("my/*.txt"))
+    file = here / "my" / "07.txt"
+    before, text = file.stat(), file.read_text()
+    file.write_text(text.replace("a", "o"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    edited = prepared(here, own_texts("my/*.txt"))
+    file.write_text(text)
+    first = prepared(here, own_texts("my/*.txt"))
+    monkeypatch.setenv("DVC_ROOT", str(here / "elsewhere"))
+    write_stories(here / "elsewhere" / "my")
+    assert prepared(here / "elsewhere", own_texts("my")) == first != edited
 
 
 @pytest.mark.parametrize(
