@@ -241,7 +241,7 @@ def test_what_is_composed_is_what_the_parameters_name(project: Path) -> None:
         params = compose(*overrides)
         assert params.inputs.stages == expected == [name for name, named in named_inputs(params).items() if named]
         none = "pipeline/no-inputs.json"
-        assert params.inputs.files == {
+        assert params.inputs.files.model_dump() == {
             name: f"inputs/{name}.json" if name in expected else none for name in named_inputs(params)
         }
         assert (ROOT / none).is_file()

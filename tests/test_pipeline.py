@@ -260,6 +260,51 @@ def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refuse
     assert "Traceback" not in output
 
 
+def test_an_edited_corpus_is_prepared_again_and_edited_back_it_is_restored(tmp_path: Path) -> None:
+    project = Project(tmp_path / "a project")
+    (project.path / "my").mkdir()
+    text = "".join(f"The cat number {number} sat on a mat with cat {7 * number}.\n\n" for number in range(200))
+    for name in ("a", "b"):
+        (project.path / "my" / f"{name}.txt").write_text(text)
+    edited = project.path / "my" / "a.txt"
+    tokens = project.path / "data" / "tokens" / "manifest.json"
+
+    def repro(project: Project = project) -> str:
+        output = project.dvc("repro", "prepare")
+        # A corpus without cloze passages.
+        assert "is empty" not in output
+        return output
+
+    output = project.dvc("exp", "run", "prepare", "-S", "preset=smoke", "-S", "data=text", "-S", "data.path=my/*.txt")
+    assert stages_run(output) == ["inputs@prepare", "prepare"]
+    assert "is empty" not in output
+    first = tokens.read_bytes()
+    edited.touch()
+    assert stages_run(repro()) == ["inputs@prepare"]
+    assert project.run("git", "status", "--short", "--untracked-files=no") == " M params.yaml\n"
+    project.run("git", "add", "params.yaml", "dvc.lock")
+    project.run("git", "commit", "--quiet", "--message", "results")
+
+    edited.write_text(text.replace("cat", "dog"))
+    assert stages_run(repro()) == ["inputs@prepare", "prepare"]
+    assert tokens.read_bytes() != first
+    (project.path / "dvc.lock").unlink()
+    edited.write_text(text)
+    output = repro()
+    assert stages_run(output) == ["inputs@prepare"]
+    assert "Stage 'prepare' is cached" in output
+    assert tokens.read_bytes() == first
+
+    # Someone else's clone, which has the results and not the text.
+    clone = project.clone(tmp_path / "clone")
+    clone.dvc("cache", "dir", "--local", str(project.path / ".dvc" / "cache"))
+    clone.dvc("checkout", "prepare", "inputs@prepare")
+    output = repro(clone)
+    assert stages_run(output) == ["inputs@prepare"]
+    assert "data.path=my/*.txt is not on this machine: what was noted of its content stands" in output
+    assert clone.run("git", "status", "--short") == ""
+
+
 def test_text_is_generated_from_a_prompt(project: Project) -> None:
     output = project.run("halfstep", "generate", "--model", "models/1", "--num-steps", "4", "--prompt", "One day")
     assert output.startswith("One day")

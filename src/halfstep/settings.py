@@ -406,11 +406,20 @@ def models_of(rounds: int) -> list[str]:
     return [BASELINE, *(str(k) for k in range(rounds + 1))]
 
 
+class InputFiles(Settings):
+    """For each stage that may read files which parameters name: where it is noted what they hold, or that none are."""
+
+    prepare: str
+    pretrain: str
+    baseline: str
+    evaluate: str
+
+
 class InputSettings(Settings):
-    """`stages` read files that parameters name; what these hold is noted in `files`, or that a stage reads none."""
+    """The stages that do read such files, and the notes on which all four depend."""
 
     stages: list[str]
-    files: dict[str, str]
+    files: InputFiles
 
 
 class Params(Settings):
