@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
+from halfstep.files import is_there
 from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def load_autoregressive(
             output_loading_info=True,
         )
 
+    # A folder that may not be entered is to transformers a model of an unknown kind.
+    is_there(Path(source) / "config.json")
     _hide_progress_bars()
     try:
         model, found = with_retries(f"model {source}", load)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
-from halfstep.files import atomic_path
+from halfstep.files import atomic_path, is_there
 from halfstep.model.denoiser import Denoiser, DenoiserConfig
 from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
 from halfstep.model.training_checkpoint import read_training_checkpoint
@@ -100,11 +100,10 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: neither a model's folder or file nor a hub id that can be reached.
     """
-    # os.path says no to a name that no file can have, where pathlib raises.
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
+    if is_there(path) and path.is_dir():
         return _weights_in(path)
-    if os.path.isfile(path):
+    if is_there(path) and path.is_file():
         if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
             raise UserError(
                 f"{path} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
