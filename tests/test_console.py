@@ -55,6 +55,18 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert said in line
 
 
+def test_a_permission_denied_that_a_reader_took_for_a_broken_file_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/")
+        except OSError:
+            raise UserError("config.json is no JSON: make it again") from None
+
+    assert _exit_code_of(command) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("error: /: permission denied: / belongs to ")
+
+
 def test_lack_of_memory_comes_with_the_advice_of_its_command_alone(capfd: pytest.CaptureFixture[str]) -> None:
     console.advise_on_memory("advice of the command before")
 

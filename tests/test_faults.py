@@ -1,6 +1,7 @@
 """Which exceptions are faults of the machine, however a library words them."""
 
 import errno
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +33,11 @@ def _caused_by(outer: Exception, inner: Exception) -> Exception:
         (OSError("[Errno 27] Error writing bytes to file. Detail: File too large"), errno.EFBIG, None),
         (RuntimeError("(sqlite3.OperationalError) database or disk is full"), errno.ENOSPC, None),
         (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), errno.EROFS, None),
+        (PermissionError(errno.EACCES, "Permission denied", "models/0"), errno.EACCES, "models/0"),
+        (PermissionError(errno.EPERM, "Operation not permitted", "a"), errno.EPERM, "a"),
+        (OSError(errno.EACCES, "Failed to open local file 'a.parquet'. Detail: [errno 13]"), errno.EACCES, "a.parquet"),
+        (shutil.Error([("a", "b", "[Errno 13] Permission denied: 'a'")]), errno.EACCES, "a"),
+        (Exception("Permission denied (os error 13)"), errno.EACCES, None),
         (_caused_by(RuntimeError("generation failed"), OSError(errno.EIO, "I/O", "a.arrow")), errno.EIO, "a.arrow"),
     ],
 )
@@ -47,7 +53,6 @@ def test_faults_of_the_disk_are_known_by_number_or_word(error: Exception, number
     "error",
     [
         FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
-        PermissionError(errno.EACCES, "Permission denied", "a"),
         UserError("[Errno 28] is in the text of the user"),
         ValueError("28 requested"),
         RuntimeError("size mismatch"),

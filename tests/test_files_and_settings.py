@@ -5,6 +5,7 @@ import yaml
 
 from halfstep.errors import UserError
 from halfstep.files import atomic_path, project_root, resolve_user_path, write_json
+from halfstep.planning.compose import composed_params
 from halfstep.settings import load_params, models_of, schedule_of
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,58 @@ def test_bad_parameters_are_named_in_one_line_with_the_way_out(tmp_path: Path, c
     assert "\n" not in text
     assert str(path) in text
     assert "dvc exp run" in text
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("sample", "num_steps", 4, "is 4: it should be a list; .* -S 'sample.num_steps=[4]'"),
+        ("sample", "num_steps", "4,8", "it should be a list; .* -S 'sample.num_steps=[4,8]'"),
+        ("sample", "num_steps", [], "a list with something in it; .* -S 'sample.num_steps=[VALUE]'"),
+        ("sample", "num_steps", [4.5], "sample.num_steps.0 is 4.5: .* whole number.* -S 'sample.num_steps=[VALUE]'"),
+        ("sample", "num_step", 4, "unknown parameter sample.num_step .*, is sample.num_steps meant?"),
+        ("evaluate", "downstream_tasks", "piqa", "-S 'evaluate.downstream_tasks=[piqa]'"),
+        ("evaluate", "mauve_num_buckets", "many", "mauve_num_buckets is 'many': it should be a whole number or 'auto'"),
+        ("pretrain", "learning_rate", "1e-8", "is '1e-8': it should be a number, .* pretrain.learning_rate=1.0e-08"),
+        ("pretrain", "learning_rate", 0.0, "it should be more than 0;"),
+        ("pretrain", "learning_rate", None, "is None: it should be a number;"),
+        ("pretrain", "batch_size", 64.0, "a whole number; .* -S pretrain.batch_size=64"),
+        ("pretrain", "batch_size", "1_000", "a whole number; .* -S pretrain.batch_size=1000"),
+        ("pretrain", "lr_schedule", "linaer", "'constant', 'linear' or 'cosine'; .* -S pretrain.lr_schedule=linear"),
+        ("runtime", "compile", "yes", "true or false; .* -S runtime.compile=true"),
+        ("launch", "rendezvous", "here", "it should be HOST:PORT"),
+        ("data", "cloze", 5, "it should be text; .* -S 'data.cloze=\"5\"'"),
+        ("data", "source", "storys", "'stories', 'pydocs', 'text', 'hub'; .* -S data=stories"),
+        ("data", "tokenizer", "gpt2", "it should be a group of keys; .* -S data.tokenizer.KEY=VALUE"),
+        (
+            "data",
+            "cloze",
+            "???",
+            "data.cloze is '???': only you know its value, .* -S data=stories -S data.cloze=VALUE",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_how_to_write_it(
+    tmp_path: Path, section: str, key: str, value: object, said: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        load_params(_params(tmp_path, lambda values: values[section].update({key: value})))
+    assert all(part in str(raised.value) for part in said.split(".*")), raised.value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=text"], "data.path is '???': only you know its value"),
+        (["data=hub"], "-S data=hub -S data.hub_id=VALUE"),
+        (["+roundz=3"], "unknown parameter roundz (value 3), is rounds meant?"),
+        (["sample.num_step=4"], "is sample.num_steps meant?"),
+    ],
+)
+def test_overrides_that_lack_a_value_or_name_no_parameter(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        composed_params(overrides, ROOT)
+    assert said in str(raised.value)
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:

@@ -121,12 +121,9 @@ def generate(
                 on_step=on_step,
             ).tokens
 
-    def piece(token_id: int) -> str:
-        return tokenizer.decode([token_id])
-
     if show:
         most = num_steps if confidence is None else length - len(given)
-        tokens = _draw_shown(draw, x_init, piece, mask_token_id, most, pause_seconds)
+        tokens = _draw_shown(draw, x_init, tokenizer.decode, mask_token_id, most, pause_seconds)
     else:
         tokens = draw(None)
         for row in tokens.tolist():
@@ -136,12 +133,14 @@ def generate(
 def _draw_shown(
     draw: "Callable[[Callable[[int, Tensor], None]], Tensor]",
     x_init: "Tensor",
-    piece: Callable[[int], str],
+    decode: Callable[[list[int]], str],
     mask_token_id: int,
     num_steps: int,
     pause_seconds: float,
 ) -> "Tensor":
     """Draw samples while their tokens appear in the terminal; tokens new in a step stand out."""
+    from halfstep.report.samples import token_pieces
+
     before = x_init.clone()
 
     def frame(step: int, tokens: "Tensor") -> Panel:
@@ -150,13 +149,13 @@ def _draw_shown(
             zip(tokens.tolist(), before.tolist(), x_init.tolist(), strict=True)
         ):
             text.append("\n\n" if row else "")
-            for token_id, old, first in zip(ids, old_ids, first_ids, strict=True):
+            for token_id, old, first, piece in zip(ids, old_ids, first_ids, token_pieces(ids, decode), strict=True):
                 if token_id == mask_token_id:
                     text.append(MASK_GLYPH, style="dim")
                 elif first != mask_token_id:
-                    text.append(piece(token_id), style="cyan")
+                    text.append(piece, style="cyan")
                 else:
-                    text.append(piece(token_id), style="bold green" if old == mask_token_id else "")
+                    text.append(piece, style="bold green" if old == mask_token_id else "")
         left = int((tokens == mask_token_id).sum())
         return Panel(text, title=f"denoising step {step} of {num_steps}", subtitle=f"{left} tokens masked")
 

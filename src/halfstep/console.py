@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.progress import (
 
 from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
-from halfstep.faults import told_in_one_line
+from halfstep.faults import refusal_told, told_in_one_line
 
 STARTED = time.monotonic()
 """When this process began to run a command, by the monotonic clock; commands import this module first."""
@@ -66,10 +66,11 @@ def run_app(app: typer.Typer) -> None:
     # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     advise_on_memory(None)
+    _leave_files_to_readers(app)
     try:
         app()
     except UserError as error:
-        leave(LastWords(f"error: {error}", EXIT_USER_ERROR, "red"))
+        leave(LastWords(f"error: {refusal_told(error) or error}", EXIT_USER_ERROR, "red"))
     except Interrupted as error:
         leave(LastWords(str(error), 128 + error.signal_number, "yellow"))
     except KeyboardInterrupt:
@@ -81,6 +82,17 @@ def run_app(app: typer.Typer) -> None:
         if line is None:
             raise
         leave(LastWords(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT, "red"))
+
+
+def _leave_files_to_readers(app: typer.Typer) -> None:
+    """Have Typer not look beforehand whether files can be read: who reads them can say whose they are."""
+    for command in app.registered_commands:
+        for hint in get_type_hints(command.callback, include_extras=True).values():
+            for information in getattr(hint, "__metadata__", ()):
+                information.readable = False
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _leave_files_to_readers(group.typer_instance)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The exceptions that end a command with one line instead of a traceback."""
 
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """A mistake in parameters, files or names that the user can mend.
@@ -30,6 +32,12 @@ def one_line(value: object, limit: int = 200) -> str:
         words = type(value).__name__
     cut = words if len(words) <= limit else f"{words[:limit]} ..."
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in cut)
+
+
+def first_of(names: Collection[str], limit: int = 3) -> str:
+    """The first of some names, and how many more there are; `none` of no names."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return one_line(", ".join(list(names)[:limit]) or "none") + more
 
 
 def shown(value: object) -> str:

@@ -1,12 +1,16 @@
-"""Faults of the machine in one line each: a disk that is full, read-only or broken, and a lack of memory.
+"""Faults of the machine in one line each: a disk that is full, read-only, broken or somebody else's, and no memory.
 
 Libraries tell them in their own ways, some only by a message, so a fault is looked for in an exception and in those
 behind it.
 """
 
 import errno
+import os
 import re
+import shlex
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from halfstep.errors import Interrupted, MachineFault, UserError
 
@@ -16,11 +20,16 @@ STORAGE_FAULTS = {
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.EFBIG: ("the file is larger than may be written here", "raise the limit (ulimit -f)"),
     errno.EIO: ("the disk reports an input/output error", "see to the disk"),
+    errno.EACCES: ("permission denied", "have it made readable and writable"),
+    errno.EPERM: ("permission denied", "have it made readable and writable"),
 }
 """What each error number means, and the way out."""
+REFUSALS = (errno.EACCES, errno.EPERM)
 
 # As Python, and pyarrow; as Rust prints an error (tokenizers), and its debug form (safetensors).
 _NUMBER = re.compile(r"\[[Ee]rrno (\d+)\]|\(os error (\d+)\)|\bOs \{ code: (\d+)")
+# The name of a file that is in the text alone, as shutil, pyarrow and safetensors have it.
+_NAMED = re.compile(r"(?:\[Errno \d+\][^:'\"]*:? '|^No such file or directory: )([^'\n]+)")
 # NumPy drops the number when a write comes up short; SQLite has words of its own.
 _WORDS = (
     (re.compile(r"\b\d+ requested and \d+ written\b"), errno.ENOSPC),
@@ -38,11 +47,18 @@ def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
         (error number, one of `STORAGE_FAULTS`; the file's name if the exception has it); None for other exceptions.
     """
     for cause in _chain(error):
-        number = _storage_errno(cause)
+        name = getattr(cause, "filename", None)
+        if name is None and (named := _NAMED.search(str(cause))):
+            name = named[1]
+        number = errno.EACCES if _is_kept_from(cause, name) else _storage_errno(cause)
         if number is not None:
-            name = getattr(cause, "filename", None)
-            return number, None if name is None else str(name)
+            return number, None if name is None else os.fsdecode(name)
     return None
+
+
+def _is_kept_from(error: BaseException, name: str | None) -> bool:
+    """Whether a file is said not to be there that is, but cannot be read: safetensors knows no other reason."""
+    return isinstance(error, FileNotFoundError) and name is not None and any(_refusing(Path(name)))
 
 
 def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
@@ -62,8 +78,46 @@ def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | N
     if found is None:
         return None
     number, name = found
-    what, way_out = STORAGE_FAULTS[number]
+    what, way_out = _refusal(Path(name)) if number in REFUSALS and name else STORAGE_FAULTS[number]
     return f"{name or 'a file'}: {what}: {way_out}, then the same command goes on"
+
+
+def refusal_told(error: UserError) -> str | None:
+    """The line for a permission that was denied where a reader made a `UserError` of it; None for all others."""
+    cause = error.__context__
+    found = storage_fault(cause) if cause else None
+    return told_in_one_line(cause, None) if cause and found and found[0] in REFUSALS else None
+
+
+def _refusal(path: Path) -> tuple[str, str]:
+    """(who keeps this process from a path, the way out)."""
+    places = list(_refusing(path))
+    place = next((place for place in (*places, path, *path.parents) if os.path.exists(place)), Path())
+    status = place.stat()
+    try:
+        owner = place.owner()
+    except (KeyError, NotImplementedError):  # a user without a name, a system without owners
+        owner = f"user {status.st_uid}"
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    facts = f"permission denied: {place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
+    if user != status.st_uid:
+        return f"{facts}, and this is user {user}", f"sudo chown -R {user} {shlex.quote(str(place))}"
+    if places:
+        return facts, f"chmod -R u+rwX {shlex.quote(str(place))}"
+    return f"{facts}, which is not what forbids it", "ask who runs this machine"
+
+
+def _refusing(path: Path) -> Iterator[Path]:
+    """What keeps this process from a path: a folder that cannot be entered, the file itself, the folder it is in."""
+    for folder in reversed(path.parents):
+        if folder.exists() and not os.access(folder, os.X_OK):
+            yield folder
+            return
+    there = next(place for place in (path, *path.parents) if place.exists())
+    folder = there if there != path and there.is_dir() else there.parent
+    for place, use in ((there, os.R_OK), (folder, os.W_OK), (there, os.W_OK)):
+        if not os.access(place, use):
+            yield place
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,24 +34,33 @@ def resolve_user_path(path: str | Path) -> Path:
     return project_root() / os.path.expanduser(path)
 
 
+def make_folder(parent: Path, prefix: str = "") -> Path:
+    """Make a folder under a name that no other has, for whom the umask says; those of tempfile are for its owner."""
+    folder = parent / f"{prefix}{uuid.uuid4().hex[:12]}"
+    folder.mkdir()
+    return folder
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that is renamed to it when the block succeeds.
 
     On an exception nothing is left behind and an existing file or directory at `path` stays as it was. The
     block may create a file or a directory at the yielded path; parents of `path` are created. What stands under the
-    name has reached the disk: a power cut leaves the whole of it, or what was there before.
+    name has reached the disk: a power cut leaves the whole of it, or what was there before. Whom the umask lets read
+    it can, whatever a library made of its files.
 
     Raises:
-        OSError: the disk is full, read-only or broken, whichever library told it; with `path` as its file's name.
+        OSError: the disk is full, read-only, broken or not ours to write to, whichever library told it; with `path` as
+            its file's name.
     """
     with storage_faults_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = make_folder(path.parent, f".{path.name}.")
         try:
             temporary = folder / path.name
             yield temporary
-            _sync_tree(temporary)
+            _finish_tree(temporary, stat.S_IMODE(folder.stat().st_mode))
             if temporary.is_dir() and path.exists():
                 path.rename(folder / "replaced")
             temporary.replace(path)
@@ -118,13 +129,20 @@ def unchanged(path: Path) -> Iterator[None]:
         )
 
 
-def _sync_tree(path: Path) -> None:
-    """Have the contents of a file, or of a folder and all in it, reach the disk."""
+def _finish_tree(path: Path, mode: int) -> None:
+    """Have a file, or a folder and all in it, reach the disk, for all whom `mode` lets at a folder.
+
+    safetensors writes files for their owner alone. A file that has another name as well stays as it is.
+    """
     if path.is_symlink():
         return
-    if path.is_dir():
+    if is_folder := path.is_dir():
         for entry in path.iterdir():
-            _sync_tree(entry)
+            _finish_tree(entry, mode)
+    status = path.stat()
+    lacking = mode & (0o777 if is_folder else 0o666) & ~status.st_mode
+    if lacking and (is_folder or status.st_nlink == 1):
+        path.chmod(stat.S_IMODE(status.st_mode) | lacking)
     _sync(path)
 
 
@@ -165,6 +183,21 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(with_retries(str(path), lambda: path.read_text(encoding="utf-8")))
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is none.
+
+    Raises:
+        PermissionError: this cannot be seen.
+    """
+    try:
+        path.stat()
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def local_or_hub(source: str) -> str:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -16,7 +15,7 @@ from halfstep import ranks
 from halfstep.console import LAST_WORDS, LastWords, console, forget_last_words, leave, read_last_words
 from halfstep.device import select_device
 from halfstep.errors import UserError
-from halfstep.files import project_root
+from halfstep.files import make_folder, project_root
 from halfstep.settings import LaunchSettings, RuntimeSettings
 
 ON_NODE = "HALFSTEP_ON_NODE"
@@ -92,7 +91,7 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
     root = project_root() / ".halfstep" / "ranks"
     root.mkdir(parents=True, exist_ok=True)
-    outputs = Path(tempfile.mkdtemp(dir=root))
+    outputs = make_folder(root)
     words_path = outputs / "last-words.json"
     command = _command()
     config = LaunchConfig(

@@ -336,7 +336,7 @@ def _sweep_finished(root: Path) -> None:
         try:
             with FileLock(_lock_path(folder), timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
-        except Timeout:
+        except (Timeout, PermissionError):  # in use, or another user's
             continue
 
 

@@ -4,13 +4,18 @@
 nowhere else. `load_params` reads and checks all of it; a stage unpacks its own section into plain values.
 """
 
+import difflib
+import json
 import math
 import os
 import posixpath
 import re
+import shlex
 import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -44,6 +49,9 @@ MAX_PATH_BYTES = 4000
 MAX_PARAMS_BYTES = 2**20
 """A file larger than this is not one of parameters."""
 
+UNSET = "???"
+"""What stands in `pipeline/conf` where only the user can say the value."""
+
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_INT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_INT)]
 
@@ -59,6 +67,8 @@ class Settings(BaseModel):
         """Texts name files, models and columns: none has control characters, or a name that no file can have."""
         for text in value if isinstance(value, tuple | list) else (value,):
             if isinstance(text, str):
+                if text == UNSET:
+                    raise ValueError("only you know its value, so it has to be given")
                 if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
                     raise ValueError("text holds a control character: take it out")
                 names = [len(name.encode()) for name in text.split("/")]
@@ -559,24 +569,118 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {one_line(error)}; {way_out}") from None
 
 
+WANTED = {
+    "tuple_type": "a list", "too_short": "a list with something in it", "int_type": "a whole number",
+    "int_from_float": "a whole number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_type": "true or false", "string_type": "text", "string_too_short": "text", "model_type": "a group of keys",
+    "model_attributes_type": "a group of keys", "dict_type": "a group of keys", "list_type": "a list",
+    "string_pattern_mismatch": "{form}", "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more", "less_than": "less than {lt}", "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+}  # fmt: skip
+"""What a value should be, by pydantic's name for what is wrong with it."""
+FORMS = {"rendezvous": "HOST:PORT", "name": "letters, digits, '.', '_' and '-', a letter or digit first"}
+GROUPS = ("model_type", "model_attributes_type", "dict_type")
+
+
 def _describe(error: ValidationError, path: Path) -> str:
     """The first thing wrong, in one line; and how many more there are."""
     first, *others = error.errors(include_url=False)
-    key = one_line(".".join(str(part) for part in first["loc"] if part not in ("stories", "pydocs", "text", "hub")), 80)
-    if first["type"] == "extra_forbidden":
-        problem = f"unknown parameter {key} (value {shown(first['input'])})"
-    elif first["type"] == "missing":
+    kind, value, location = first["type"], first["input"], list(first["loc"])
+    # pydantic also names the kind of corpus, and the alternative of a union.
+    unsaid = ("stories", "pydocs", "text", "hub")
+    parts = [p for p in location[:-1] if isinstance(p, int) or (p.isidentifier() and p not in unsaid)]
+    if location and (kind == "extra_forbidden" or str(location[-1]).isidentifier() or isinstance(location[-1], int)):
+        parts.append(location[-1])
+    key = one_line(".".join(map(str, parts)), 80)
+    # Hydra sets a list whole.
+    settable = one_line(".".join(map(str, takewhile(lambda part: not isinstance(part, int), parts))), 80)
+    example = "VALUE" if settable == key and kind not in ("tuple_type", "too_short") else "[VALUE]"
+    group = ""
+    if kind == "extra_forbidden":
+        problem, nearest = f"unknown parameter {key} (value {shown(value)})", nearest_key(key)
+        if nearest:
+            problem, settable, example = f"{problem}, is {nearest} meant?", nearest, _as_override(value)
+    elif kind == "missing":
         problem = f"parameter {key} is missing"
-    elif first["type"] == "union_tag_invalid":
-        key, wanted = f"{key}.source", one_line(first["ctx"]["expected_tags"])
-        problem = f"{key} is {shown(first['input']['source'])}: it should be one of {wanted}"
+    elif kind == "union_tag_invalid":
+        key, settable = f"{key}.source", key
+        found, wanted = value["source"], first["ctx"]["expected_tags"]
+        problem = f"{key} is {shown(found)}: it should be one of {one_line(wanted)}"
+        example = _nearest(str(found), re.findall("'(.*?)'", wanted)) or example
+    elif kind in WANTED:
+        limits = {
+            name: f"{limit:.10g}" for name, limit in first.get("ctx", {}).items() if isinstance(limit, int | float)
+        }
+        form = FORMS.get(str(parts[-1]) if parts else "", "")
+        wanted = WANTED[kind].format(**{**first.get("ctx", {}), **limits, "form": form})
+        for other in others:
+            if (other["type"], other["loc"][:-1]) == ("literal_error", first["loc"][:-1]):
+                wanted += f" or {other['ctx']['expected']}"
+        problem = f"{key or 'the file'} is {shown(value)}: it should be {one_line(wanted)}"
+        if settable == key:
+            example = _mended(kind, value, wanted) or example
+            settable += ".KEY" if kind in GROUPS and key else ""
+        if kind == "float_type" and example != "VALUE":
+            problem += f", which YAML reads only in the form {example}"
     else:
+        if value == UNSET and location[0] == "data":
+            group = f"-S data={location[1]} "
         message = one_line(first["msg"].removeprefix("Value error, "))
-        value = "" if isinstance(first["input"], dict) else f" is {shown(first['input'])}"
-        problem = f"{key or 'the file'}{value}: {message}"
+        problem = f"{key or 'the file'}{'' if isinstance(value, dict) else f' is {shown(value)}'}: {message}"
     more = f" (and {len(others)} more)" if others else ""
-    override = f"-S {key}=VALUE" if key else "-S KEY=VALUE"
-    return f"{path}: {problem}{more}; the file is composed from pipeline/conf: dvc exp run {override}"
+    override = shlex.quote(one_line(f"{settable or 'KEY'}={example}"))
+    return f"{path}: {problem}{more}; the file is composed from pipeline/conf: dvc exp run {group}-S {override}"
+
+
+def _mended(kind: str, value: Any, wanted: str) -> str | None:
+    """What a value of the wrong kind may have been meant to be, as Hydra takes it; None where nobody can tell."""
+    if kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return f"[{value}]"
+    if kind == "literal_error":
+        return _nearest(str(value), re.findall("'(.*?)'", wanted))
+    if kind == "bool_type":
+        return "true" if str(value).lower() in ("1", "1.0", "yes", "on", "true", "y") else "false"
+    if kind == "string_type" and isinstance(value, int | float):
+        return f'"{_as_override(value)}"'
+    if isinstance(value, str | float) and kind in ("int_type", "int_from_float", "float_type"):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if math.isfinite(number) and (kind == "float_type" or number.is_integer()):
+            text = str(number if kind == "float_type" else int(number))
+            return text if "e" not in text or "." in text else text.replace("e", ".0e")
+    return None
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra takes it; that of a kind which nobody would write there is left to the user."""
+    if isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if value is None or isinstance(value, int | float) else "VALUE"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def nearest_key(key: str) -> str | None:
+    """The parameter that was likely meant by one that is not known; None where none is like it."""
+    return _nearest(key, _keys(Params))
+
+
+def _keys(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all parameters of a model, or of the models in a union."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        for part in get_args(annotation) if get_origin(annotation) not in (tuple, dict) else ():
+            yield from _keys(part, prefix)
+        return
+    for name, field in annotation.model_fields.items():
+        inner = list(_keys(field.annotation, f"{prefix}{name}."))
+        yield from inner or [f"{prefix}{name}"]
 
 
 def _check_schedule(params: Params, path: Path) -> None:

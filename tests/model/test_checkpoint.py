@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from halfstep.cli import app
 from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.autoregressive import load_autoregressive, new_gpt2
 from halfstep.model.checkpoint import expected_shapes, export_denoiser, read_config, save_denoiser
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
 
@@ -68,11 +71,25 @@ def test_shapes_are_found_without_arithmetic(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["backbone.", "backbone.backbone.", "_orig_mod.backbone.", "backbone._orig_mod.", "_orig_mod."]
-)
+    "prefix",
+    [
+        "backbone.", "backbone.backbone.", "_orig_mod.backbone.", "backbone._orig_mod.", "_orig_mod.", "module.",
+        "_orig_mod.module.", "module._orig_mod.", "module.backbone.", "backbone.module.", "model.", "ema.module.",
+        "_fsdp_wrapped_module.", "model.backbone.module._orig_mod.",
+    ],
+)  # fmt: skip
 def test_prefixes_of_published_checkpoints_are_taken_off(denoiser: Denoiser, tmp_path: Path, prefix: str) -> None:
     denoiser.save_pretrained(tmp_path)
     tensors = {prefix + name: tensor for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert _same_weights(Denoiser.from_pretrained(tmp_path), denoiser)
+
+
+def test_blocks_that_were_wrapped_each_are_unwrapped(denoiser: Denoiser, tmp_path: Path) -> None:
+    denoiser.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    wrapped = r"\1._checkpoint_wrapped_module._orig_mod"
+    _rename(tensors, lambda name: "module." + re.sub(r"(blocks\.\d+)", wrapped, name))
     save_file(tensors, tmp_path / WEIGHTS)
     assert _same_weights(Denoiser.from_pretrained(tmp_path), denoiser)
 
@@ -127,7 +144,7 @@ def test_export_takes_the_tokenizer_along_and_overwrites_nothing(denoiser: Denoi
 
 
 @pytest.mark.parametrize("use_ema", [True, False])
-@pytest.mark.parametrize("prefix", ["backbone.", "_orig_mod.backbone.", "backbone._orig_mod."])
+@pytest.mark.parametrize("prefix", ["backbone.", "_orig_mod.backbone.", "backbone._orig_mod.", "module."])
 def test_a_training_checkpoint_gives_its_average_or_its_raw_weights(
     denoiser: Denoiser, tmp_path: Path, prefix: str, use_ema: bool
 ) -> None:
@@ -254,19 +271,56 @@ def _write(folder: Path, denoiser: Denoiser, change) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def _rename(tensors: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> None:
+    for name in list(tensors):
+        tensors[new_name(name)] = tensors.pop(name)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("blocks.1.norm1.weight"), "lacks the tensor blocks.1.norm1.weight"),
-        (lambda tensors: tensors.update(extra=torch.zeros(1)), "holds the tensor extra"),
+        (lambda tensors: tensors.pop("blocks.1.norm1.weight"), "lacks the tensors blocks.1.norm1.weight;"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "holds extra, for which there is no place;"),
         (lambda tensors: tensors.update({"blocks.0.norm1.weight": torch.zeros(3)}), "norm1.weight has shape"),
-        (lambda tensors: tensors.update({"backbone.blocks.0.norm1.weight": torch.zeros(16)}), "twice"),
+        (
+            lambda tensors: tensors.update({"backbone.blocks.0.norm1.weight": torch.zeros(16)}),
+            "holds backbone.blocks",
+        ),
+        (
+            lambda tensors: _rename(tensors, lambda name: f"module.{name}" if "blocks" in name else name),
+            r"lacks the tensors blocks\S+, blocks\S+, blocks\S+ and \d+ more and holds module\.blocks",
+        ),
+        (
+            lambda tensors: _rename(tensors, lambda name: f"student.{name}"),
+            r"lacks the tensors vocab_embed\.embedding, .* and holds student\..*, as module\.vocab_embed",
+        ),
+        (
+            lambda tensors: tensors.update({f"ema.{name}": tensor.clone() for name, tensor in tensors.items()}),
+            r"holds ema\.",
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(denoiser: Denoiser, tmp_path: Path, change, message: str) -> None:
     _write(tmp_path, denoiser, change)
     with pytest.raises(UserError, match=message):
         Denoiser.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", "student."])
+def test_an_autoregressive_model_is_unwrapped_too_or_its_names_are_told(tmp_path: Path, prefix: str) -> None:
+    model = new_gpt2(vocab_size=8, length=8, hidden_size=8, num_blocks=1, num_heads=1, dropout=0.0)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    _rename(tensors, lambda name: prefix + name)
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    if prefix == "student.":
+        with pytest.raises(
+            UserError, match=r"lacks weights .*: lm_head\.weight.* and 14 more; left over are student\."
+        ):
+            load_autoregressive(tmp_path)
+    else:
+        loaded = load_autoregressive(tmp_path).state_dict()
+        assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

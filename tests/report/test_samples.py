@@ -1,12 +1,20 @@
 """The samples that the page plays."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from halfstep import cli
+from halfstep.data.tokenizer import train_bpe_tokenizer, train_word_tokenizer
 from halfstep.errors import UserError
 from halfstep.report.samples import browser_data, load_samples, token_pieces, tokens_together
 
@@ -35,6 +43,97 @@ def test_bytes_that_are_no_character_are_not_lost() -> None:
 
 def test_pieces_are_those_within_the_text() -> None:
     assert token_pieces([0, 1, 2], decode_words) == ["a", " b", " c"]
+
+
+TEXTS = [
+    "the cat sat on the mat, and the dog didn't.",
+    " leading and  double spaces ",
+    "Über die Brücke läuft ein Bär; naïve",
+    "smile 😀 twice 😀😀 and 中文",
+    "it ' s the cat ' s . Is n't it ?",
+]
+
+
+def _words() -> PreTrainedTokenizerFast:
+    return train_word_tokenizer(TEXTS, vocab_size=100)
+
+
+def _bytes() -> PreTrainedTokenizerFast:
+    return train_bpe_tokenizer(TEXTS[:2], vocab_size=300)
+
+
+def _sentencepiece(byte_fallback: bool) -> PreTrainedTokenizerFast:
+    """Spaces as part of words, the first one left out in decoding, and characters by bytes if need be."""
+    pieces = sorted({piece for text in TEXTS[:3] for piece in re.findall("▁?[^▁]{1,4}", text.replace(" ", "▁"))})
+    vocab = [("<unk>", 0.0), ("▁", -2.0), *((piece, -1.0) for piece in pieces if piece != "▁")]
+    vocab += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)] if byte_fallback else []
+    backend = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=byte_fallback))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    fallback = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(fallback) if byte_fallback else decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", mask_token="<mask>")
+
+
+def _wordpiece(clean_up: bool) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=clean_up)
+    trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=["[UNK]"], show_progress=False)
+    backend.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]", clean_up_tokenization_spaces=clean_up
+    )
+
+
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "words": _words,
+    "bytes": _bytes,
+    "sentencepiece": lambda: _sentencepiece(False),
+    "sentencepiece with bytes": lambda: _sentencepiece(True),
+    "wordpiece": lambda: _wordpiece(False),
+    "wordpiece, cleaned up": lambda: _wordpiece(True),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_pieces_of_any_tokenizer_join_to_the_text_whatever_is_drawn(kind: str) -> None:
+    """Also of what no text is tokenized to: half characters, and masks in between."""
+    tokenizer = TOKENIZERS[kind]()
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(len(tokenizer), size=40).tolist() for _ in range(20)]
+    given = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+    masked = [[id if i % 3 else tokenizer.mask_token_id for i, id in enumerate(ids)] for ids in given]
+    for ids in (*given, *drawn, *masked, []):
+        pieces = token_pieces(ids, tokenizer.decode)
+        assert len(pieces) == len(ids)
+        assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_a_text_that_is_shown_keeps_the_spaces_of_its_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = _sentencepiece(False)
+    ids = tokenizer.encode("the cat sat on the dog", add_special_tokens=False)
+    frames: list[str] = []
+
+    class Live:
+        def __init__(self, frame: Any, **options: Any) -> None:
+            self.update(frame)
+
+        def update(self, frame: Any, **options: Any) -> None:
+            frames.append(frame.renderable.plain)
+
+        def __enter__(self) -> "Live":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(cli, "Live", Live)
+    mask = tokenizer.mask_token_id
+    x_init = torch.tensor([ids[:3] + [mask] * (len(ids) - 3)])
+    cli._draw_shown(lambda on_step: torch.tensor([ids]), x_init, tokenizer.decode, mask, 1, 0.0)
+    assert frames[-1] == tokenizer.decode(ids)
+    assert frames[-1].startswith("the cat sat on the ")
+    assert frames[0] == tokenizer.decode(ids[:3]) + cli.MASK_GLYPH * (len(ids) - 3)
 
 
 def test_the_same_index_is_read_of_every_model_at_every_number_of_steps(project: Any) -> None:

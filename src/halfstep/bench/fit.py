@@ -166,6 +166,8 @@ def vocab_size_for(params: Params, tokens_path: Path) -> int:
     """
     try:
         return int(read_json(tokens_path / "manifest.json")["vocab_size"])
+    except PermissionError:
+        raise
     except (OSError, KeyError, ValueError):
         pass
     if params.data.tokenizer.vocab_size is None:

@@ -1,14 +1,13 @@
 """A folder for the intermediate files of one command."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from halfstep.files import project_root
+from halfstep.files import make_folder, project_root
 
 
 def datasets_cache() -> Path:
@@ -28,7 +27,7 @@ def scratch_folder() -> Iterator[Path]:
     with FileLock(root / "sweep.lock"):
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
             _remove_if_free(folder)
-        scratch = Path(tempfile.mkdtemp(dir=root))
+        scratch = make_folder(root)
         lock = FileLock(_lock_path(scratch))
         lock.acquire()
     try:
@@ -47,6 +46,6 @@ def _remove_if_free(folder: Path) -> None:
     try:
         with FileLock(_lock_path(folder), timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
-    except Timeout:
+    except (Timeout, PermissionError):  # in use, or another user's
         return
     _lock_path(folder).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
-from halfstep.files import resolve_user_path
+from halfstep.files import is_there, resolve_user_path
 from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     from transformers import AutoTokenizer
 
     folder = source if isinstance(source, Path) else resolve_user_path(source)
-    # os.path says no to a name that no file can have, where pathlib raises.
-    is_local = isinstance(source, Path) or os.path.exists(folder) or source.startswith((".", "/", "~"))
+    is_local = is_there(folder) or isinstance(source, Path) or source.startswith((".", "/", "~"))
     if is_local and not os.path.isdir(folder):
         raise UserError(
             f"tokenizer {source}: there is no folder {folder}; give one that holds tokenizer.json and"

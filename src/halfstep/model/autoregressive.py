@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from halfstep.errors import UserError, one_line
+from halfstep.errors import UserError, first_of, one_line
 from halfstep.faults import storage_fault
+from halfstep.files import is_there
 from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ def load_autoregressive(
             use_safetensors=True,
             dtype=torch.float32,
             trust_remote_code=False,
+            key_mapping={r"^(module\.|_orig_mod\.)+": ""},  # left by DistributedDataParallel and torch.compile
             output_loading_info=True,
         )
 
+    # A folder that may not be entered is to transformers a model of an unknown kind.
+    is_there(Path(source) / "config.json")
     _hide_progress_bars()
     try:
         model, found = with_retries(f"model {source}", load)
@@ -89,8 +93,8 @@ def load_autoregressive(
     # transformers would go on with random weights in place of those that are missing.
     if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
         raise UserError(
-            f"{source} lacks weights that its config.json asks for, or has them in another shape:"
-            f" {one_line(', '.join(missing))}; give another model, or make this one again"
+            f"{source} lacks weights that its config.json asks for, or has them in another shape: {first_of(missing)};"
+            f" left over are {first_of(sorted(found['unexpected_keys']))}; give another model, or make this one again"
         )
     if min_vocab_size is not None and model.config.vocab_size < min_vocab_size:
         raise UserError(

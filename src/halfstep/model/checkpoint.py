@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halfstep.errors import UserError, one_line, shown
+from halfstep.errors import UserError, first_of, one_line, shown
 from halfstep.faults import storage_fault
-from halfstep.files import atomic_path
+from halfstep.files import atomic_path, is_there
 from halfstep.model.denoiser import Denoiser, DenoiserConfig
 from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
 from halfstep.model.training_checkpoint import read_training_checkpoint
@@ -26,7 +27,8 @@ from halfstep.retries import with_retries
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-PREFIXES = ("backbone.", "_orig_mod.")
+WRAPPERS = ("module", "_orig_mod", "backbone", "model", "ema", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of tensors' names that are of what was around the network, or a part of it, when it was saved."""
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
 MAX_SIZES = {
@@ -63,7 +65,7 @@ def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: b
             config = read_config(config_path)
         else:
             config = _checked_config(checkpoint.config, weights_path)
-    tensors = plain_names(tensors, weights_path)
+    tensors = plain_names(tensors)
     check_tensors(tensors, expected_shapes(config, len(tensors), config_path), weights_path)
     denoiser = Denoiser(config)
     denoiser.load_state_dict(tensors, strict=True)
@@ -100,11 +102,10 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: neither a model's folder or file nor a hub id that can be reached.
     """
-    # os.path says no to a name that no file can have, where pathlib raises.
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
+    if is_there(path) and path.is_dir():
         return _weights_in(path)
-    if os.path.isfile(path):
+    if is_there(path) and path.is_file():
         if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
             raise UserError(
                 f"{path} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
@@ -229,30 +230,32 @@ def expected_shapes(config: DenoiserConfig, num_tensors: int, path: Path) -> dic
         raise UserError(f"{path} asks for a network that cannot be: {one_line(error)}; {ANOTHER}") from None
 
 
-def plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors without the prefixes that wrappers leave on names: `backbone.`, `_orig_mod.`, repeated or not.
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the network's own names for them, where each name begins with the same of `WRAPPERS`, or none.
 
-    Raises:
-        UserError: two names become the same.
+    Others stay as they are: they may be of two networks.
     """
-    named: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = _without_prefixes(name)
-        if plain in named:
-            raise UserError(f"{path} holds {plain} twice under different prefixes; {ANOTHER}")
-        named[plain] = tensor
-    return named
+    named = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensors[name] for name in tensors}
+    beginnings = {tuple(takewhile(WRAPPERS.__contains__, name.split("."))) for name in tensors}
+    return named if len(beginnings) == 1 and len(named) == len(tensors) else dict(tensors)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
     """Check that every tensor is used once, none missing, none left over.
 
     Raises:
-        UserError: names the first tensor that does not fit.
+        UserError: names the first tensors that do not fit.
     """
+    missing = [name for name in expected if name not in tensors]
+    left_over = [name for name in tensors if name not in expected]
+    problems = [f"lacks the tensors {first_of(missing)}"] if missing else []
+    problems += [f"holds {first_of(left_over)}, for which there is no place"] if left_over else []
+    if problems:
+        raise UserError(
+            f"{path} {' and '.join(problems)}; before all names the same of {', '.join(WRAPPERS[:5])} may"
+            f" stand, as module.{next(iter(expected))}; {ANOTHER}"
+        )
     for name, shape in expected.items():
-        if name not in tensors:
-            raise UserError(f"{path} lacks the tensor {name} {tuple(shape)}; {ANOTHER}")
         if tensors[name].shape != shape:
             raise UserError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, but its configuration asks for"
@@ -260,12 +263,3 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Si
             )
         if not tensors[name].is_floating_point():
             raise UserError(f"{path}: {name} holds {tensors[name].dtype}, not real numbers; {ANOTHER}")
-    for name in tensors:
-        if name not in expected:
-            raise UserError(f"{path} holds the tensor {one_line(name)}, for which this model has no place; {ANOTHER}")
-
-
-def _without_prefixes(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.removeprefix("backbone.").removeprefix("_orig_mod.")
-    return name

@@ -1,11 +1,12 @@
 """Parameters as `dvc exp run -S` composes them, without writing params.yaml."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from halfstep.errors import UserError, one_line
-from halfstep.settings import Params, load_params
+from halfstep.settings import Params, load_params, nearest_key
 
 
 def composed_params(overrides: Sequence[str], root: Path) -> Params:
@@ -37,7 +38,10 @@ def composed_params(overrides: Sequence[str], root: Path) -> Params:
             compose_and_dump(path, str(conf.resolve()), None, "config", str(plugins.resolve()), list(runs[0][name]))
         # A plugin's resolver raises plain exceptions.
         except (HydraException, OmegaConfBaseException, DvcException, ValueError) as error:
-            raise UserError(f"{one_line(given)} cannot be composed: {one_line(error)}") from None
+            refused = re.search(r"Could not override '(.+?)'", str(error))
+            nearest = nearest_key(refused[1]) if refused else None
+            hint = f"; is {nearest} meant?" if nearest else ""
+            raise UserError(f"{one_line(given)} cannot be composed: {one_line(error)}{hint}") from None
         try:
             return load_params(path)
         except UserError as error:

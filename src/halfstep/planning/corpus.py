@@ -35,6 +35,8 @@ def prepared_manifest(params: Params, root: Path) -> dict[str, Any] | None:
         there = load_params(root / "params.yaml")
         manifest = read_json(path)
         counted = [manifest["vocab_size"], manifest["train"]["num_tokens"], manifest["valid"]["num_tokens"]]
+    except PermissionError:
+        raise
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return None
     is_same = (there.seed, there.data) == (params.seed, params.data)

@@ -445,5 +445,7 @@ def _scorer(params: Params, baseline: Network) -> tuple[Network | None, list[str
         names = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
         vocab_size, hidden_size, num_blocks, num_heads, length = (int(values[name]) for name in names)
         return Network(vocab_size, hidden_size, num_blocks, num_heads, length, None), left_out
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None, [f"evaluate.scorer {source}, whose sizes are not known here", *left_out]

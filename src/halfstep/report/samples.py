@@ -11,7 +11,6 @@ from halfstep.errors import UserError
 from halfstep.estimates import Estimate
 
 KINDS = ("unconditional", "continuations")
-REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -113,24 +112,22 @@ def _read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
 def token_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     """The text that each token adds to what stands before it; joined, they are the whole text.
 
-    A token may be decoded otherwise at the start of a text than within it, and a character may need several tokens:
-    then the last one of them adds it, and the others add nothing.
+    What a token is decoded to depends on where it stands, and a character may need several tokens: then the last one of
+    them adds it, and the others add nothing.
 
     Args:
         token_ids: of the text.
-        decode: token ids to text, in which an unfinished character is U+FFFD.
+        decode: token ids to text.
     """
+    text = decode(list(token_ids))
     pieces: list[str] = []
-    # Tokens from `context` on are decoded together; those before `unread` have been shown.
-    context = unread = 0
+    written = 0
     for end in range(1, len(token_ids) + 1):
-        shown = decode(list(token_ids[context:unread]))
-        text = decode(list(token_ids[context:end]))
-        if text.endswith(REPLACEMENT) and end < len(token_ids):
-            pieces.append("")
-        else:
-            pieces.append(text[len(shown) :])
-            context, unread = unread, end
+        so_far = decode(list(token_ids[:end]))
+        while not text.startswith(so_far):  # an unfinished character, a space that the next token takes away
+            so_far = so_far[:-1]
+        pieces.append(text[written : len(so_far)])
+        written = max(written, len(so_far))
     return pieces
 
 

@@ -88,5 +88,7 @@ def _write_hashes(folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         return all(file_hash(folder / name) == expected for name, expected in read_json(folder / HASHES_FILE).items())
+    except PermissionError:
+        raise
     except (OSError, ValueError, AttributeError):
         return False
