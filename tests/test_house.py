@@ -53,6 +53,7 @@ COMMON = {
     "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
     "halfstep.console", "halfstep.resumption", "halfstep.settings", "halfstep.stage_times", "halfstep.faults",
     "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
+    "halfstep.provenance",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
@@ -156,7 +157,7 @@ def test_dvc_is_told_every_file_of_code_a_stage_imports_and_no_other(name: str) 
     """When this fails, `python tests/test_house.py` writes the lists anew."""
     script = ROOT / "stages" / f"{name}.py"
     listed = {dep for dep in dvc_stages()[name]["deps"] if dep.endswith(".py") or dep.startswith("src/")}
-    assert listed == {f"stages/{name}.py", *files_behind(script)}
+    assert listed == {"stages/__init__.py", f"stages/{name}.py", *files_behind(script)}
 
 
 def test_params_yaml_is_what_the_groups_compose_to(tmp_path: Path) -> None:
@@ -200,11 +201,11 @@ def write_dependency_lists() -> None:
     """Rewrite the code files among the dependencies in dvc.yaml, leaving everything else as it is."""
     lines: list[str] = []
     for line in (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines():
-        script = re.match(r"( +)- stages/(\w+)\.py$", line)
+        script = re.match(r"( +)- stages/([a-z]\w*)\.py$", line)
         if script:
             files = files_behind(ROOT / "stages" / f"{script[2]}.py")
-            lines += [line, *(f"{script[1]}- {file}" for file in sorted(files))]
-        elif not re.match(r" +- src/", line):
+            lines += [line, *(f"{script[1]}- {file}" for file in ["stages/__init__.py", *sorted(files)])]
+        elif not re.match(r" +- (src/|stages/__init__)", line):
             lines.append(line)
     (ROOT / "dvc.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

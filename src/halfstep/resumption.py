@@ -28,6 +28,7 @@ from halfstep import ranks
 from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
 from halfstep.files import file_hash, project_root, read_json, write_json
+from halfstep.provenance import code_hashes, refuse_changes
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -56,9 +57,6 @@ FINISHED_FILE = "finished"
 JOURNAL_FILE = "journal.jsonl"
 NUM_NAMED = 3
 """Differences to another run's work that are named in a line."""
-
-WITHOUT_INFLUENCE = ("bench", "report", "templates", "cli.py", "console.py", "lm_eval_command.py", "tracking.py")
-"""Parts of the package on which no result depends that could be gone on with."""
 
 
 def anew(
@@ -160,10 +158,12 @@ class Work:
     Attributes:
         name: of the stage, such as `distill-2`.
         path: a folder that outlives the run.
+        check_inputs: raises a `MachineFault` if they are no longer what the work was begun with.
     """
 
     name: str
     path: Path
+    check_inputs: Callable[[], None]
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -179,8 +179,12 @@ class Work:
         """Say that the result is written.
 
         What was kept stays until another stage begins: only then has DVC taken the result.
+
+        Raises:
+            MachineFault: an input changed meanwhile.
         """
         if ranks.is_main():
+            self.check_inputs()
             (self.path / FINISHED_FILE).touch()
 
 
@@ -198,13 +202,15 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
         inputs: files and folders the result depends on.
     """
     if not ranks.is_main():
-        yield Work(name, ranks.from_main(Path()))
+        yield Work(name, ranks.from_main(Path()), lambda: None)
         return
+    inputs = list(inputs)
+    files = _content_hashes(inputs)
     description = {
         "name": name,
         "parameters": values,
-        "files": {str(path): _content_hash(path) for path in inputs},
-        "code": code_hash(),
+        "files": files,
+        "code": code_hashes(name.partition("-")[0]),
         "torch": version("torch"),
     }
     text = json.dumps(description, sort_keys=True, default=str)
@@ -224,7 +230,7 @@ def open_work(name: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> I
             write_json(path / DESCRIPTION_FILE, json.loads(text))
             _mention_others(name, path, json.loads(text))
         _sweep_finished(root)
-        yield Work(name, ranks.from_main(path))
+        yield Work(name, ranks.from_main(path), lambda: refuse_changes(files, _content_hashes(inputs)))
     finally:
         if not _holds_work(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -258,15 +264,8 @@ def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def code_hash() -> str:
-    """Hash of the package's sources, but for the parts in `WITHOUT_INFLUENCE`."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        name = file.relative_to(package)
-        if name.parts[0] not in WITHOUT_INFLUENCE:
-            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+def _content_hashes(inputs: Iterable[Path]) -> dict[str, str]:
+    return {str(path): _content_hash(path) for path in inputs}
 
 
 def _content_hash(path: Path) -> str:
@@ -311,7 +310,7 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
     kind, _, rest = key.partition(".")
     if kind == "parameters":
         return f"{rest} ({theirs}, now {ours})"
-    return f"the file {rest}" if kind == "files" else kind
+    return f"the file {rest}" if kind in ("files", "code") else kind
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
