@@ -4,6 +4,10 @@ DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becom
 `dvc.yaml` expands into `distill@1` ... `distill@N`, and `${models:N}` the list behind `sample@m` and `evaluate@m`.
 """
 
+import os
+import shutil
+import sys
+
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 MAX_ROUNDS = 30
@@ -28,3 +32,7 @@ def models(rounds: object) -> ListConfig:
 
 OmegaConf.register_new_resolver("rounds", schedule, replace=True)
 OmegaConf.register_new_resolver("models", models, replace=True)
+
+# DVC starts stages as `python`. Where the path has none they get the one that DVC runs in.
+if shutil.which("python") is None:
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
