@@ -1,7 +1,11 @@
 """The rules of the house: who may import whom, what DVC is told, and that params.yaml is composed."""
 
 import ast
+import hashlib
 import re
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,6 +199,25 @@ def test_the_container_file_copies_what_is_there_and_nothing_is_sent_to_its_buil
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == names
+
+
+def test_a_checkout_on_windows_has_the_same_bytes(tmp_path: Path) -> None:
+    """DVC hashes them, so that other line ends would make every stage stale."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository")
+    options = ["--quiet", "--config", "core.autocrlf=true", "--config", "core.eol=crlf"]
+    subprocess.run(["git", "clone", *options, str(ROOT), str(tmp_path / "clone")], check=True)
+    tree = ["git", "-C", str(tmp_path / "clone"), "ls-tree", "-r", "-z", "--format=%(objectname) %(path)", "HEAD"]
+    for entry in filter(None, subprocess.check_output(tree, text=True).split("\0")):
+        object_name, name = entry.split(" ", 1)
+        content = (tmp_path / "clone" / name).read_bytes()
+        assert hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == object_name, name
+
+
+def test_stages_find_a_python_where_the_path_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runpy.run_path(str(ROOT / "pipeline/plugins/hydra_plugins/halfstep_rounds.py"))
+    assert shutil.which("python") == str(Path(sys.executable).with_name("python"))
 
 
 def write_dependency_lists() -> None:
