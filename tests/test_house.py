@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 import re
 import runpy
 import shutil
@@ -199,6 +200,23 @@ def test_the_container_file_copies_what_is_there_and_nothing_is_sent_to_its_buil
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == names
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root becomes a user without a name")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+def test_dvc_runs_as_a_user_without_a_name_in_the_containers_environment(tmp_path: Path) -> None:
+    lines = re.findall(r"^ENV (.+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    variables = dict(pair.split("=", 1) for line in lines for pair in line.split())
+    assert variables.pop("HOME") == "/home/halfstep"
+    nobody = 54321
+    os.chown(tmp_path, nobody, nobody)
+    # May read what others may not, as the image's packages, and write to nothing but its own.
+    user = ["setpriv", f"--reuid={nobody}", "--clear-groups", "--inh-caps=+dac_read_search"]
+    user += ["--ambient-caps=+dac_read_search", sys.executable, "-m", "dvc"]
+    environment = variables | {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"}
+    for command in (["init", "--no-scm"], ["status"]):
+        done = subprocess.run([*user, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_checkout_on_windows_has_the_same_bytes(tmp_path: Path) -> None:
