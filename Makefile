@@ -36,12 +36,18 @@ server: setup
 
 setup: .venv/.installed
 
+# An environment is of use in the folder in which it was made, which it names in all its scripts: elsewhere it is made anew.
+ifneq ($(shell cat .venv/.installed 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.installed
+.venv/.installed: clean-venv
+endif
+
 # Python compiles a module when it is first imported; to compile all that is installed takes a minute and more.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "halfstep needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
-	touch .venv/.installed
+	pwd -P > .venv/.installed
 
 clean-venv:
 	rm -rf .venv

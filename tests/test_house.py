@@ -1,7 +1,12 @@
 """The rules of the house: who may import whom, what DVC is told, and that params.yaml is composed."""
 
 import ast
+import hashlib
+import os
 import re
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +58,7 @@ COMMON = {
     "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
     "halfstep.console", "halfstep.resumption", "halfstep.settings", "halfstep.stage_times", "halfstep.faults",
     "halfstep.inputs", "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
+    "halfstep.provenance",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
@@ -156,7 +162,7 @@ def test_dvc_is_told_every_file_of_code_a_stage_imports_and_no_other(name: str) 
     """When this fails, `python tests/test_house.py` writes the lists anew."""
     script = ROOT / "stages" / f"{name}.py"
     listed = {dep for dep in dvc_stages()[name]["deps"] if dep.endswith(".py") or dep.startswith("src/")}
-    assert listed == {f"stages/{name}.py", *files_behind(script)}
+    assert listed == {"stages/__init__.py", f"stages/{name}.py", *files_behind(script)}
 
 
 def test_params_yaml_is_what_the_groups_compose_to(tmp_path: Path) -> None:
@@ -196,15 +202,51 @@ def test_the_container_file_copies_what_is_there_and_nothing_is_sent_to_its_buil
     assert {line[1:] for line in ignored if line.startswith("!")} == names
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root becomes a user without a name")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+def test_dvc_runs_as_a_user_without_a_name_in_the_containers_environment(tmp_path: Path) -> None:
+    lines = re.findall(r"^ENV (.+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    variables = dict(pair.split("=", 1) for line in lines for pair in line.split())
+    assert variables.pop("HOME") == "/home/halfstep"
+    nobody = 54321
+    os.chown(tmp_path, nobody, nobody)
+    # May read what others may not, as the image's packages, and write to nothing but its own.
+    user = ["setpriv", f"--reuid={nobody}", "--clear-groups", "--inh-caps=+dac_read_search"]
+    user += ["--ambient-caps=+dac_read_search", sys.executable, "-m", "dvc"]
+    environment = variables | {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"}
+    for command in (["init", "--no-scm"], ["status"]):
+        done = subprocess.run([*user, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_checkout_on_windows_has_the_same_bytes(tmp_path: Path) -> None:
+    """DVC hashes them, so that other line ends would make every stage stale."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository")
+    options = ["--quiet", "--config", "core.autocrlf=true", "--config", "core.eol=crlf"]
+    subprocess.run(["git", "clone", *options, str(ROOT), str(tmp_path / "clone")], check=True)
+    tree = ["git", "-C", str(tmp_path / "clone"), "ls-tree", "-r", "-z", "--format=%(objectname) %(path)", "HEAD"]
+    for entry in filter(None, subprocess.check_output(tree, text=True).split("\0")):
+        object_name, name = entry.split(" ", 1)
+        content = (tmp_path / "clone" / name).read_bytes()
+        assert hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == object_name, name
+
+
+def test_stages_find_a_python_where_the_path_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runpy.run_path(str(ROOT / "pipeline/plugins/hydra_plugins/halfstep_rounds.py"))
+    assert shutil.which("python") == str(Path(sys.executable).with_name("python"))
+
+
 def write_dependency_lists() -> None:
     """Rewrite the code files among the dependencies in dvc.yaml, leaving everything else as it is."""
     lines: list[str] = []
     for line in (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines():
-        script = re.match(r"( +)- stages/(\w+)\.py$", line)
+        script = re.match(r"( +)- stages/([a-z]\w*)\.py$", line)
         if script:
             files = files_behind(ROOT / "stages" / f"{script[2]}.py")
-            lines += [line, *(f"{script[1]}- {file}" for file in sorted(files))]
-        elif not re.match(r" +- src/", line):
+            lines += [line, *(f"{script[1]}- {file}" for file in ["stages/__init__.py", *sorted(files)])]
+        elif not re.match(r" +- (src/|stages/__init__)", line):
             lines.append(line)
     (ROOT / "dvc.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,6 +239,27 @@ def test_killed_at_random_moments_a_second_clone_gives_the_same_bytes(
     assert f"{num_kills} kill" in output
     for out in outs:
         assert out in json.loads((tmp_path / "hashes.json").read_text())
+
+
+def test_a_queued_experiment_runs_the_code_it_was_queued_with(tmp_path: Path) -> None:
+    """What was edited since neither runs nor comes back from the run cache."""
+    project = Project(tmp_path / "queue")
+    command = ["prepare", "-S", "preset=smoke", "-S", "rounds=0", "-S", "seed=77"]
+    project.dvc("exp", "run", "--queue", *command)
+    corpora = project.path / "src/halfstep/data/corpora.py"
+    text = corpora.read_text()
+    edited = text.replace("stories(num_documents, seed)", "stories(num_documents // 2, seed)")
+    assert edited != text
+    corpora.write_text(edited)
+    # As where the environment is installed from the workspace.
+    project.run("env", f"PYTHONPATH={project.path / 'src'}", sys.executable, "-m", "dvc", "queue", "start")
+    while re.search(r"Queued|Running", project.dvc("queue", "status")):
+        time.sleep(0.5)
+    corpora.write_text(text)
+    output = project.dvc("exp", "run", *command)
+    assert "Stage 'prepare' is cached" in output
+    manifest = json.loads((project.path / "data/tokens/manifest.json").read_text())
+    assert manifest["train"]["num_documents"] + manifest["valid"]["num_documents"] == 400
 
 
 def test_one_round_more_runs_that_round_and_one_round_fewer_runs_none(project: Project) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfstep import resumption
-from halfstep.errors import Interrupted, UserError
+from halfstep import provenance, resumption
+from halfstep.errors import Interrupted, MachineFault, UserError
 from halfstep.resumption import Journal, Remember, open_work, stops_at_signals
 
 
@@ -124,22 +124,49 @@ def test_work_is_found_by_the_same_parameters_files_and_code_only(tmp_path: Path
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
     (folder / "other").rename(folder / "weights")
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) == path
-    monkeypatch.setattr(resumption, "code_hash", lambda: "changed")
+    monkeypatch.setattr(resumption, "code_hashes", lambda stage: {"halfstep/files.py": stage})
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
 
 
-def test_the_code_counts_but_for_what_no_result_depends_on(tmp_path: Path, monkeypatch) -> None:
-    package = tmp_path / "halfstep"
-    for name in ("resumption.py", "report/page.py", "cli.py", "data/cli.py"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text("x = 1\n")
-    monkeypatch.setattr(resumption, "__file__", str(package / "resumption.py"))
-    before = resumption.code_hash()
-    for name in ("report/page.py", "cli.py"):
-        (package / name).write_text("x = 2\n")
-    assert resumption.code_hash() == before
-    (package / "data/cli.py").write_text("x = 2\n")
-    assert resumption.code_hash() != before
+def test_the_code_that_dvc_is_told_counts_and_the_file_that_differs_is_named(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    project = tmp_path / "project"
+    for name in ("stages/distill.py", "src/halfstep/cli.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x = 1\n")
+    (project / "dvc.yaml").write_text("stages: {distill: {foreach: [1], do: {cmd: x, deps: [stages/distill.py]}}}")
+    monkeypatch.setattr(provenance, "ROOT", project)
+
+    def path_of_distill() -> Path:
+        with open_work("distill-1", {}, []) as work:
+            (work.path / "kept").write_text("something")
+            return work.path
+
+    path = path_of_distill()
+    (project / "src/halfstep/cli.py").write_text("x = 2\n")
+    assert path_of_distill() == path
+    (project / "stages/distill.py").write_text("x = 2\n")
+    assert path_of_distill() != path
+    assert "differs in the file stages/distill.py" in " ".join(capsys.readouterr().err.split())
+
+
+def test_work_whose_input_changed_meanwhile_is_not_finished(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a")
+
+    def work_and_edit() -> None:
+        with open_work("stage", {}, [tokens]) as work:
+            (work.path / "kept").write_text("something")
+            tokens.write_text("b")
+            work.finish()
+
+    with pytest.raises(MachineFault, match="tokens changed while the stage ran"):
+        work_and_edit()
+    tokens.write_text("a")
+    with open_work("stage", {}, [tokens]) as work:
+        assert (work.path / "kept").is_file()
+        work.finish()
 
 
 def test_finished_work_is_kept_until_another_stage_begins(root: Path) -> None:

@@ -1,5 +1,6 @@
 """How commands talk to a person: one console, one progress display, one way to fail."""
 
+import functools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -26,6 +27,7 @@ from rich.progress import (
 from halfstep import ranks
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import refusal_told, told_in_one_line
+from halfstep.provenance import recorded_is_what_ran
 
 STARTED = time.monotonic()
 """When this process began to run a command, by the monotonic clock; commands import this module first."""
@@ -50,10 +52,15 @@ def run(command: Callable[..., None]) -> None:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         raise Interrupted(signal_number, "stopped; the same command goes on from what is kept")
 
+    @functools.wraps(command)
+    def checked(**arguments: Any) -> None:
+        with recorded_is_what_ran(Path(command.__code__.co_filename).resolve()):
+            command(**arguments)
+
     # Work that takes long says more about where it stands, by handlers of its own.
     signal.signal(signal.SIGTERM, stop)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command()(checked)
     run_app(app)
 
 

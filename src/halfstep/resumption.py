@@ -29,6 +29,7 @@ from halfstep.console import console
 from halfstep.errors import Interrupted, UserError
 from halfstep.files import file_hash, project_root, read_json, write_json
 from halfstep.inputs import Inputs, fingerprint
+from halfstep.provenance import code_hashes, refuse_changes
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -57,9 +58,6 @@ FINISHED_FILE = "finished"
 JOURNAL_FILE = "journal.jsonl"
 NUM_NAMED = 3
 """Differences to another run's work that are named in a line."""
-
-WITHOUT_INFLUENCE = ("bench", "report", "templates", "cli.py", "console.py", "lm_eval_command.py", "tracking.py")
-"""Parts of the package on which no result depends that could be gone on with."""
 
 
 def anew(
@@ -161,10 +159,12 @@ class Work:
     Attributes:
         name: of the stage, such as `distill-2`.
         path: a folder that outlives the run.
+        check_inputs: raises a `MachineFault` if they are no longer what the work was begun with.
     """
 
     name: str
     path: Path
+    check_inputs: Callable[[], None]
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -180,8 +180,12 @@ class Work:
         """Say that the result is written.
 
         What was kept stays until another stage begins: only then has DVC taken the result.
+
+        Raises:
+            MachineFault: an input changed meanwhile.
         """
         if ranks.is_main():
+            self.check_inputs()
             (self.path / FINISHED_FILE).touch()
 
 
@@ -202,14 +206,19 @@ def open_work(
         inputs: those that parameters name.
     """
     if not ranks.is_main():
-        yield Work(name, ranks.from_main(Path()))
+        yield Work(name, ranks.from_main(Path()), lambda: None)
         return
+    files = list(files)
+
+    def read_now() -> dict[str, dict[str, Any]]:
+        return {"files": {str(path): _content_hash(path) for path in files}, "inputs": fingerprint(inputs or {})}
+
+    before = read_now()
     description = {
         "name": name,
         "parameters": values,
-        "files": {str(path): _content_hash(path) for path in files},
-        "inputs": fingerprint(inputs or {}),
-        "code": code_hash(),
+        **before,
+        "code": code_hashes(name.partition("-")[0]),
         "torch": version("torch"),
     }
     text = json.dumps(description, sort_keys=True, default=str)
@@ -229,7 +238,12 @@ def open_work(
             write_json(path / DESCRIPTION_FILE, json.loads(text))
             _mention_others(name, path, json.loads(text))
         _sweep_finished(root)
-        yield Work(name, ranks.from_main(path))
+
+        def check_inputs() -> None:
+            now = read_now()
+            refuse_changes(before["files"] | before["inputs"], now["files"] | now["inputs"])
+
+        yield Work(name, ranks.from_main(path), check_inputs)
     finally:
         if not _holds_work(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -261,17 +275,6 @@ def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def code_hash() -> str:
-    """Hash of the package's sources, but for the parts in `WITHOUT_INFLUENCE`."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        name = file.relative_to(package)
-        if name.parts[0] not in WITHOUT_INFLUENCE:
-            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _content_hash(path: Path) -> str:
@@ -316,7 +319,8 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
     kind, _, rest = key.partition(".")
     if kind == "parameters":
         return f"{rest} ({theirs}, now {ours})"
-    return {"files": f"the file {rest}", "inputs": f"the content of {rest}"}.get(kind, kind)
+    names = {"files": f"the file {rest}", "code": f"the file {rest}", "inputs": f"the content of {rest}"}
+    return names.get(kind, kind)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,10 @@ DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becom
 `${inputs:}` becomes the list behind `inputs@STAGE`, the stages that read files which parameters name.
 """
 
+import os
 import posixpath
+import shutil
+import sys
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -60,3 +63,7 @@ def inputs(_root_: DictConfig) -> DictConfig:
 OmegaConf.register_new_resolver("rounds", schedule, replace=True)
 OmegaConf.register_new_resolver("models", models, replace=True)
 OmegaConf.register_new_resolver("inputs", inputs, replace=True)
+
+# DVC starts stages as `python`. Where the path has none they get the one that DVC runs in.
+if shutil.which("python") is None:
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
