@@ -61,7 +61,8 @@ def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
 
 def _is_kept_from(error: BaseException, name: str | None) -> bool:
     """Whether a file is said not to be there that is, but cannot be read: safetensors knows no other reason."""
-    return isinstance(error, FileNotFoundError) and name is not None and any(_refusing(Path(name)))
+    is_shut = name is not None and os.path.exists(name) and not os.access(name, os.R_OK)
+    return isinstance(error, FileNotFoundError) and is_shut
 
 
 def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
