@@ -136,6 +136,11 @@ def test_ones_own_folder_that_is_not_writable_is_told_with_its_mode(project: Pat
     assert "mode dr-x------: chmod -R u+rwX own, then the same command goes on" in said
 
 
+def test_what_is_missing_in_another_users_folder_is_missing(project: Path) -> None:
+    _, said = _run_by(OTHER, project, lambda: console.run(lambda: read_manifest(Path("data")) and None))
+    assert said.startswith("error: data/manifest.json is not there")
+
+
 def test_a_file_named_on_the_command_line_is_told_in_one_line(project: Path) -> None:
     """Typer would look beforehand, and say in a box that the path is not readable."""
     (project / "params.yaml").chmod(0o600)

@@ -47,10 +47,13 @@ def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
         (error number, one of `STORAGE_FAULTS`; the file's name if the exception has it); None for other exceptions.
     """
     for cause in _chain(error):
-        name = getattr(cause, "filename", None)
-        if name is None and (named := _NAMED.search(str(cause))):
+        name, number = getattr(cause, "filename", None), _storage_errno(cause)
+        # Of a full disk the text may name what was copied, which is not there.
+        may_be_refusal = number in REFUSALS or isinstance(cause, FileNotFoundError)
+        if name is None and may_be_refusal and (named := _NAMED.search(str(cause))):
             name = named[1]
-        number = errno.EACCES if _is_kept_from(cause, name) else _storage_errno(cause)
+        if _is_kept_from(cause, name):
+            number = errno.EACCES
         if number is not None:
             return number, None if name is None else os.fsdecode(name)
     return None
@@ -58,7 +61,8 @@ def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
 
 def _is_kept_from(error: BaseException, name: str | None) -> bool:
     """Whether a file is said not to be there that is, but cannot be read: safetensors knows no other reason."""
-    return isinstance(error, FileNotFoundError) and name is not None and any(_refusing(Path(name)))
+    is_shut = name is not None and os.path.exists(name) and not os.access(name, os.R_OK)
+    return isinstance(error, FileNotFoundError) and is_shut
 
 
 def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
