@@ -23,13 +23,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from stages import track
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from halfstep import cli, tracking
 from halfstep.cli import app
 from halfstep.errors import Interrupted, UserError
 from halfstep.faults import STORAGE_FAULTS
+from halfstep.settings import TrackingSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
 
@@ -690,6 +692,48 @@ def test_the_stage_ends_well_and_says_what_is_missing(
     assert tracking.ui_url("http://x") == "http://x/#/experiments?workflowType=machine_learning"
 
 
+def test_commands_say_what_is_wrong_with_mlflow_in_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*command: str) -> tuple[Result, str]:
+        result = CliRunner().invoke(app, command)
+        return result, str(result.exception)
+
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: pytest.fail("MLflow is started"))
+    (root / "mlflow.db").write_bytes(b"no database " * 1000)
+    result, line = run("ui")
+    assert isinstance(result.exception, UserError)
+    assert "file is not a database" in line
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{root}/mlflow.db")
+    assert "file is not a database" in run("server")[1]
+    (root / "mlflow.db").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in run("ui", "--port", str(port))[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in run("server", "--port", str(port))[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server:5000")
+    result, _ = run("ui")
+    assert result.exit_code == 0
+    assert "http://server:5000/#/experiments?workflowType=machine_learning" in result.output
+
+
+@pytest.mark.parametrize("missing", [None, "MLflow did not take the runs; then: dvc repro"])
+def test_the_summary_says_what_mlflow_lacks(root: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("halfstep.settings.load_params", lambda path: SimpleNamespace(models=[]))
+    monkeypatch.setattr("halfstep.report.load_metrics", lambda *arguments: {})
+    monkeypatch.setattr("halfstep.report.rounds_table", lambda metrics: "table")
+    runs = tracking.TrackedRuns("sqlite:///mlflow.db", "1", "a", {}, missing)
+    Path("mlflow.json").write_text(json.dumps(asdict(runs)))
+    assert CliRunner().invoke(app, ["summary"]).output.endswith((missing or "MLflow: make ui (or halfstep ui)") + "\n")
+    Path("mlflow.json").write_text("{}")
+    assert CliRunner().invoke(app, ["summary"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["", " ", "mine ", "Default", "x" * 491])
+def test_names_that_are_no_experiments_are_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ValidationError, match="experiment"):
+        TrackingSettings(experiment=name, log_models=True)
+
+
 def test_a_deleted_experiment_stays_deleted_and_another_takes_its_place(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -754,11 +798,9 @@ def test_the_ui_is_told_what_the_experiment_is_once(project: Project) -> None:
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"] == "mine"
     state = json.loads(json.loads(tags["mlflow.sharedViewState.halfstep"])["state"])
-    assert state["searchFilter"] == "tags.`halfstep.kind` = 'model'"
-    assert len(client.search_runs([identity], state["searchFilter"])) == len(MODELS)
     held = client.get_run(runs.run_ids["0"]).data
-    shown = [column.replace("`", "").split(".", 1) for column in state["selectedColumns"]]
-    assert all(name in (held.metrics if kind == "metrics" else held.tags) for kind, name in shown)
+    assert state["groupBy"]["groupByKeys"][0]["groupByData"] in held.tags
+    assert {column.removeprefix("metrics.").strip("`") for column in state["selectedColumns"]} <= held.metrics.keys()
     client.set_experiment_tag(identity, "mlflow.experimentKind", "finetuning")
     project.complete()
     assert client.get_experiment(identity).tags["mlflow.experimentKind"] == "finetuning"

@@ -395,7 +395,7 @@ def _check_can_serve(uri: str, host: str, port: int) -> None:
             f"MLflow cannot read {without_credentials(uri)} ({error}): mend it, or move it away and a new one is made"
         ) from None
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
         raise UserError(f"MLflow cannot listen on {host}:{port} ({error}): choose another with --port") from None

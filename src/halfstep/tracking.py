@@ -71,7 +71,6 @@ RUNS_FILE = "mlflow.json"
 # in tags of the experiment.
 VIEW = "halfstep"
 VIEW_COLUMNS = (
-    "tags.`halfstep.experiment`",
     "metrics.`generative_perplexity`",
     "metrics.`entropy`",
     "metrics.`validation_perplexity`",
@@ -83,8 +82,9 @@ One run per run of the pipeline, named after its DVC experiment; under it (+) on
 baseline), `teacher` (the pretrained denoiser), then `round 1`, `round 2`, ..., each distilled from the model before it
 to need half the denoising steps.
 
-- **Compare rounds**: Views (top right) > models has one row per model. Tick rows and press Compare, or open the chart
-  view: on the step axis is the number of denoising steps.
+- **Compare rounds**: Views (top right) > models has one row per model, grouped by DVC experiment; a group's own row is
+  the least of each column. Tick rows and press Compare, or open the chart view: the step axis of the metrics below is
+  the number of denoising steps.
 - **Look at** `generative_perplexity` (lower is better) together with `entropy` (samples that repeat themselves have a
   low one): a good round keeps both with fewer steps. Tables show them at the most steps.
 - `validation_perplexity`, `cloze_accuracy` and `mauve` say what distillation costs; `loss` is the training curve.
@@ -501,7 +501,12 @@ def _describe(client: "MlflowClient", experiment: "Experiment") -> None:
     """Tell MLflow's UI what an experiment is, where a user has not; nothing but looks depends on it."""
     from mlflow.exceptions import MlflowException
 
-    state = {"searchFilter": f"tags.`{KIND_TAG}` = 'model'", "selectedColumns": VIEW_COLUMNS}
+    state = {
+        "selectedColumns": VIEW_COLUMNS,
+        "columnOrder": VIEW_COLUMNS,
+        "groupBy": {"aggregateFunction": "min", "groupByKeys": [{"mode": "tag", "groupByData": EXPERIMENT_TAG}]},
+        "useGroupedValuesInCharts": False,
+    }
     now = experiment.creation_time
     tags = {
         "mlflow.experimentKind": "custom_model_development",
@@ -781,6 +786,7 @@ _WAYS_OUT = (
     ("not a database|malformed", "Move the database away (a new one is made)"),
     ("is locked", "Wait for the other process"),
     ("'active' state|active lifecycle", "What was deleted is made anew"),
+    ("No module named", "Install it, as docs/sharing.md says for PostgreSQL,"),
     (r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "See to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     ("CERTIFICATE|SSL", "Name the server's certificate by MLFLOW_TRACKING_SERVER_CERT_PATH"),
     ("[Pp]ermission denied|unable to open", "Make it readable and writable"),
