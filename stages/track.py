@@ -35,7 +35,10 @@ def main(
         params_path=params_path,
     )
     write_json(runs_path, asdict(runs))
-    console.console.print("MLflow is complete; look at it with: make ui", markup=False)
+    if runs.missing:
+        console.console.print(runs.missing, style="yellow", markup=False, soft_wrap=True)
+    else:
+        console.console.print("MLflow is complete; look at it with: make ui", markup=False)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,34 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from pydantic import ValidationError
+from stages import track
+from typer.testing import CliRunner, Result
 
 from halfstep import cli, tracking
 from halfstep.cli import app
 from halfstep.errors import Interrupted, UserError
+from halfstep.faults import STORAGE_FAULTS
+from halfstep.settings import TrackingSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
 
@@ -549,16 +558,256 @@ def test_training_goes_on_when_the_disk_refuses_mlflow(
     assert steps == list(range(20))
     assert len(warnings) == 1
     assert os.strerror(number) in warnings[0]
-    with pytest.raises(OSError, match=r"mlflow\.lock") as raised:
-        project.complete()
-    assert raised.value.errno == number
+    missing = project.complete().missing
+    assert missing is not None
+    assert f"mlflow.lock: {STORAGE_FAULTS[number][0]}" in missing
 
 
 def test_completing_without_a_server_says_what_to_do(unreachable: Project) -> None:
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as caught:
-        unreachable.complete()
-    assert "secret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    runs = unreachable.complete()
+    assert runs.missing is not None
+    assert "Start the server or change MLFLOW_TRACKING_URI, then: dvc repro --single-item --force track" in runs.missing
+    assert "secret" not in repr(runs)
+    assert "\n" not in runs.missing
+
+
+def make_database_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_database_of_another_mlflow(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(b"no database " * 1000), "not a database.*Move the database away"),
+        (lambda path: os.truncate(path, 50_000), "malformed.*Move the database away"),
+        (make_database_a_folder, "Is a directory.*Mend it or change MLFLOW_TRACKING_URI"),
+        (make_database_of_another_mlflow, "out-of-date.*mlflow db upgrade"),
+    ],
+)
+def test_no_database_costs_a_result(project: Project, spoil: Callable[[Path], object], reason: str) -> None:
+    spoil(project.root / "mlflow.db")
+    missing = project.complete().missing
+    assert missing is not None
+    assert re.search(f"did not take the runs .*{reason}.*: dvc repro", missing)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("htp://server", "unsupported URI"),
+        ("mlruns", "maintenance mode"),
+        ("http://127.0.0.1:99999", "127.0.0.1:99999 did not take"),
+    ],
+)
+def test_no_address_costs_a_result(
+    unreachable: Project, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    missing = unreachable.complete().missing
+    assert missing is not None
+    assert reason in missing
+    assert "\n" not in missing
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [
+        (401, "See to MLFLOW_TRACKING_USERNAME"),
+        (403, "See to MLFLOW_TRACKING_USERNAME"),
+        (500, "Start"),
+        (200, "Start"),
+    ],
+)
+def test_no_answer_of_a_server_costs_a_result(
+    project: Project, monkeypatch: pytest.MonkeyPatch, status: int, way_out: str
+) -> None:
+    """A page in place of MLflow's answer, as a proxy gives it."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html>\n<body>sign in</body>\n</html>"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        missing = project.complete().missing
+        server.shutdown()
+    assert missing is not None
+    assert f"{way_out}" in missing
+    assert "\n" not in missing
+
+
+def test_a_database_that_never_answers_does_not_hold_up_the_end(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr(tracking, "_connect", lambda params: ends.wait())
+    monkeypatch.setattr(tracking, "CONNECT_SECONDS", 0.01)
+    missing = project.complete().missing
+    ends.set()
+    assert missing is not None
+    assert "no answer within 0 s" in missing
+
+
+def test_without_a_place_for_files_curves_and_metrics_are_there(project: Project) -> None:
+    (project.root / "mlartifacts").write_text("a file")
+    missing = project.complete().missing
+    assert missing is not None
+    assert "did not take all files of the runs" in missing
+    losses = [run[3]["loss"] for run in project.snapshot().values() if "halfstep.model" in run[1]]
+    assert losses == [list(CURVE.items())] * len(MODELS)
+    (project.root / "mlartifacts").unlink()
+    assert project.complete().missing is None
+    assert {run[0]["status"] for run in project.snapshot().values()} == {"FINISHED"}
+
+
+def test_the_stage_ends_well_and_says_what_is_missing(
+    unreachable: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = SimpleNamespace(model_dump=lambda mode: unreachable.params)
+    monkeypatch.setattr("halfstep.settings.load_params", lambda path: params)
+    monkeypatch.chdir(unreachable.root)
+    track.main()
+    runs = tracking.read_runs(unreachable.root / "mlflow.json")
+    assert runs is not None
+    assert runs.missing is not None
+    assert runs.missing in capsys.readouterr().err.replace("\n", "")
+    assert tracking.ui_url("http://x") == "http://x/#/experiments?workflowType=machine_learning"
+
+
+def test_commands_say_what_is_wrong_with_mlflow_in_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*command: str) -> tuple[Result, str]:
+        result = CliRunner().invoke(app, command)
+        return result, str(result.exception)
+
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: pytest.fail("MLflow is started"))
+    (root / "mlflow.db").write_bytes(b"no database " * 1000)
+    result, line = run("ui")
+    assert isinstance(result.exception, UserError)
+    assert "file is not a database" in line
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{root}/mlflow.db")
+    assert "file is not a database" in run("server")[1]
+    (root / "mlflow.db").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in run("ui", "--port", str(port))[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in run("server", "--port", str(port))[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server:5000")
+    result, _ = run("ui")
+    assert result.exit_code == 0
+    assert "http://server:5000/#/experiments?workflowType=machine_learning" in result.output
+
+
+@pytest.mark.parametrize("missing", [None, "MLflow did not take the runs; then: dvc repro"])
+def test_the_summary_says_what_mlflow_lacks(root: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("halfstep.settings.load_params", lambda path: SimpleNamespace(models=[]))
+    monkeypatch.setattr("halfstep.report.load_metrics", lambda *arguments: {})
+    monkeypatch.setattr("halfstep.report.rounds_table", lambda metrics: "table")
+    runs = tracking.TrackedRuns("sqlite:///mlflow.db", "1", "a", {}, missing)
+    Path("mlflow.json").write_text(json.dumps(asdict(runs)))
+    assert CliRunner().invoke(app, ["summary"]).output.endswith((missing or "MLflow: make ui (or halfstep ui)") + "\n")
+    Path("mlflow.json").write_text("{}")
+    assert CliRunner().invoke(app, ["summary"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["", " ", "mine ", "Default", "x" * 491])
+def test_names_that_are_no_experiments_are_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ValidationError, match="experiment"):
+        TrackingSettings(experiment=name, log_models=True)
+
+
+def test_a_deleted_experiment_stays_deleted_and_another_takes_its_place(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = project.client()
+    deleted = []
+    for name in ("halfstep", "halfstep-2", "halfstep-3"):
+        runs = project.complete()
+        assert runs.experiment_id is not None
+        assert client.get_experiment(runs.experiment_id).name == name
+        assert len(project.snapshot()) == 1 + len(MODELS), "those of the deleted ones are not seen"
+        client.delete_experiment(runs.experiment_id)
+        deleted.append(runs.experiment_id)
+    assert "halfstep was deleted; the runs are in halfstep-3" in caplog.text
+    client.restore_experiment(deleted[0])
+    assert project.complete().experiment_id == deleted[0]
+
+
+@pytest.mark.parametrize("what", ["run", "parent", "experiment"])
+def test_what_is_deleted_while_a_model_trains_is_made_anew(
+    project: Project, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 120)
+    sent, failed = threading.Event(), threading.Event()
+    log_points, warn = tracking._log_points, tracking._LOG.warning
+
+    def record(*arguments: Any) -> None:
+        log_points(*arguments)
+        if arguments[2]:
+            sent.set()
+
+    def note(*arguments: Any) -> None:
+        warn(*arguments)
+        failed.set()
+
+    monkeypatch.setattr(tracking, "_log_points", record)
+    monkeypatch.setattr(tracking._LOG, "warning", note)
+    with tracking.live_run(project.params, model="0") as log:
+        log(10, {"loss": 4.0})
+        sent.wait()
+        client = project.client()
+        run = next(client.get_run(run_id) for run_id, run in project.snapshot().items() if "halfstep.model" in run[1])
+        if what == "experiment":
+            client.delete_experiment(run.info.experiment_id)
+        else:
+            client.delete_run(run.info.run_id if what == "run" else run.data.tags["mlflow.parentRunId"])
+        log(20, {"loss": 3.5})
+        if what != "parent":
+            failed.wait()
+    runs = project.complete()
+    assert runs.missing is None
+    assert project.histories(runs.run_ids["0"])["loss"] == list(CURVE.items())
+
+
+def test_the_ui_is_told_what_the_experiment_is_once(project: Project) -> None:
+    client = project.client()
+    identity = client.create_experiment("halfstep", tags={"mlflow.note.content": "mine"})
+    runs = project.complete()
+    assert runs.experiment_id == identity
+    tags = client.get_experiment(identity).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "mine"
+    state = json.loads(json.loads(tags["mlflow.sharedViewState.halfstep"])["state"])
+    held = client.get_run(runs.run_ids["0"]).data
+    assert state["groupBy"]["groupByKeys"][0]["groupByData"] in held.tags
+    assert {column.removeprefix("metrics.").strip("`") for column in state["selectedColumns"]} <= held.metrics.keys()
+    client.set_experiment_tag(identity, "mlflow.experimentKind", "finetuning")
+    project.complete()
+    assert client.get_experiment(identity).tags["mlflow.experimentKind"] == "finetuning"
+    (project.root / "mlflow.json").write_text(json.dumps(asdict(runs)))
+    assert tracking.ui_url("http://x").startswith(
+        f"http://x/#/experiments/{identity}/runs?workflowType=machine_learning"
+    )
 
 
 def test_missing_and_foreign_files_are_named(project: Project) -> None:

@@ -1,6 +1,7 @@
 """The command `halfstep`: for a person at a prompt."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -252,12 +253,14 @@ def summary(
     """Print the table of the rounds and say where the report is."""
     from halfstep.report import load_metrics, rounds_table
     from halfstep.settings import load_params
+    from halfstep.tracking import RUNS_FILE, read_runs
 
     params = load_params(params_path)
     Console().print(rounds_table(load_metrics(metrics, params.models)))
     if report.is_file():
         print(f"report: {report.resolve()}")
-    print("MLflow: make ui (or halfstep ui)")
+    runs = read_runs(Path(RUNS_FILE))
+    print(runs.missing if runs and runs.missing else "MLflow: make ui (or halfstep ui)")
 
 
 @app.command(
@@ -365,13 +368,36 @@ def compare(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open the MLflow UI on 127.0.0.1, on the runs of this project (or of MLFLOW_TRACKING_URI)."""
-    from halfstep.tracking import tracking_uri
+    from halfstep.tracking import tracking_uri, ui_url, without_credentials
 
+    if tracking_uri().startswith(("http:", "https:")):
+        print(f"MLFLOW_TRACKING_URI names a server, which has the UI: {ui_url(without_credentials(tracking_uri()))}")
+        return
+    _check_can_serve(tracking_uri(), "127.0.0.1", port)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     # By the environment, not the command line: it may hold a password, and other users can list commands.
     environment = {**os.environ, **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI"), tracking_uri())}
-    print(f"http://127.0.0.1:{port} (Ctrl-C stops it)")
+    print(f"{ui_url(f'http://127.0.0.1:{port}')} (Ctrl-C stops it)")
     raise typer.Exit(subprocess.run(command, env=environment).returncode)
+
+
+def _check_can_serve(uri: str, host: str, port: int) -> None:
+    """Say in one line what MLflow would say in a page."""
+    import sqlite3
+
+    from halfstep.tracking import check_database, without_credentials
+
+    try:
+        check_database(uri)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"MLflow cannot read {without_credentials(uri)} ({error}): mend it, or move it away and a new one is made"
+        ) from None
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"MLflow cannot listen on {host}:{port} ({error}): choose another with --port") from None
 
 
 @app.command()
@@ -402,6 +428,7 @@ def server(
             " python -m pip install --constraint constraints.txt --editable '.[postgres]'"
         )
     folder.mkdir(exist_ok=True)
+    _check_can_serve(environment["MLFLOW_BACKEND_STORE_URI"], host, port)
     print(f"clients: export MLFLOW_TRACKING_URI=http://{host}:{port} (Ctrl-C stops the server)", flush=True)
     # In this process's place: signals and the exit code are the server's own.
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]

@@ -396,8 +396,19 @@ class LatencySettings(Settings):
 class TrackingSettings(Settings):
     """What MLflow gets. The server is `MLFLOW_TRACKING_URI`, or SQLite in the project."""
 
-    experiment: Annotated[str, Field(min_length=1)]
+    # MLflow takes 500 characters, and a number is added to the name of an experiment that was deleted.
+    experiment: Annotated[str, Field(min_length=1, max_length=490)]
     log_models: bool
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_is_ours(cls, value: str) -> str:
+        if value.strip() != value:
+            raise ValueError("has spaces around it")
+        # MLflow made it, to keep files in whatever folder it was started in: under DVC's queue, a temporary one.
+        if value == "Default":
+            raise ValueError("is MLflow's own experiment; choose another name")
+        return value
 
 
 class RoundSettings(Settings):

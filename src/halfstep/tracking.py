@@ -8,6 +8,7 @@ copy. This is the only module that imports MLflow, and only inside functions: th
 import csv
 import getpass
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -15,27 +16,31 @@ import os
 import queue
 import re
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
 from halfstep import ranks
-from halfstep.errors import Interrupted, UserError
-from halfstep.faults import storage_fault
+from halfstep.errors import Interrupted, UserError, one_line
+from halfstep.faults import STORAGE_FAULTS, storage_fault
 from halfstep.files import atomic_path, file_hash, project_root, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
+
+Answer = TypeVar("Answer")
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,12 +62,43 @@ MODEL_TAG = "halfstep.model"
 ROUND_TAG = "halfstep.round"
 COMPLETED_TAG = "halfstep.completed"
 
+RETRY_COMMAND = "dvc repro --single-item --force track"
+"""DVC takes the stage for done, as the pipeline is to end with its results."""
+
+RUNS_FILE = "mlflow.json"
+
+# One row per model, with the columns that compare rounds. MLflow's UI keeps columns in the browser, and saved views
+# in tags of the experiment.
+VIEW = "halfstep"
+VIEW_COLUMNS = (
+    "metrics.`generative_perplexity`",
+    "metrics.`entropy`",
+    "metrics.`validation_perplexity`",
+    "metrics.`cloze_accuracy`",
+)
+
+NOTE = """\
+One run per run of the pipeline, named after its DVC experiment; under it (+) one run per model: `autoregressive` (the
+baseline), `teacher` (the pretrained denoiser), then `round 1`, `round 2`, ..., each distilled from the model before it
+to need half the denoising steps.
+
+- **Compare rounds**: Views (top right) > models has one row per model, grouped by DVC experiment; a group's own row is
+  the least of each column. Tick rows and press Compare, or open the chart view: the step axis of the metrics below is
+  the number of denoising steps.
+- **Look at** `generative_perplexity` (lower is better) together with `entropy` (samples that repeat themselves have a
+  low one): a good round keeps both with fewer steps. Tables show them at the most steps.
+- `validation_perplexity`, `cloze_accuracy` and `mauve` say what distillation costs; `loss` is the training curve.
+- The report, with error bars, is an artifact of the pipeline's run: `report/index.html`.
+"""
+
 SEND_SECONDS = 2.0
 RETRY_SECONDS = 60.0
 FLUSH_SECONDS = 10.0
 # Who stops a command waits for it.
 INTERRUPTED_FLUSH_SECONDS = 3.0
 LOCK_SECONDS = 120.0
+# Each request has a time limit of its own, but MLflow tries a database that does not answer for an hour.
+CONNECT_SECONDS = 180.0
 
 # MLflow refuses larger batches. Servers of different age take 250, 500 or 6000 characters of a parameter; the
 # whole of it is in params.yaml, among the parent's artifacts.
@@ -90,15 +126,17 @@ class TrackedRuns:
     Attributes:
         tracking_uri: of the server or database, without credentials; a database inside the project is named
             from its root.
-        experiment_id: of the MLflow experiment.
-        parent_run_id: of the run of the whole pipeline.
+        experiment_id: of the MLflow experiment; None if not all is there.
+        parent_run_id: of the run of the whole pipeline; None if not all is there.
         run_ids: of the run of each model, by model.
+        missing: None if all is there; otherwise one line: what is not, why, and how to send it later.
     """
 
     tracking_uri: str
-    experiment_id: str
-    parent_run_id: str
+    experiment_id: str | None
+    parent_run_id: str | None
     run_ids: dict[str, str]
+    missing: str | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +159,7 @@ def tracking_uri() -> str:
 
     A relative SQLite path in the variable is taken from the project's root, not from DVC's copy of it.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     path = _sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
 
@@ -204,9 +242,9 @@ def complete(
         reports_path: holds the report.
         params_path: the composed parameters' file, kept with the report.
     Returns:
-        where the runs are.
+        where the runs are, or what is missing: no fault of MLflow's is an error of the pipeline.
     Raises:
-        UserError: a file is missing, or MLflow does not answer or refuses.
+        UserError: a file of the pipeline is missing or broken.
     """
     with tempfile.TemporaryDirectory(prefix="halfstep-") as previews:
         try:
@@ -237,54 +275,63 @@ def complete(
 def _complete_runs(
     params: Mapping[str, Any], points: Mapping[str, Sequence[Point]], uploads: Mapping[str, Sequence[_Upload]]
 ) -> TrackedRuns:
-    _set_defaults()
-    from mlflow.exceptions import MlflowException
-
-    report = uploads[PIPELINE]
+    digests = {
+        name: _hash_of([points.get(name), [upload.content_hash for upload in group]]) for name, group in uploads.items()
+    }
+    missing = "the runs"
     try:
-        client, experiment_id = _connect(params)
-        with _lock():
-            parent = _open_parent(client, experiment_id, params)
-        run_ids = {
-            model: _complete_model(client, parent, params, model, points[model], uploads[model])
+        client, experiment, parent = _within(CONNECT_SECONDS, lambda: _open_pipeline(params))
+        # Files last: they are large, and their place may be another one, with faults of its own.
+        runs = {
+            model: _complete_points(client, parent, params, model, points[model], digests[model])
             for model in params["models"]
         }
-        digest = _hash_of({"runs": run_ids, "files": [upload.content_hash for upload in report]})
-        _finish(client, parent, report, digest)
-    except (MlflowException, OSError) as error:
-        found = storage_fault(error)
-        if found is not None:
-            place = found[1] or _shown_uri()
-            raise OSError(found[0], os.strerror(found[0]), place) from error
-        raise UserError(
-            f"MLflow at {_shown_uri()} could not take the runs ({_first_line(error)}); all results are in"
-            " reports/. Start the server or change MLFLOW_TRACKING_URI, then: dvc repro track"
-        ) from None
-    return TrackedRuns(_shown_uri(), experiment_id, parent.info.run_id, run_ids)
+        missing = "all files of the runs"
+        for model, run in runs.items():
+            _finish(client, run, uploads[model], digests[model])
+        run_ids = {model: run.info.run_id for model, run in runs.items()}
+        _finish(client, parent, uploads[PIPELINE], _hash_of([digests[PIPELINE], run_ids]))
+    except Exception as error:  # MLflow passes on whatever databases, servers and file systems raise
+        _LOG.debug("MLflow", exc_info=True)
+        return TrackedRuns(_shown_uri(), None, None, {}, _missing_line(missing, error))
+    wanted = params["tracking"]["experiment"]
+    if experiment.name != wanted:
+        _LOG.warning(
+            "MLflow's experiment %s was deleted; the runs are in %s (mlflow experiments restore brings it back)",
+            wanted,
+            experiment.name,
+        )
+    return TrackedRuns(_shown_uri(), experiment.experiment_id, parent.info.run_id, run_ids, None)
 
 
-def _complete_model(
+def _open_pipeline(params: Mapping[str, Any]) -> "tuple[MlflowClient, Experiment, Run]":
+    """A client, the MLflow experiment and the run of this pipeline run."""
+    client, experiment = _connect(params)
+    with _lock():
+        return client, experiment, _open_parent(client, experiment.experiment_id, params)
+
+
+def _complete_points(
     client: "MlflowClient",
     parent: "Run",
     params: Mapping[str, Any],
     model: str,
     points: Sequence[Point],
-    uploads: Sequence[_Upload],
-) -> str:
-    """Make one model's run complete and return its id."""
-    digest = _hash_of({"points": points, "files": [upload.content_hash for upload in uploads]})
+    digest: str,
+) -> "Run":
+    """One model's run, with all its parameters, curves and metrics."""
     run = _find_child(client, parent, model)
-    if run is None or run.data.tags.get(COMPLETED_TAG) != digest:
-        logged = {} if run is None else _logged_points(client, run, {name for name, _, _ in points})
-        if run is not None and not _agree(logged, points):
-            client.delete_run(run.info.run_id)
-            run, logged = None, {}
-        if run is None:
-            run = _create_child(client, parent, params, model)
-        _log_params(client, run, _own_params(params, model))
-        _log_points(client, run, [point for point in points if point[:2] not in logged])
-    _finish(client, run, uploads, digest)
-    return run.info.run_id
+    if run is not None and run.data.tags.get(COMPLETED_TAG) == digest:
+        return run
+    logged = {} if run is None else _logged_points(client, run, {name for name, _, _ in points})
+    if run is not None and not _agree(logged, points):
+        client.delete_run(run.info.run_id)
+        run, logged = None, {}
+    if run is None:
+        run = _create_child(client, parent, params, model)
+    _log_params(client, run, _own_params(params, model))
+    _log_points(client, run, [point for point in points if point[:2] not in logged])
+    return run
 
 
 def _finish(client: "MlflowClient", run: "Run", uploads: Sequence[_Upload], digest: str) -> None:
@@ -347,19 +394,20 @@ def _send_points(
         except Exception as error:
             if not has_warned:
                 _LOG.warning(
-                    "MLflow at %s does not answer (%s); training goes on, and `dvc repro track` sends its curve",
+                    "MLflow at %s takes no curve (%s); training goes on, and the stage track tries again at the end",
                     _shown_uri(),
                     _first_line(error),
                 )
             has_warned = True
+            # What was deleted in the UI would be refused for ever: another run is opened then.
+            client, run, logged = None, None, {}
             retry_at = time.monotonic() + RETRY_SECONDS
 
 
 def _open_live(params: Mapping[str, Any], model: str) -> "tuple[MlflowClient, Run]":
     """The model's run, ready for points; one that was completed is of an earlier training and is replaced."""
-    client, experiment_id = _connect(params)
+    client, _, parent = _open_pipeline(params)
     with _lock():
-        parent = _open_parent(client, experiment_id, params)
         if parent.info.status != "RUNNING":
             client.update_run(parent.info.run_id, status="RUNNING")
         run = _find_child(client, parent, model)
@@ -391,36 +439,104 @@ def _set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, str]":
-    """A client, and the id of the MLflow experiment, which is made if it is missing."""
+def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, Experiment]":
+    """A client, and the MLflow experiment, which is made if it is missing."""
     _set_defaults()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = tracking_uri()
-    name = params["tracking"]["experiment"]
     with _lock():
         database = _sqlite_path(uri)
         if database is not None and not database.exists():
             _create_database(database)
+        check_database(uri)
         client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return client, experiment.experiment_id
         # A database does not know where files should go and would put them into the working directory, which
         # in DVC's queue is a temporary one. A server knows.
         is_database = re.match(r"(sqlite|mysql|postgresql|mssql)", uri) is not None
         location = (project_root() / "mlartifacts").as_uri() if is_database else None
-        try:
-            return client, client.create_experiment(name, artifact_location=location)
-        except MlflowException as error:
-            # Our lock keeps no other clone from making it in between.
-            experiment = client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
-                raise
-            return client, experiment.experiment_id
+        experiment = _open_experiment(client, params["tracking"]["experiment"], location)
+    _describe(client, experiment)
+    return client, experiment
+
+
+def check_database(uri: str) -> None:
+    """Read from a SQLite database that exists; MLflow would try a broken one for minutes, and then print a page.
+
+    Raises:
+        OSError or sqlite3.Error: it cannot be read.
+    """
+    path = _sqlite_path(uri)
+    if path is not None and path.exists():
+        with path.open("rb"), closing(sqlite3.connect(path)) as connection:
+            connection.execute("select count(*) from sqlite_master").fetchall()
+
+
+def _open_experiment(client: "MlflowClient", name: str, location: str | None) -> "Experiment":
+    """The experiment of a name, or where that was deleted, which keeps the name, `NAME-2` and so on.
+
+    What a user deleted stays deleted: restoring it would bring all its runs back.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for number in itertools.count(1):
+        candidate = name if number == 1 else f"{name}-{number}"
+        experiment = client.get_experiment_by_name(candidate)
+        if experiment is None:
+            try:
+                client.create_experiment(candidate, artifact_location=location)
+            except MlflowException as error:
+                # Our lock keeps no other clone from making it in between.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = client.get_experiment_by_name(candidate)
+        if experiment is not None and experiment.lifecycle_stage == "active":
+            return experiment
+    raise AssertionError
+
+
+def _describe(client: "MlflowClient", experiment: "Experiment") -> None:
+    """Tell MLflow's UI what an experiment is, where a user has not; nothing but looks depends on it."""
+    from mlflow.exceptions import MlflowException
+
+    state = {
+        "selectedColumns": VIEW_COLUMNS,
+        "columnOrder": VIEW_COLUMNS,
+        "groupBy": {"aggregateFunction": "min", "groupByKeys": [{"mode": "tag", "groupByData": EXPERIMENT_TAG}]},
+        "useGroupedValuesInCharts": False,
+    }
+    now = experiment.creation_time
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": NOTE,
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(
+            {"name": "models", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+        ),
+    }
+    with suppress(MlflowException):
+        for tag in tags.keys() - experiment.tags.keys():
+            client.set_experiment_tag(experiment.experiment_id, tag, tags[tag])
+
+
+def ui_url(base: str) -> str:
+    """Where MLflow's UI at an address shows this project: model training, its experiment, the view of the models.
+
+    Without these words in the address the UI opens for generative AI applications, which have no metrics.
+    """
+    runs = read_runs(project_root() / RUNS_FILE)
+    if runs is None or runs.experiment_id is None or runs.tracking_uri != _shown_uri():
+        return f"{base}/#/experiments?workflowType=machine_learning"
+    return f"{base}/#/experiments/{runs.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+
+
+def read_runs(path: Path) -> TrackedRuns | None:
+    """What the stage `track` wrote; None if it has not, or something else."""
+    try:
+        return TrackedRuns(**read_json(path))
+    except (OSError, TypeError, ValueError, UserError):
+        return None
 
 
 def _create_database(path: Path) -> None:
@@ -661,4 +777,53 @@ def _shown_uri() -> str:
 
 def _first_line(error: BaseException) -> str:
     """The first line of a message, which may hold the URI, as it may be shown."""
-    return without_credentials(next(iter(str(error).splitlines()), "") or type(error).__name__)
+    return one_line(without_credentials(next(iter(str(error).splitlines()), "") or type(error).__name__))
+
+
+# What to do, by what an error says.
+_WAYS_OUT = (
+    ("out-of-date database schema", "An older database: mlflow db upgrade URI; a newer one: the MLflow that made it"),
+    ("not a database|malformed", "Move the database away (a new one is made)"),
+    ("is locked", "Wait for the other process"),
+    ("'active' state|active lifecycle", "What was deleted is made anew"),
+    ("No module named", "Install it, as docs/sharing.md says for PostgreSQL,"),
+    (r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "See to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ("CERTIFICATE|SSL", "Name the server's certificate by MLFLOW_TRACKING_SERVER_CERT_PATH"),
+    ("[Pp]ermission denied|unable to open", "Make it readable and writable"),
+)
+
+
+def _missing_line(missing: str, error: BaseException) -> str:
+    reason = _first_line(error)
+    found = storage_fault(error)
+    if found is not None:
+        what, way_out = STORAGE_FAULTS[found[0]]
+        reason, way_out = f"{found[1]}: {what}" if found[1] else what, way_out.capitalize()
+    else:
+        way_out = next(
+            (way for words, way in _WAYS_OUT if re.search(words, str(error))),
+            f"{'Mend it' if _sqlite_path(tracking_uri()) else 'Start the server'} or change MLFLOW_TRACKING_URI",
+        )
+    return (
+        f"MLflow at {_shown_uri()} did not take {missing} ({reason}); all results are in reports/. {way_out},"
+        f" then: {RETRY_COMMAND}"
+    )
+
+
+def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
+    """What a call returns or raises; one that takes longer is left to itself, in a thread that no exit waits for."""
+    answer: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="mlflow", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
