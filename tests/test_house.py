@@ -29,6 +29,7 @@ ROOMS = {
         "halfstep.model",
     },
     "halfstep.evaluation": {
+        "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
         "halfstep.generation",
