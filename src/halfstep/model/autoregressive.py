@@ -8,12 +8,10 @@ from torch import Tensor
 from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
 from halfstep.retries import with_retries
+from halfstep.settings import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel
-
-MAX_LAYERS = 10_000
-"""More than any model has. Layers are made before their weights are looked for, so a broken number takes for ever."""
 
 
 def new_gpt2(
@@ -64,7 +62,8 @@ def load_autoregressive(
 
     def load() -> tuple["PreTrainedModel", dict[str, Any]]:
         config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
-        if getattr(config, "num_hidden_layers", 0) > MAX_LAYERS:
+        # Layers are made before their weights are looked for: a broken number takes for ever.
+        if getattr(config, "num_hidden_layers", 0) > MAX_BLOCKS:
             raise ValueError(f"its config.json asks for {config.num_hidden_layers} layers")
         return AutoModelForCausalLM.from_pretrained(
             str(source),
