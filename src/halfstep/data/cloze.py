@@ -29,7 +29,7 @@ def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
     path = resolve_user_path(source)
     if path.is_file():
         rows: Iterable[tuple[int, object]] = ((number, row.get("text")) for number, row in read_json_lines(path))
-    elif path.exists() or path.suffix in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
+    elif path.exists() or path.suffix.lower() in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
         raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
     else:
         rows = enumerate(_hub_texts(source, cache), start=1)

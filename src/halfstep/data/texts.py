@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora import hub_corpus, text_corpus
+from halfstep.data.corpora import READERS, hub_corpus, text_corpus
 from halfstep.data.packing import id_type, pack_documents
 from halfstep.data.scratch import datasets_cache
 from halfstep.data.tokens import PackedTokens, Tokens
@@ -90,4 +90,4 @@ def is_local(source: str) -> bool:
     """Whether a source of text means files: it is one, is written as a path or a glob, or has a file's ending."""
     path = resolve_user_path(source)
     is_written_so = source.startswith((".", "/", "~")) or any(character in source for character in "*?[")
-    return path.exists() or is_written_so or path.suffix in (".txt", ".jsonl", ".parquet")
+    return path.exists() or is_written_so or path.suffix.lower() in READERS
