@@ -47,8 +47,8 @@ def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "word"}', r"line 2 is 'word': a cloze passage has two words at least"),
-        ('{"text": ""}', r"line 2 is '': a cloze passage has two words"),
+        ('{"text": "word"}', r"line 2: 'word' is not a cloze passage, which has two words"),
+        ('{"text": ""}', r"line 2: '' is not a cloze passage, which has two words"),
         ('{"body": "two words"}', r'line 2 has no "text"'),
         ('{"text": 5}', r'line 2 has no "text" of a string'),
         ("{", r"line 2 is not JSON"),

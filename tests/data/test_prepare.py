@@ -23,6 +23,7 @@ def write_params(folder: Path, **data: Any) -> None:
     """The committed parameters, with those of the corpus changed."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] = {**data}
+    params["sample"]["num_prefixes"] = 4
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 

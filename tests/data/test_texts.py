@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from halfstep.data.texts import is_local, pack_texts
+from halfstep.data.fits import is_local
+from halfstep.data.texts import pack_texts
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.errors import UserError
 

@@ -130,7 +130,7 @@ def test_mask_token_in_the_middle_is_refused() -> None:
         ({"a": 2, "b": 100_000}, {}, "has 4 tokens, the last id 100000 and no id 3"),
         ({"a": 2, "b": 2, "c": 4}, {}, "has 4 tokens, the last id 4 and no id 3"),
         # The library numbers an added token by the number of tokens, and so gives it an id that is taken.
-        ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}, "gives 'b' and '<x>' the same id 4"),
+        ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}, "gives '<x>' and 'b' the same id 4"),
         ({"a": 2, "b": 4, "<m>": 5}, {"mask_token": "<m>"}, "has 5 tokens, the last id 5 and no id 3"),
     ],
 )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora import READERS, hub_corpus, text_corpus
+from halfstep.data.corpora import hub_corpus, text_corpus
+from halfstep.data.fits import is_local
 from halfstep.data.packing import id_type, pack_documents
-from halfstep.data.scratch import datasets_cache
+from halfstep.data.scratch import datasets_cache, scratch_folder
 from halfstep.data.tokens import PackedTokens, Tokens
 from halfstep.errors import UserError
-from halfstep.files import resolve_user_path
+from halfstep.settings import TextSourceSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -86,8 +88,22 @@ def pack_texts(
     return np.array(tokens[:num_sequences])
 
 
-def is_local(source: str) -> bool:
-    """Whether a source of text means files: it is one, is written as a path or a glob, or has a file's ending."""
-    path = resolve_user_path(source)
-    is_written_so = source.startswith((".", "/", "~")) or any(character in source for character in "*?[")
-    return path.exists() or is_written_so or path.suffix.lower() in READERS
+def pack_all(
+    texts: Iterable[TextSourceSettings],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    context_length: int,
+    num_sequences: int | None,
+) -> dict[str, Tokens]:
+    """`pack_texts` of each text that the parameters name, by its name."""
+    with scratch_folder() as scratch:
+        return {
+            text.name: pack_texts(
+                **text.model_dump(),
+                tokenizer=tokenizer,
+                context_length=context_length,
+                num_sequences=num_sequences,
+                scratch=scratch,
+            )
+            for text in texts
+        }

@@ -156,7 +156,7 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
 
 def _check_ids(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens: dict[int, str] = {}
-    for token, token_id in tokenizer.get_vocab().items():
+    for token, token_id in sorted(tokenizer.get_vocab().items()):
         other = tokens.setdefault(token_id, token)
         if other != token:
             problem = f"gives {shown(other)} and {shown(token)} the same id {token_id}"

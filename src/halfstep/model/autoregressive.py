@@ -42,20 +42,17 @@ def new_gpt2(
     return GPT2LMHeadModel(config)
 
 
-def load_autoregressive(
-    source: str | Path, revision: str | None = None, *, min_vocab_size: int | None = None
-) -> "PreTrainedModel":
+def load_autoregressive(source: str | Path, revision: str | None = None) -> "PreTrainedModel":
     """Load a causal language model from a local folder or the hub, from safetensors only.
 
     Args:
         source: local folder or hub id.
         revision: branch, tag or commit of a hub id.
-        min_vocab_size: fewest tokens it must know; None does not check.
     Returns:
         the model in evaluation mode, on the CPU, float32.
     Raises:
-        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, lacks weights,
-            or knows too few tokens.
+        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, or
+            lacks weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -90,11 +87,6 @@ def load_autoregressive(
         raise UserError(
             f"{source} lacks weights that its config.json asks for, or has them in another shape:"
             f" {one_line(', '.join(missing))}; give another model, or make this one again"
-        )
-    if min_vocab_size is not None and model.config.vocab_size < min_vocab_size:
-        raise UserError(
-            f"{source} knows {model.config.vocab_size} tokens, fewer than the {min_vocab_size} of the tokenizer:"
-            " set data.tokenizer.source to the one it was trained with"
         )
     return model.eval()
 
