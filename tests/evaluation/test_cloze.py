@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from halfstep.data.cloze import check_passage, write_cloze
 from halfstep.data.encoding import encode_pair
+from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.errors import UserError
 from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.cloze import load_passages, run_cloze
@@ -176,6 +178,20 @@ def test_cut_contexts_are_counted(kind, tokenizer, gpt2):
         lm = AutoregressiveLM(gpt2, tokenizer, batch_size=2)
         run_cloze(lm, [long, PASSAGES[0]])
     assert lm.num_truncated == 1
+
+
+@pytest.mark.parametrize("space", ["\t", "\n", "\u00a0", "\u2028", "\x85", " \x0b"])
+def test_what_prepare_takes_is_evaluated(tmp_path, space):
+    tokenizer = train_word_tokenizer(["the cat saw a red dog"], 32)
+    passages = [f"the cat{space}saw", f"the red{space}unheard", "the <|mask|>"]
+    for passage in passages:
+        check_passage(passage, tokenizer, 16)
+    write_cloze(tmp_path / "cloze.jsonl", passages)
+    found = load_passages(tmp_path / "cloze.jsonl", None)
+    assert found == passages
+    result = run_cloze(denoiser_lm(lambda xt, at: torch.zeros(int(at.sum()), len(tokenizer)), tokenizer), found)
+    assert result.accuracy.count == 3
+    assert math.isfinite(result.perplexity.value)
 
 
 def test_a_target_longer_than_the_model(tokenizer):
