@@ -21,6 +21,7 @@ def main(
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep import ranks
+    from halfstep.data.fits import check_baseline, check_fits
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.files import local_or_hub
@@ -45,9 +46,12 @@ def main(
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
+    check_fits(params, num_valid_sequences=len(valid_tokens), vocab_size=vocab_size)
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
-        model = load_autoregressive(source, settings.init_revision, min_vocab_size=vocab_size - 1)
+        model = load_autoregressive(source, settings.init_revision)
+        length = params.data.context_length
+        check_baseline(model.config, settings.init_from, vocab_size=vocab_size, context_length=length)
     else:
         seed_weights(params.seed, "baseline")
         model = new_gpt2(

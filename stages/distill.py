@@ -26,6 +26,7 @@ def main(
     import copy
 
     from halfstep import ranks
+    from halfstep.data.fits import check_prefixes
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
@@ -61,6 +62,7 @@ def main(
     accelerator = make_accelerator(params.runtime)
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
+    check_prefixes(params, len(valid_tokens))
 
     # The first teacher is a finished model; from then on the paper's rounds go on from the training state.
     carried_over = None

@@ -30,8 +30,7 @@ def main(
     from halfstep import ranks
     from halfstep.data.inputs import find_input
     from halfstep.data.manifest import MANIFEST_FILE
-    from halfstep.data.scratch import scratch_folder
-    from halfstep.data.texts import pack_texts
+    from halfstep.data.texts import pack_all
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens, token_pieces
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
@@ -71,16 +70,12 @@ def main(
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")
     held_out = valid_tokens[: settings.num_valid_sequences]
-    other_texts = {}
-    with scratch_folder() as scratch:
-        for text in settings.likelihood_on:
-            other_texts[text.name] = pack_texts(
-                **text.model_dump(),
-                tokenizer=tokenizer,
-                context_length=valid_tokens.shape[1],
-                num_sequences=settings.num_likelihood_sequences,
-                scratch=scratch,
-            )
+    other_texts = pack_all(
+        settings.likelihood_on,
+        tokenizer,
+        context_length=valid_tokens.shape[1],
+        num_sequences=settings.num_likelihood_sequences,
+    )
     sample_sets = pair_sample_sets(
         read_sample_sets(samples_path / "unconditional.parquet"),
         read_sample_sets(samples_path / "continuations.parquet"),

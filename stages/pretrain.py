@@ -20,7 +20,10 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (config.json, model.safetensors with the
     averaged weights, the tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
+    import dataclasses
+
     from halfstep import ranks
+    from halfstep.data.fits import check_fits
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
@@ -48,6 +51,7 @@ def main(
     train_tokens = load_tokens(tokens_path, "train")
     valid_tokens = load_tokens(tokens_path, "valid")
     vocab_size = vocab_size_of(tokens_path)
+    check_fits(params, num_valid_sequences=len(valid_tokens), vocab_size=vocab_size)
     key_inputs = [tokens_path / MANIFEST_FILE]
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
@@ -60,6 +64,9 @@ def main(
                 f" {model.config.mask_token_id} masks, but the tokenizer in {tokenizer_path} has {vocab_size}, of which"
                 f" the last one masks: set data.tokenizer.source to the one it was trained with"
             )
+        # From here on it is trained and used so; its positions are rotary and have no end.
+        length, noise_epsilon = params.data.context_length, params.noise.epsilon
+        model.config = dataclasses.replace(model.config, length=length, noise_epsilon=noise_epsilon)
     else:
         seed_weights(params.seed, "pretrain")
         model = Denoiser(

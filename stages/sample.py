@@ -27,11 +27,11 @@ def main(
     """
     import torch
 
+    from halfstep.data.fits import check_prefixes
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
     from halfstep.device import autocast, select_device, select_precision, set_num_threads
-    from halfstep.errors import UserError
     from halfstep.files import written_by_main
     from halfstep.generation import (
         autoregressive_sampler,
@@ -60,12 +60,7 @@ def main(
     device = select_device(params.runtime.device)
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")
-    if len(valid_tokens) < settings.num_prefixes:
-        raise UserError(
-            f"{tokens_path} has {len(valid_tokens)} sequences for validation, fewer than sample.num_prefixes"
-            f" {settings.num_prefixes}: dvc exp run -S sample.num_prefixes={len(valid_tokens)}, or a larger"
-            " data.valid_fraction"
-        )
+    check_prefixes(params, len(valid_tokens))
     rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
     context_length = params.data.context_length
     # kind: (prefixes, the validation row each comes from, tokens per sample)

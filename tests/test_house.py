@@ -34,6 +34,7 @@ ROOMS = {
         "halfstep.model",
     },
     "halfstep.evaluation": {
+        "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
         "halfstep.generation",

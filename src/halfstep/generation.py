@@ -162,7 +162,7 @@ def write_samples(
             "num_steps": pa.int64(),
             "nfe": pa.int64(),
             "token_ids": pa.list_(pa.int32()),
-            "unmask_step": pa.list_(pa.int16()),
+            "unmask_step": pa.list_(pa.int32()),
             "text": pa.string(),
         },
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},

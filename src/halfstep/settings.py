@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -41,6 +42,9 @@ MAX_SEED = 2_000_000_000
 """Seeds are counted on from this one, and none may exceed `MAX_INT`."""
 MAX_ROUNDS = 30
 """Each round needs twice the denoising steps of the one before it, and 2^31 is more than `MAX_INT`."""
+MAX_CONTEXT_LENGTH = 2**20
+MAX_BLOCKS = 10_000
+"""More than any model has; what states more is broken."""
 MAX_WORKERS = 1024
 """More processes or threads than this are a slip of the hand, and would bring a machine down."""
 MAX_NAME_BYTES = 255
@@ -77,7 +81,13 @@ class Settings(BaseModel):
         return value
 
 
-PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if repeated := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{shown(repeated[0])} is given twice; give each once")
+    return values
+
+
+PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1), AfterValidator(_each_once)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -156,7 +166,7 @@ class CorpusSettings(Settings):
     little text (null: as many as there are cores).
     """
 
-    context_length: Annotated[int, Field(ge=8, le=MAX_INT)]
+    context_length: Annotated[int, Field(ge=8, le=MAX_CONTEXT_LENGTH)]
     tokens_per_shard: PositiveInt
     valid_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_documents: PositiveInt | None
@@ -216,7 +226,7 @@ class ModelSettings(Settings):
     """Sizes of the denoiser; the autoregressive baseline takes the same width, depth and heads."""
 
     hidden_size: PositiveInt
-    num_blocks: PositiveInt
+    num_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
     num_heads: PositiveInt
     cond_dim: PositiveInt
     dropout: Probability
@@ -278,6 +288,23 @@ WITHOUT_INFLUENCE = {"checkpoint_every_seconds", "checkpoint_every_steps", "on_n
 def num_parts(num_accumulation_steps: int, num_processes: int) -> int:
     """The equal parts in which all processes together compute a batch, each of them as many."""
     return math.lcm(num_accumulation_steps, num_processes)
+
+
+def num_parts_of(settings: TrainingSettings, section: str, num_processes: int) -> int:
+    """`num_parts` of a section's batch.
+
+    Raises:
+        UserError: the batch cannot be divided so.
+    """
+    parts = num_parts(settings.num_accumulation_steps, num_processes)
+    if settings.batch_size % parts:
+        raise UserError(
+            f"{section}.batch_size is {settings.batch_size}, which {num_processes} processes with"
+            f" num_accumulation_steps {settings.num_accumulation_steps} cannot compute in {parts} equal parts: dvc exp"
+            f" run -S {section}.batch_size={math.ceil(settings.batch_size / parts) * parts}, or another"
+            " launch.processes_per_node"
+        )
+    return parts
 
 
 class PretrainSettings(TrainingSettings):
@@ -367,20 +394,18 @@ class EvaluateSettings(Settings):
     num_cloze_maskings: PositiveInt
     likelihood_on: Annotated[tuple[TextSourceSettings, ...], Field(strict=False)]
     num_likelihood_sequences: PositiveInt | None
-    downstream_tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+    downstream_tasks: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False), AfterValidator(_each_once)
+    ]
     downstream_include_path: str | None
     downstream_limit: PositiveInt | None
     num_downstream_draws: PositiveInt
 
-    @model_validator(mode="after")
-    def _each_name_once(self) -> "EvaluateSettings":
-        for key, names in (
-            ("likelihood_on", [text.name for text in self.likelihood_on]),
-            ("downstream_tasks", list(self.downstream_tasks)),
-        ):
-            if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-                raise ValueError(f"{key} names {repeated[0]!r} twice")
-        return self
+    @field_validator("likelihood_on")
+    @classmethod
+    def _each_name_once(cls, texts: tuple[TextSourceSettings, ...]) -> tuple[TextSourceSettings, ...]:
+        _each_once(tuple(text.name for text in texts))
+        return texts
 
 
 class LatencySettings(Settings):
@@ -388,7 +413,7 @@ class LatencySettings(Settings):
 
     num_steps: PositiveInts
     batch_size: PositiveInt
-    length: PositiveInt | None
+    length: Annotated[int, Field(ge=2, le=MAX_INT)] | None
     num_warmups: NonNegativeInt
     num_repeats: PositiveInt
 
@@ -528,6 +553,8 @@ def load_params(path: Path) -> Params:
     _check_inputs(params, path)
     _check_lengths(params, path)
     _check_steps(params, path)
+    _check_batches(params, path)
+    _check_buckets(params, path)
     return params
 
 
@@ -734,4 +761,22 @@ def _check_steps(params: Params, path: Path) -> None:
             f"{path}: distill.base_num_steps is {params.distill.base_num_steps}, but rounds {params.rounds} with"
             f" {params.distill.num_teacher_steps} teacher steps each need {fewest} or more:"
             f" dvc exp run -S distill.base_num_steps={fewest}"
+        )
+
+
+def _check_batches(params: Params, path: Path) -> None:
+    for section in ("pretrain", "baseline", *(["distill"] if params.rounds else [])):
+        try:
+            num_parts_of(getattr(params, section), section, params.launch.num_processes)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _check_buckets(params: Params, path: Path) -> None:
+    num_texts = params.sample.num_prefixes * (1 + params.sample.continuations_per_prefix)
+    buckets = params.evaluate.mauve_num_buckets
+    if buckets != "auto" and buckets > num_texts:
+        raise UserError(
+            f"{path}: evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
+            " sample.num_prefixes and their continuations: dvc exp run -S evaluate.mauve_num_buckets=auto"
         )

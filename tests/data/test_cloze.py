@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 from dvc.fs import LocalFileSystem
 
-from halfstep.data.cloze import load_cloze, write_cloze
+from halfstep.data.cloze import check_passage, load_cloze, split_passage, write_cloze
+from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.errors import UserError
 from halfstep.evaluation.cloze import load_passages
 
@@ -39,6 +40,60 @@ def test_no_passages_make_a_file_of_none_that_dvc_does_not_warn_of(tmp_path: Pat
     assert load_passages(file, None) == load(str(file), tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "context", "target"),
+    [
+        ("alpha beta omega", "alpha beta", " omega"),
+        ("alpha\tomega", "alpha", "\tomega"),
+        ("alpha\nomega", "alpha", "\nomega"),
+        ("alpha\r\n\tomega ", "alpha", "\r\n\tomega"),
+        ("alpha\u00a0omega", "alpha", "\u00a0omega"),
+        ("alpha\u2028omega", "alpha", "\u2028omega"),
+        ("alpha\u3000 omega", "alpha", "\u3000 omega"),
+        ("alpha  omega .", "alpha  omega", " ."),
+        ("alpha omega!", "alpha", " omega!"),
+        ("omega omega", "omega", " omega"),
+    ],
+)
+def test_white_space_of_any_kind_is_before_the_last_word(text: str, context: str, target: str) -> None:
+    assert split_passage(text) == (context, target)
+
+
+@pytest.mark.parametrize("text", ["", " \t", "alpha", "alpha ", "\u00a0alpha\n", "alpha\u200bomega", "alpha-omega"])
+def test_one_word_is_no_passage(text: str) -> None:
+    with pytest.raises(UserError, match="is not a cloze passage, which has two words at least"):
+        split_passage(text)
+
+
+def test_a_target_is_asked_of_models_of_the_context_length() -> None:
+    tokenizer = train_word_tokenizer(["alpha beta omega"], 64)
+    check_passage("alpha " * 50 + "unknown", tokenizer, 8)
+    check_passage("alpha !!!!!!", tokenizer, 8)
+    with pytest.raises(UserError, match=r"' !!!!!!!' has 7 tokens, more than fit"):
+        check_passage("alpha !!!!!!!", tokenizer, 8)
+    # Text that spells the mask token is the text it is: five units.
+    check_passage("alpha <|mask|>", tokenizer, 7)
+    with pytest.raises(UserError, match="has 5 tokens"):
+        check_passage("alpha <|mask|>", tokenizer, 6)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "message"),
+    [("Strip", "has no tokens of its own"), (None, "the tokenizer cannot tokenize 'alpha gamma'")],
+)
+def test_a_target_without_tokens_is_refused(normalizer: str | None, message: str) -> None:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "alpha": 2}))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if normalizer:
+        backend.normalizer = normalizers.Replace("gamma", "")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    with pytest.raises(UserError, match=message):
+        check_passage("alpha gamma", tokenizer, 8)
+
+
 def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "cloze.jsonl"
     write_cloze(target, ["old passage"])
@@ -51,8 +106,8 @@ def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "word"}', r"line 2 is 'word': a cloze passage has two words at least"),
-        ('{"text": ""}', r"line 2 is '': a cloze passage has two words"),
+        ('{"text": "word"}', r"line 2: 'word' is not a cloze passage, which has two words"),
+        ('{"text": ""}', r"line 2: '' is not a cloze passage, which has two words"),
         ('{"body": "two words"}', r'line 2 has no "text"'),
         ('{"text": 5}', r'line 2 has no "text" of a string'),
         ("{", r"line 2 is not JSON"),

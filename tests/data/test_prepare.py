@@ -17,6 +17,7 @@ from halfstep.data import corpora
 from halfstep.data.stories import stories
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.data.tokens import load_tokens, verify_tokens
+from halfstep.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +26,7 @@ def write_params(folder: Path, **data: Any) -> None:
     """The committed parameters, with those of the corpus changed."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] = {**data}
+    params["sample"]["num_prefixes"] = 4
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -56,6 +58,70 @@ def corpus(**changes: Any) -> dict[str, Any]:
         "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None},
     }
     return {**common, **changes}
+
+
+def gpt2(folder: Path, **sizes: int) -> None:
+    """A baseline to start from, as far as `prepare` looks."""
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, **sizes}
+    (folder / "gpt2").mkdir()
+    (folder / "gpt2/config.json").write_text(json.dumps(config))
+
+
+BOOKS = {"name": "books", "source": "books.txt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample.num_prefixes": 99}, r"validation split has \d+ sequences, fewer than sample\.num_prefixes 99: .*-S"),
+        ({"data.cloze": "cloze.jsonl"}, r"^cloze\.jsonl line 3: 'alpha\\u200bomega' is not a cloze passage"),
+        ({"data.cloze": "long.jsonl"}, r"^long\.jsonl line 2: .* has 66 tokens, more than fit into the 63"),
+        ({"pretrain.init_from": "./none"}, r"pretrain\.init_from \./none: there is no /"),
+        ({"pretrain.init_from": "none"}, r"pretrain\.init_from none: there is no /"),
+        ({"baseline.init_from": "my/models/gpt2"}, r"baseline\.init_from my/models/gpt2: there is no /"),
+        ({"baseline.init_from": "."}, r"baseline\.init_from \. is not a causal language model's folder"),
+        (
+            {"baseline.init_from": "gpt2", "n_positions": 32},
+            r"reads 32 tokens at most, .*context_length 64: .*=32",
+        ),
+        (
+            {"baseline.init_from": "gpt2", "vocab_size": 20},
+            r"gpt2 knows 20 tokens, fewer than the \d+ of the",
+        ),
+        ({"evaluate.scorer": "~/none"}, r"evaluate\.scorer ~/none: there is no /"),
+        ({"evaluate.likelihood_on": [BOOKS]}, r"evaluate\.likelihood_on books \(books\.txt\): there is no /"),
+        (
+            {"evaluate.likelihood_on": [{**BOOKS, "source": "short.txt"}]},
+            r"likelihood_on books .* context needs 62",
+        ),
+        (
+            {"evaluate.downstream_tasks": ["a"], "evaluate.downstream_include_path": "none"},
+            r"downstream_include_path none is not a folder",
+        ),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    gpt2(tmp_path, **{name: changes.pop(name) for name in ("n_positions", "vocab_size") if name in changes})
+    passage = '{"text": "two words"}\n'
+    (tmp_path / "cloze.jsonl").write_text(passage + "\n" + '{"text": "alpha\\u200bomega"}\n')
+    (tmp_path / "long.jsonl").write_text(passage + json.dumps({"text": "alpha " + 66 * "!"}))
+    (tmp_path / "short.txt").write_text("too short")
+    write_params(tmp_path, **corpus())
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        params[section][name] = value
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    # The stage would change what ends the process of the tests.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    with pytest.raises(UserError, match=message):
+        stage.main(*(Path(name) for name in ("params.yaml", "data/tokens", "data/tokenizer", "data/cloze.jsonl")))
+    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.rglob("train-*.npy"))
 
 
 def test_what_it_writes_fits_together(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ def pack(source, tokenizer, scratch, **changes):
 
 def test_files_become_rows_of_the_models_tokens(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("the cat saw a red dog")
-    (tmp_path / "b.txt").write_text("and the dog ran to a house")
+    (tmp_path / "b.TXT").write_text("and the dog ran to a house")
+    (tmp_path / ".c.txt").write_text("a copy")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    tokens = pack(tmp_path / "*.txt", tokenizer, scratch)
+    tokens = pack(tmp_path, tokenizer, scratch)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     first = tokenizer.encode("the cat saw a red dog", add_special_tokens=False)
     second = tokenizer.encode("and the dog ran to a house", add_special_tokens=False)
@@ -56,7 +57,7 @@ def test_a_hub_id_is_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not is_local("owner/name")
     assert not is_local("wikitext")
-    for source in ("books/*.txt", "./books", "~/books", "/books", "a.txt", "a.parquet"):
+    for source in ("books/*.txt", "./books", "~/books", "/books", "a.txt", "a.parquet", "A.TXT"):
         assert is_local(source)
     (tmp_path / "wikitext").mkdir()
     assert is_local("wikitext")

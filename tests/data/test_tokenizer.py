@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from halfstep.data.stories import stories
 from halfstep.data.tokenizer import (
+    check_vocabulary,
     load_tokenizer,
+    num_ids,
     train_bpe_tokenizer,
     train_word_tokenizer,
     with_mask_token,
@@ -89,11 +91,11 @@ def test_saved_files_are_deterministic_and_load_again(kind: str, tmp_path: Path)
     assert loaded.decode(ids_of(loaded, TEXTS[0])) == TEXTS[0]
 
 
-def wrapped(**special_tokens: str) -> Any:
+def wrapped(vocab: dict[str, int] | None = None, **special_tokens: Any) -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {"a": 0, "b": 1, "<s>": 2, "</s>": 3, "<m>": 4, "c": 5}
+    vocab = vocab or {"a": 0, "b": 1, "<s>": 2, "</s>": 3, "<m>": 4, "c": 5}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab)), **special_tokens)
 
 
@@ -118,6 +120,39 @@ def test_missing_tokens_are_named() -> None:
 def test_mask_token_in_the_middle_is_refused() -> None:
     with pytest.raises(UserError, match="<m> is id 4: it must be the last"):
         with_mask_token(wrapped(bos_token="<s>", eos_token="</s>", mask_token="<m>"))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "special_tokens", "problem"),
+    [
+        ({f"w{i}": i for i in range(2, 24) if i != 3}, {}, "has 23 tokens, the last id 23 and no id 3"),
+        ({f"w{i}": i for i in range(3, 24)}, {}, "has 23 tokens, the last id 23 and no id 2"),
+        ({"a": 2, "b": 100_000}, {}, "has 4 tokens, the last id 100000 and no id 3"),
+        ({"a": 2, "b": 2, "c": 4}, {}, "has 4 tokens, the last id 4 and no id 3"),
+        # The library numbers an added token by the number of tokens, and so gives it an id that is taken.
+        ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}, "gives '<x>' and 'b' the same id 4"),
+        ({"a": 2, "b": 4, "<m>": 5}, {"mask_token": "<m>"}, "has 5 tokens, the last id 5 and no id 3"),
+    ],
+)
+def test_ids_with_a_gap_or_of_two_tokens_are_refused(
+    vocab: dict[str, int], special_tokens: dict[str, Any], problem: str
+) -> None:
+    tokenizer = wrapped({"<s>": 0, "</s>": 1, **vocab}, bos_token="<s>", eos_token="</s>", **special_tokens)
+    with pytest.raises(UserError, match=rf"{problem}.*: ids must be 0, 1, 2"):
+        with_mask_token(tokenizer)
+
+
+def test_added_tokens_beyond_the_vocabulary_leave_the_mask_the_last_id() -> None:
+    tokenizer = wrapped(bos_token="<s>", eos_token="</s>", additional_special_tokens=["<x>", "<y>"])
+    assert with_mask_token(tokenizer).mask_token_id == 8 == num_ids(tokenizer)
+
+
+def test_a_model_needs_to_know_every_id_but_the_masks() -> None:
+    gap = wrapped({"<s>": 0, "</s>": 1, "<m>": 2, "a": 6}, bos_token="<s>", eos_token="</s>", mask_token="<m>")
+    assert num_ids(gap) == 7
+    check_vocabulary(gap, "it", vocab_size=7, mask_token_id=None)
+    with pytest.raises(UserError, match="it knows 6 tokens"):
+        check_vocabulary(gap, "it", vocab_size=6, mask_token_id=None)
 
 
 def test_a_string_is_a_path_from_the_projects_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

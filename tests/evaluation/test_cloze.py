@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from halfstep.data.cloze import check_passage, write_cloze
+from halfstep.data.encoding import encode_pair
+from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.errors import UserError
 from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.cloze import load_passages, run_cloze, split_passage
+from halfstep.evaluation.cloze import load_passages, run_cloze
 from halfstep.evaluation.denoiser_lm import DenoiserLM
-from halfstep.evaluation.harness import encode_pair
 
 PASSAGES = [
     "the cat saw a cat",
@@ -178,13 +180,23 @@ def test_cut_contexts_are_counted(kind, tokenizer, gpt2):
     assert lm.num_truncated == 1
 
 
+@pytest.mark.parametrize("space", ["\t", "\n", "\u00a0", "\u2028", "\x85", " \x0b"])
+def test_what_prepare_takes_is_evaluated(tmp_path, space):
+    tokenizer = train_word_tokenizer(["the cat saw a red dog"], 32)
+    passages = [f"the cat{space}saw", f"the red{space}unheard", "the <|mask|>"]
+    for passage in passages:
+        check_passage(passage, tokenizer, 16)
+    write_cloze(tmp_path / "cloze.jsonl", passages)
+    found = load_passages(tmp_path / "cloze.jsonl", None)
+    assert found == passages
+    result = run_cloze(denoiser_lm(lambda xt, at: torch.zeros(int(at.sum()), len(tokenizer)), tokenizer), found)
+    assert result.accuracy.count == 3
+    assert math.isfinite(result.perplexity.value)
+
+
 def test_a_target_longer_than_the_model(tokenizer):
-    with pytest.raises(UserError, match=r"has 1 tokens, more than the model's length 1 "):
+    with pytest.raises(UserError, match=r"has 1 tokens, more than fit into the 1 "):
         encode_pair(tokenizer, "the", " cat", max_length=1)
-
-
-def test_passages_are_split_at_the_last_space():
-    assert split_passage("the cat sat") == ("the cat", " sat")
 
 
 def test_load_passages(tmp_path):
@@ -202,7 +214,7 @@ def test_load_passages(tmp_path):
     [
         ('{"txt": "a b"}', "line 2"),
         ("not json", "line 2"),
-        ('{"text": "word"}', "no last word"),
+        ('{"text": "word"}', "'word' is not a cloze passage, which has two words at least"),
         ("[1]", "line 2"),
     ],
 )

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from halfstep.data.encoding import encode_pair
 from halfstep.errors import UserError
 from halfstep.evaluation.denoiser_lm import DenoiserLM
-from halfstep.evaluation.harness import cut_at_stops, encode_pair
+from halfstep.evaluation.harness import cut_at_stops
 
 
 def requests(*arguments):
@@ -183,7 +184,7 @@ def test_broken_weights_are_told(make_lm, tokenizer):
 def test_nothing_and_too_much_to_judge(make_lm, alone):
     with pytest.raises(UserError, match="no tokens of its own"):
         make_lm(alone[0]).loglikelihood(requests(("the", "")), disable_tqdm=True)
-    with pytest.raises(UserError, match=r"has 15 tokens, more than the model's length 15"):
+    with pytest.raises(UserError, match=r"has 15 tokens, more than fit into the 15 that are read"):
         make_lm(alone[0]).loglikelihood(requests(("the", " cat" * 15)), disable_tqdm=True)
 
 

@@ -58,7 +58,7 @@ def test_two_texts_a_side_and_identical_texts_work():
 
 
 def test_more_buckets_than_texts():
-    with pytest.raises(UserError, match=r"mauve_num_buckets is 9, more than the 8 texts"):
+    with pytest.raises(ValueError, match=r"num_buckets is 9, more than the 8 texts"):
         mauve_score(gaussian(0, count=4), gaussian(1, count=4), **{**SETTINGS, "num_buckets": 9})
 
 

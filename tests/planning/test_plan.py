@@ -58,7 +58,7 @@ def test_devices_share_the_batch_and_no_step_changes(paper: Plan) -> None:
     assert 3 / 40 < works["sample@0..7"].busiest_share < 1 / 8
     assert 1 / 5 < works["sample@ar"].busiest_share < 1
     # 12 parts or 16 devices: 48 parts, three for each device one after the other.
-    with pytest.raises(UserError, match="batch_size 516 cannot be computed in 48 equal parts"):
+    with pytest.raises(UserError, match=r"batch_size is 516, which 16 processes .* in 48 equal parts"):
         plan_of(
             "preset=paper",
             "launch.processes_per_node=16",

@@ -29,6 +29,7 @@ def test_a_teacher_that_predicts_nan_is_named_in_one_line(
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["distill"].update(num_train_steps=2, batch_size=4)
     values["runtime"].update(device="cpu", num_threads=1)
+    values["sample"].update(num_prefixes=8)
     Path("params.yaml").write_text(yaml.safe_dump(values))
     tokens = Path("data/tokens")
     rows = np.ones((8, 16), np.uint16)

@@ -21,11 +21,11 @@ from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
 from halfstep.model.autoregressive import new_gpt2
 from halfstep.resumption import Journal, Work
-from halfstep.settings import load_params
+from halfstep.settings import load_params, num_parts_of
 from halfstep.training.objectives import autoregressive_objective, distillation_objective, nelbo_objective
 from halfstep.training.output import write_model
 from halfstep.training.runtime import is_teacher_shared, lay_out_teacher, make_accelerator
-from halfstep.training.session import fit, num_parts_of, seed_weights
+from halfstep.training.session import fit, seed_weights
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 RUNTIME = PARAMS.runtime.model_copy(update={"device": "cpu", "num_threads": 1})
@@ -196,14 +196,11 @@ def test_the_checkpoints_of_processes_with_parts_are_in_parts(root: Path) -> Non
         assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "hashes.json", "train_state.json"} == files
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     settings = PARAMS.pretrain.model_copy(update={"batch_size": 16, "num_accumulation_steps": 2})
-    assert num_parts_of(settings, "pretrain") == 2
-    monkeypatch.setattr(ranks, "num_ranks", lambda: 4)
-    assert num_parts_of(settings, "pretrain") == 4
-    monkeypatch.setattr(ranks, "num_ranks", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size is 16, which 3 processes .* in 6 equal parts"):
-        num_parts_of(settings, "pretrain")
+    assert [num_parts_of(settings, "pretrain", num_processes) for num_processes in (1, 4)] == [2, 4]
+    with pytest.raises(UserError, match=r"pretrain\.batch_size is 16, which 3 processes .* in 6 equal parts"):
+        num_parts_of(settings, "pretrain", 3)
 
 
 def _remember(path: Path, broken: int | None) -> None:

@@ -3,46 +3,96 @@
 Source: Paperno et al. 2016, arXiv:1606.06031.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halfstep.data.corpora import read_json_lines
+from halfstep.data.encoding import encode_pair
 from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import atomic_path, resolve_user_path, unchanged
 from halfstep.retries import with_retries
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 HUB_SPLIT = "test"
 
 
-def load_cloze(source: str, *, cache: Path) -> Iterator[str]:
+def split_passage(text: str) -> tuple[str, str]:
+    """(what comes before the last word, the last word with the white space before it), of whatever kind that is.
+
+    Raises:
+        UserError: there are fewer than two words.
+    """
+    words = text.split()
+    if len(words) < 2:
+        raise UserError(f"{shown(text)} is not a cloze passage, which has two words at least, apart by white space")
+    text = text.rstrip()
+    context = text.removesuffix(words[-1]).rstrip()
+    return context, text[len(context) :]
+
+
+def check_passage(text: str, tokenizer: PreTrainedTokenizerFast, context_length: int) -> None:
+    """Ask whether models of a context length can be asked for the last word.
+
+    Raises:
+        UserError: the word has no tokens of its own, or too many.
+    """
+    try:
+        # A denoiser's input ends with EOS.
+        encode_pair(tokenizer, *split_passage(text), context_length - 1)
+    except UserError:
+        raise
+    # The library raises plain exceptions, as where a word is not known and there is no token for that.
+    except Exception as error:
+        raise UserError(f"the tokenizer cannot tokenize {shown(text)} ({one_line(error)})") from None
+
+
+def load_cloze(source: str, *, cache: Path, check: Callable[[str], object] = split_passage) -> Iterator[str]:
     """Yield the passages of a local JSONL file or of a hub data set's test split, checked one by one.
 
     Args:
         source: a file, from the project's root where it is relative, or else a hub id.
         cache: where the hub's data set is kept.
+        check: raises `UserError` for a passage that will not do.
     Raises:
-        UserError: there is no such source, or a passage has fewer than two words.
+        UserError: there is no such source, or a passage will not do; names its line.
     """
     path = resolve_user_path(source)
     if path.is_file():
-        rows: Iterable[tuple[int, object]] = ((number, row.get("text")) for number, row in read_json_lines(path))
-    elif path.exists() or path.suffix in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
+        rows = _rows(path)
+    elif path.exists() or path.suffix.lower() in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
         raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
     else:
         rows = enumerate(_hub_texts(source, cache), start=1)
     with unchanged(path) if path.is_file() else nullcontext():
-        for number, text in rows:
-            if not isinstance(text, str):
-                raise UserError(f'{source} line {number} has no "text" of a string; mend the line, or take it out')
-            if len(text.split()) < 2:
-                raise UserError(
-                    f"{source} line {number} is {shown(text)}: a cloze passage has two words at least; mend the line,"
-                    " or take it out"
-                )
-            yield text
+        yield from _checked(rows, source, check)
+
+
+def read_passages(path: Path) -> Iterator[str]:
+    """Yield the passages of a JSONL file, checked one by one; see `load_cloze`."""
+    return _checked(_rows(path), str(path), split_passage)
+
+
+def _rows(path: Path) -> Iterable[tuple[int, object]]:
+    return ((number, row.get("text")) for number, row in read_json_lines(path))
+
+
+def _checked(rows: Iterable[tuple[int, object]], source: str, check: Callable[[str], object]) -> Iterator[str]:
+    for number, text in rows:
+        if not isinstance(text, str):
+            raise UserError(f'{source} line {number} has no "text" of a string; mend the line, or take it out')
+        try:
+            check(text.strip())
+        except UserError as error:
+            raise UserError(f"{source} line {number}: {error}; mend the line, or take it out") from None
+        yield text
 
 
 def write_cloze(path: Path, passages: Iterable[str]) -> int:

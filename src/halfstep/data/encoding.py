@@ -19,6 +19,7 @@ from halfstep.errors import MachineFault, UserError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 Ids = NDArray[np.unsignedinteger[Any]]
 """Token ids in the type of the file, [num_tokens]."""
@@ -91,6 +92,45 @@ def encode(texts: list[str | None], tokenizer: Tokenizer, eos_token_id: int, dty
         ) from None
     ids = [np.array([*encoding.ids, eos_token_id], dtype) for encoding in encodings]
     return np.concatenate([np.empty(0, dtype), *ids])
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, max_length: int
+) -> tuple[list[int], list[int], bool]:
+    """Token ids of a context and what is asked of it, the context beginning with BOS as in training.
+
+    Both are tokenized together and cut where the context alone would end; white space at the end of the context
+    belongs to the continuation, as with lm-eval's own models. Text that spells a special token is the text it is.
+
+    Args:
+        tokenizer: with a BOS token.
+        context: what is given; it may be empty.
+        continuation: what is to be judged.
+        max_length: tokens of both together; a longer context loses tokens after its BOS.
+    Returns:
+        (context with BOS, continuation, whether the context was cut).
+    Raises:
+        UserError: the continuation has no token of its own, or does not fit.
+    """
+    stripped = context.rstrip()
+    continuation = context[len(stripped) :] + continuation
+    whole, context_ids = (
+        tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        for text in (stripped + continuation, stripped)
+    )
+    target_ids = whole[len(context_ids) :]
+    if not target_ids:
+        raise UserError(
+            f"{continuation!r} has no tokens of its own after {context[-40:]!r}, so there is nothing to judge"
+        )
+    room = max_length - 1 - len(target_ids)
+    if room < 0:
+        raise UserError(
+            f"{continuation[:60]!r} has {len(target_ids)} tokens, more than fit into the {max_length} that are"
+            " read, BOS included"
+        )
+    kept = context_ids[max(len(context_ids) - room, 0) :]
+    return [tokenizer.bos_token_id, *kept], target_ids, len(kept) < len(context_ids)
 
 
 _encoder: tuple[Tokenizer, int, np.dtype[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from halfstep.data.corpora import hub_corpus, is_local, text_corpus
 from halfstep.data.packing import id_type, pack_documents
-from halfstep.data.scratch import datasets_cache
+from halfstep.data.scratch import datasets_cache, scratch_folder
 from halfstep.data.tokens import PackedTokens, Tokens
 from halfstep.errors import UserError
+from halfstep.settings import TextSourceSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -83,3 +85,24 @@ def pack_texts(
         raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
     tokens = PackedTokens(folder, packed, context_length, id_type(len(tokenizer)))
     return np.array(tokens[:num_sequences])
+
+
+def pack_all(
+    texts: Iterable[TextSourceSettings],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    context_length: int,
+    num_sequences: int | None,
+) -> dict[str, Tokens]:
+    """`pack_texts` of each text that the parameters name, by its name."""
+    with scratch_folder() as scratch:
+        return {
+            text.name: pack_texts(
+                **text.model_dump(),
+                tokenizer=tokenizer,
+                context_length=context_length,
+                num_sequences=num_sequences,
+                scratch=scratch,
+            )
+            for text in texts
+        }

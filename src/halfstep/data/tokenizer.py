@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.errors import UserError, one_line
+from halfstep.errors import UserError, one_line, shown
 from halfstep.faults import storage_fault
 from halfstep.files import is_there, resolve_user_path
 from halfstep.retries import with_retries
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BOS, EOS, UNKNOWN, MASK = "<|bos|>", "<|eos|>", "<|unk|>", "<|mask|>"
 
@@ -128,7 +128,8 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
     Returns:
         the tokenizer, with BOS, EOS and a mask token whose id is `len(tokenizer) - 1`.
     Raises:
-        UserError: there is no BOS or EOS token, or there is a mask token in the middle of the vocabulary.
+        UserError: there is no BOS or EOS token, there is a mask token in the middle of the vocabulary, or the ids are
+            not 0, 1, 2, ..., each of one token: the library gives a new token the id `len(tokenizer)`.
     """
     missing = [
         name
@@ -140,16 +141,38 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
             f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need"
             " both; set data.tokenizer.source to one that has them, such as gpt2"
         )
+    _check_ids(tokenizer)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
-    last_id = max(tokenizer.get_vocab().values())
-    if tokenizer.mask_token_id != last_id or len(tokenizer) != last_id + 1:
+    if tokenizer.mask_token_id != len(tokenizer) - 1:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, the last id {last_id}, and its"
-            f" mask token {tokenizer.mask_token} is id {tokenizer.mask_token_id}: it must be the last id of a"
-            " vocabulary without gaps; set data.tokenizer.source to one without a mask token, such as gpt2"
+            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and its mask token {tokenizer.mask_token}"
+            f" is id {tokenizer.mask_token_id}: it must be the last id; set data.tokenizer.source to one without a mask"
+            " token, such as gpt2"
         )
     return tokenizer
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens: dict[int, str] = {}
+    for token, token_id in sorted(tokenizer.get_vocab().items()):
+        other = tokens.setdefault(token_id, token)
+        if other != token:
+            problem = f"gives {shown(other)} and {shown(token)} the same id {token_id}"
+            break
+    else:
+        if not (gaps := tokens.keys() ^ range(len(tokenizer))):
+            return
+        problem = f"has {len(tokenizer)} tokens, the last id {max(tokens)} and no id {min(gaps)}"
+    raise UserError(
+        f"tokenizer {tokenizer.name_or_path} {problem}: ids must be 0, 1, 2, ... without gaps, each of one token;"
+        " number its tokens anew, or set data.tokenizer.source to another, such as gpt2"
+    )
+
+
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Ids that a model needs to know to read what a tokenizer writes; it never writes its mask token."""
+    return 1 + max(token_id for token, token_id in tokenizer.get_vocab().items() if token != tokenizer.mask_token)
 
 
 def check_vocabulary(
@@ -165,8 +188,8 @@ def check_vocabulary(
     Raises:
         UserError: the tokenizer has more ids than the model, or its mask token, which it needs, at another one.
     """
-    needed = len(tokenizer) if mask_token_id is not None else len(tokenizer) - 1
-    if tokenizer.mask_token_id is None or (mask_token_id not in (None, tokenizer.mask_token_id)) or needed > vocab_size:
+    has_another_mask = mask_token_id not in (None, tokenizer.mask_token_id)
+    if tokenizer.mask_token_id is None or has_another_mask or num_ids(tokenizer) > vocab_size:
         raise UserError(
             f"{source} knows {vocab_size} tokens, its mask token {mask_token_id}, but its tokenizer has"
             f" {len(tokenizer)}, its mask token {tokenizer.mask_token_id}: put the tokenizer there that it was trained"

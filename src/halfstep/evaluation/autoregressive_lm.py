@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
+from halfstep.data.encoding import encode_pair
 from halfstep.errors import UserError
-from halfstep.evaluation.harness import encode_pair
 from halfstep.resumption import Arrays, Remember, anew
 
 if TYPE_CHECKING:

@@ -1,11 +1,12 @@
 """Cloze passages in the form of LAMBADA: guess the last word. The task itself is run by lm-eval."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfstep.data.cloze import read_passages, split_passage
 from halfstep.errors import UserError
 from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.harness import silenced
@@ -47,30 +48,12 @@ def load_passages(path: Path, limit: int | None) -> list[str]:
         path: the file; empty lines are passed over, and it may hold no others.
         limit: read this many at most; None is all.
     Raises:
-        UserError: the file is missing, or a line is not a passage of two words or more.
+        UserError: the file is missing, or a line is not a passage.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): dvc repro prepare writes it") from None
-    passages = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{path}, line {number}: {line[:60]!r} is not of the form {{"text": "..."}}') from None
-        if " " not in text:
-            raise UserError(f"{path}, line {number}: {text[:60]!r} has no last word to guess after a space: remove it")
-        passages.append(text)
-    return passages[:limit]
-
-
-def split_passage(text: str) -> tuple[str, str]:
-    """(all before the last space, the space and the last word)."""
-    context, _, word = text.rpartition(" ")
-    return context, f" {word}"
+        return [text.strip() for text in islice(read_passages(path), limit)]
+    except UserError as error:
+        raise UserError(f"{error}: dvc repro -f prepare writes it again") from None
 
 
 def run_cloze(lm: "AutoregressiveLM | DenoiserLM", passages: Sequence[str]) -> ClozeResult | None:

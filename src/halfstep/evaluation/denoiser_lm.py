@@ -12,9 +12,10 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from halfstep import console
+from halfstep.data.encoding import encode_pair
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.errors import UserError
-from halfstep.evaluation.harness import cut_at_stops, encode_pair, generation_limits
+from halfstep.evaluation.harness import cut_at_stops, generation_limits
 from halfstep.evaluation.order_agnostic import LogLikelihood, Maskings, draw_maskings, log_likelihood
 from halfstep.resumption import Arrays, Remember, anew
 from halfstep.sampling import LogitsAt, sample, sample_uniforms

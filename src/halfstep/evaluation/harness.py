@@ -4,51 +4,9 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from halfstep.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def encode_pair(
-    tokenizer: "PreTrainedTokenizerBase", context: str, continuation: str, max_length: int
-) -> tuple[list[int], list[int], bool]:
-    """Token ids of a context and what is asked of it, the context beginning with BOS as in training.
-
-    Both are tokenized together and cut where the context alone would end; white space at the end of the context
-    belongs to the continuation, as with lm-eval's own models.
-
-    Args:
-        tokenizer: with a BOS token.
-        context: what is given; it may be empty.
-        continuation: what is to be judged.
-        max_length: tokens of both together; a longer context loses tokens after its BOS.
-    Returns:
-        (context with BOS, continuation, whether the context was cut).
-    Raises:
-        UserError: the continuation has no token of its own, or does not fit.
-    """
-    stripped = context.rstrip()
-    continuation = context[len(stripped) :] + continuation
-    whole = tokenizer.encode(stripped + continuation, add_special_tokens=False)
-    context_ids = tokenizer.encode(stripped, add_special_tokens=False)
-    target_ids = whole[len(context_ids) :]
-    if not target_ids:
-        raise UserError(
-            f"{continuation!r} has no tokens of its own after {context[-40:]!r}, so there is nothing to judge: remove"
-            " it from the task"
-        )
-    room = max_length - 1 - len(target_ids)
-    if room < 0:
-        raise UserError(
-            f"{continuation[:60]!r} has {len(target_ids)} tokens, more than the model's length {max_length} holds:"
-            " remove it from the task, or raise data.context_length"
-        )
-    kept = context_ids[max(len(context_ids) - room, 0) :]
-    return [tokenizer.bos_token_id, *kept], target_ids, len(kept) < len(context_ids)
-
 
 DEFAULT_MAX_GEN_TOKS = 256
 """What lm-eval's own models generate where a task does not say."""

@@ -62,7 +62,8 @@ def mauve_score(
     Returns:
         the score; None where a set has fewer than 2 texts.
     Raises:
-        UserError: more buckets than texts, or a feature is NaN or infinite.
+        UserError: a feature is NaN or infinite.
+        ValueError: more buckets than texts.
     Source: Pillutla et al. 2021, arXiv:2102.01454, as implemented by its authors in `mauve-text`.
     """
     count = min(len(p_features), len(q_features))
@@ -70,10 +71,7 @@ def mauve_score(
         return None
     num_points = len(p_features) + len(q_features)
     if num_buckets != "auto" and num_buckets > num_points:
-        raise UserError(
-            f"evaluate.mauve_num_buckets is {num_buckets}, more than the {num_points} texts to sort into"
-            " them: use auto, or raise sample.num_prefixes"
-        )
+        raise ValueError(f"num_buckets is {num_buckets}, more than the {num_points} texts to sort into them")
     for name, array in (("references", p_features), ("generated texts", q_features)):
         if not np.isfinite(array).all():
             raise UserError(f"evaluate.scorer gives features of the {name} that are not finite: use another scorer")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfstep.data.tokenizer import num_ids
 from halfstep.errors import UserError, one_line
 from halfstep.faults import storage_fault
 from halfstep.model.autoregressive import load_autoregressive
@@ -87,7 +88,7 @@ def load_scorer(source: str, revision: str | None, device: torch.device, remembe
             f"evaluate.scorer {source} brings no tokenizer ({one_line(error)}): give evaluate.scorer a local folder"
             " that holds one"
         ) from None
-    if len(tokenizer) - (tokenizer.mask_token_id is not None) > model.config.vocab_size:
+    if num_ids(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"evaluate.scorer {source} knows {model.config.vocab_size} tokens, but its tokenizer has {len(tokenizer)}:"
             " give evaluate.scorer a model with its own tokenizer, such as -S evaluate.scorer=models/ar"

@@ -9,12 +9,10 @@ from halfstep.errors import UserError, first_of, one_line
 from halfstep.faults import storage_fault
 from halfstep.files import is_there
 from halfstep.retries import with_retries
+from halfstep.settings import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel
-
-MAX_LAYERS = 10_000
-"""More than any model has. Layers are made before their weights are looked for, so a broken number takes for ever."""
 
 
 def new_gpt2(
@@ -45,27 +43,25 @@ def new_gpt2(
     return GPT2LMHeadModel(config)
 
 
-def load_autoregressive(
-    source: str | Path, revision: str | None = None, *, min_vocab_size: int | None = None
-) -> "PreTrainedModel":
+def load_autoregressive(source: str | Path, revision: str | None = None) -> "PreTrainedModel":
     """Load a causal language model from a local folder or the hub, from safetensors only.
 
     Args:
         source: local folder or hub id.
         revision: branch, tag or commit of a hub id.
-        min_vocab_size: fewest tokens it must know; None does not check.
     Returns:
         the model in evaluation mode, on the CPU, float32.
     Raises:
-        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, lacks weights,
-            or knows too few tokens.
+        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, or
+            lacks weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     def load() -> tuple["PreTrainedModel", dict[str, Any]]:
         config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
-        if getattr(config, "num_hidden_layers", 0) > MAX_LAYERS:
+        # Layers are made before their weights are looked for: a broken number takes for ever.
+        if getattr(config, "num_hidden_layers", 0) > MAX_BLOCKS:
             raise ValueError(f"its config.json asks for {config.num_hidden_layers} layers")
         return AutoModelForCausalLM.from_pretrained(
             str(source),
@@ -95,11 +91,6 @@ def load_autoregressive(
         raise UserError(
             f"{source} lacks weights that its config.json asks for, or has them in another shape: {first_of(missing)};"
             f" left over are {first_of(sorted(found['unexpected_keys']))}; give another model, or make this one again"
-        )
-    if min_vocab_size is not None and model.config.vocab_size < min_vocab_size:
-        raise UserError(
-            f"{source} knows {model.config.vocab_size} tokens, fewer than the {min_vocab_size} of the tokenizer:"
-            " set data.tokenizer.source to the one it was trained with"
         )
     return model.eval()
 

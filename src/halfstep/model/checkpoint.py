@@ -24,6 +24,7 @@ from halfstep.model.denoiser import Denoiser, DenoiserConfig
 from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
 from halfstep.model.training_checkpoint import read_training_checkpoint
 from halfstep.retries import with_retries
+from halfstep.settings import MAX_CONTEXT_LENGTH
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -33,7 +34,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
 MAX_SIZES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim"), 2**31 - 1),
-    "length": 2**20,
+    "length": MAX_CONTEXT_LENGTH,
 }
 """What a configuration may state. The weights bear it out, except the length, for which commands draw text."""
 ANOTHER = "give another model, or make this one again"

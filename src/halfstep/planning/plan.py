@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from halfstep.errors import UserError
 from halfstep.files import read_json, resolve_user_path
 from halfstep.memory_advice import divisors
 from halfstep.planning.corpus import HUB_TOKENIZERS, Known
@@ -138,8 +137,6 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         params: all parameters.
         vocab_size: tokens, the mask token included.
         num_tokens: of the corpus; None where it is not known.
-    Raises:
-        UserError: a batch cannot be shared by so many devices.
     """
     denoiser, baseline = networks(params, vocab_size.value)
     scorer, left_out = _scorer(params, baseline)
@@ -183,20 +180,9 @@ def device_of(params: Params) -> Device:
 
 
 def sequences_at_once(params: Params, stage: str) -> tuple[int, int]:
-    """(equal parts a batch of a training stage is computed in, sequences of a part).
-
-    Raises:
-        UserError: the parts, one or more for each device, do not divide the batch.
-    """
+    """(equal parts a batch of a training stage is computed in, sequences of a part)."""
     settings: TrainingSettings = getattr(params, stage)
-    num_devices = params.launch.num_processes
-    parts = num_parts(settings.num_accumulation_steps, num_devices)
-    if settings.batch_size % parts:
-        raise UserError(
-            f"{stage}.batch_size {settings.batch_size} cannot be computed in {parts} equal parts, as"
-            f" {num_devices} devices and {stage}.num_accumulation_steps {settings.num_accumulation_steps} need: give a"
-            " multiple"
-        )
+    parts = num_parts(settings.num_accumulation_steps, params.launch.num_processes)
     return parts, settings.batch_size // parts
 
 

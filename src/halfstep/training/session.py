@@ -1,6 +1,5 @@
 """A training run from start to finish: device, optimizer, resumption, progress, the loop."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from halfstep.errors import UserError, one_line
 from halfstep.files import read_json
 from halfstep.resumption import Work
 from halfstep.seeds import derive_seed
-from halfstep.settings import LaunchSettings, RuntimeSettings, TrainingSettings
+from halfstep.settings import LaunchSettings, RuntimeSettings, TrainingSettings, num_parts_of
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
@@ -95,7 +94,7 @@ def fit(
         Interrupted: a signal stopped the run; its checkpoint is written.
         MachineFault: another process was lost.
     """
-    num_parts = num_parts_of(settings, work.name)
+    num_parts = num_parts_of(settings, work.name.partition("-")[0], ranks.num_ranks())
     if num_parts != settings.num_accumulation_steps and has_dropout(model):
         console.print(
             f"{work.name}: dropout is drawn for each of {num_parts} parts of a batch; with num_accumulation_steps"
@@ -169,22 +168,6 @@ def fit(
             checkpoint_every_steps=settings.checkpoint_every_steps,
         )
     return state
-
-
-def num_parts_of(settings: TrainingSettings, name: str) -> int:
-    """The equal parts in which all processes together compute a batch, each of them as many.
-
-    Raises:
-        UserError: the batch cannot be divided so.
-    """
-    num_parts = math.lcm(settings.num_accumulation_steps, ranks.num_ranks())
-    if settings.batch_size % num_parts:
-        raise UserError(
-            f"{name}: batch_size is {settings.batch_size}, which {ranks.num_ranks()} processes with"
-            f" num_accumulation_steps {settings.num_accumulation_steps} cannot compute in {num_parts} equal parts: set"
-            f" batch_size to a multiple of {num_parts}, or another launch.processes_per_node"
-        )
-    return num_parts
 
 
 def has_dropout(model: nn.Module) -> bool:

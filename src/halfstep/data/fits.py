@@ -1,0 +1,109 @@
+"""What a stage asks of the data and of what the parameters name: asked when the run starts, not after its training.
+
+`prepare` asks first. DVC may restore it, and so the stages that train ask again.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfstep.data.corpora import is_local
+from halfstep.errors import UserError, one_line
+from halfstep.files import local_or_hub, resolve_user_path
+from halfstep.settings import Params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+OUTPUTS = "models"
+"""A scorer in this folder may be made by the run itself."""
+
+
+def check_fits(params: Params, *, num_valid_sequences: int, vocab_size: int) -> None:
+    """Ask all that is known once the corpus is tokenized.
+
+    Raises:
+        UserError: see `check_prefixes`, `check_baseline` and `check_paths`.
+    """
+    check_paths(params)
+    check_prefixes(params, num_valid_sequences)
+    source = params.baseline.init_from
+    if source is not None and os.path.isdir(resolve_user_path(source)):
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(local_or_hub(source), trust_remote_code=False)
+        # Nobody says what the reader of all kinds of models raises on files that are not theirs.
+        except Exception as error:
+            raise UserError(
+                f"baseline.init_from {source} is not a causal language model's folder ({one_line(error)}); give another"
+            ) from None
+        check_baseline(config, source, vocab_size=vocab_size, context_length=params.data.context_length)
+
+
+def check_paths(params: Params) -> None:
+    """Look for the files and folders that a later stage reads; what may be the name of a hub's is left to it.
+
+    Raises:
+        UserError: one is not there.
+    """
+    scorer = params.evaluate.scorer
+    names = {
+        "pretrain.init_from": params.pretrain.init_from,
+        "baseline.init_from": params.baseline.init_from,
+        "evaluate.scorer": None if Path(os.path.normpath(scorer)).parts[:1] == (OUTPUTS,) else scorer,
+    }
+    for key, name in names.items():
+        if name is None or os.path.exists(resolve_user_path(name)):
+            continue
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or (key == "pretrain.init_from" and "/" not in name):
+            raise UserError(
+                f"{key} {name}: there is no {resolve_user_path(name)}; give a model's folder, from the project's root,"
+                " or a hub id"
+            )
+    folder = params.evaluate.downstream_include_path
+    if params.evaluate.downstream_tasks and folder is not None and not os.path.isdir(resolve_user_path(folder)):
+        raise UserError(f"evaluate.downstream_include_path {folder} is not a folder: give one of task YAMLs")
+    for text in params.evaluate.likelihood_on:
+        path = str(resolve_user_path(text.source))
+        if is_local(text.source) and not os.path.exists(path) and not glob.glob(path, recursive=True):
+            raise UserError(
+                f"evaluate.likelihood_on {text.name} ({text.source}): there is no {path}; give .txt, .jsonl or .parquet"
+                " files, a folder of them or a glob, from the project's root"
+            )
+
+
+def check_prefixes(params: Params, num_valid_sequences: int) -> None:
+    """Ask for a sequence of the validation split for each prefix that is continued.
+
+    Raises:
+        UserError: there are too few.
+    """
+    wanted = params.sample.num_prefixes
+    if num_valid_sequences < wanted:
+        raise UserError(
+            f"the validation split has {num_valid_sequences} sequences, fewer than sample.num_prefixes {wanted}:"
+            f" dvc exp run -S sample.num_prefixes={num_valid_sequences}, or a larger data.valid_fraction"
+        )
+
+
+def check_baseline(config: PreTrainedConfig, source: str, *, vocab_size: int, context_length: int) -> None:
+    """Compare the model of `baseline.init_from` with the tokens it is trained on.
+
+    Raises:
+        UserError: it knows fewer tokens, the mask token aside, or reads shorter sequences.
+    """
+    if config.vocab_size < vocab_size - 1:
+        raise UserError(
+            f"baseline.init_from {source} knows {config.vocab_size} tokens, fewer than the {vocab_size - 1} of the"
+            " tokenizer: set data.tokenizer.source to the one it was trained with"
+        )
+    length = getattr(config, "max_position_embeddings", None)
+    if length is not None and length < context_length:
+        raise UserError(
+            f"baseline.init_from {source} reads {length} tokens at most, fewer than data.context_length"
+            f" {context_length}: dvc exp run -S data.context_length={length}, or another model"
+        )

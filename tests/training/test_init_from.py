@@ -1,0 +1,62 @@
+"""A first teacher or a baseline that starts from another model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from stages import baseline, pretrain
+
+from halfstep.data.tokenizer import train_word_tokenizer
+from halfstep.errors import UserError
+from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.autoregressive import new_gpt2
+
+ROOT = Path(__file__).parents[2]
+PATHS = tuple(Path(name) for name in ("params.yaml", "data/tokens", "data/tokenizer"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]) -> Path:
+    """Tokens with a context of 16, and models of others to start from."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["data"].update(context_length=16)
+    values["sample"].update(num_prefixes=8, prefix_length=4, continuation_length=16)
+    values["runtime"].update(device="cpu", num_threads=1)
+    for section in ("pretrain", "baseline"):
+        values[section].update(num_train_steps=1, num_warmup_steps=0, batch_size=4, init_from=f"my/{section}")
+    values["noise"].update(epsilon=0.01)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    tokenizer = train_word_tokenizer(["a b c d e f g h"], 12)
+    tokenizer.save_pretrained("data/tokenizer")
+    rows = np.ones((8, 16), np.uint16)
+    write_tokens(Path("data/tokens"), {"train": rows, "valid": rows}, vocab_size=len(tokenizer))
+    return tmp_path
+
+
+@pytest.mark.parametrize("length", [8, 16, 64])
+def test_a_teacher_that_goes_on_with_another_length_says_so(project: Path, length: int) -> None:
+    Path("my/pretrain").mkdir(parents=True)
+    Denoiser(DenoiserConfig(12, 11, length, 8, 1, 2, 8, 0.0, 1e-3)).save_pretrained(Path("my/pretrain"))
+    pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+    config = Denoiser.from_pretrained(Path("models/0")).config
+    assert (config.length, config.noise_epsilon) == (16, 0.01)
+
+
+@pytest.mark.parametrize(("length", "is_able"), [(8, False), (16, True), (64, True)])
+def test_a_baseline_reads_the_context_or_is_refused(project: Path, length: int, is_able: bool) -> None:
+    torch.manual_seed(0)
+    new_gpt2(vocab_size=12, length=length, hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0).save_pretrained(
+        "my/baseline"
+    )
+    if is_able:
+        baseline.main(*PATHS, Path("models/ar"), Path("curves/ar.csv"))
+        assert Path("models/ar/config.json").is_file()
+        return
+    with pytest.raises(UserError, match=r"my/baseline reads 8 tokens at most, fewer than data\.context_length 16"):
+        baseline.main(*PATHS, Path("models/ar"), Path("curves/ar.csv"))
