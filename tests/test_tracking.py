@@ -866,3 +866,12 @@ def test_uri_is_the_users_or_in_the_project(root: Path, monkeypatch: pytest.Monk
 def test_parameters_become_dotted_names_and_short_values() -> None:
     flat = tracking.flatten({"a": {"b": {"c": None}, "d": [1, 2]}, "e": "x" * 300, "f": True, "g": "text"})
     assert flat == {"a.b.c": "null", "a.d": "[1, 2]", "e": "x" * 247 + "...", "f": "true", "g": "text"}
+
+
+def test_mlflow_logs_no_page_of_its_own(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """A database in memory loses its tables between threads: MLflow logs that with a traceback."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite://")
+    missing = project.complete().missing
+    assert missing is not None
+    assert "no such table" in missing
+    assert capfd.readouterr().err == ""

@@ -445,7 +445,8 @@ def _connect(params: Mapping[str, Any]) -> "tuple[MlflowClient, Experiment]":
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # Not even errors: MLflow logs them with a traceback, and raises them as well.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = tracking_uri()
     with _lock():
         database = _sqlite_path(uri)
