@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -20,22 +20,22 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
-    from halfstep import ranks
     from halfstep.data.fits import check_baseline, check_fits
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
-    from halfstep.files import local_or_hub
-    from halfstep.inputs import inputs_of
-    from halfstep.launch import enter
-    from halfstep.memory_advice import memory_advice
-    from halfstep.model.autoregressive import load_autoregressive, new_gpt2
-    from halfstep.resumption import open_work
+    from halfstep.model.gpt2 import load_autoregressive, new_gpt2
+    from halfstep.objectives.autoregressive import autoregressive_objective
+    from halfstep.run import ranks
+    from halfstep.run.files import local_or_hub
+    from halfstep.run.inputs import inputs_of
+    from halfstep.run.launch import enter
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
+    from halfstep.run.work import open_work
     from halfstep.settings import load_params
-    from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
-    from halfstep.training.objectives import autoregressive_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import make_accelerator
+    from halfstep.training.parallel import make_accelerator
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -25,26 +25,26 @@ def main(
     """
     import copy
 
-    from halfstep import ranks
     from halfstep.data.fits import check_prefixes
     from halfstep.data.manifest import MANIFEST_FILE
+    from halfstep.data.seeds import derive_seed
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.distillation import teacher_step_size
-    from halfstep.errors import UserError
-    from halfstep.generation import broken_weights_told
-    from halfstep.launch import enter
-    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser
-    from halfstep.resumption import open_work
-    from halfstep.seeds import derive_seed
+    from halfstep.objectives.nelbo import nelbo_objective
+    from halfstep.objectives.sdtt import distillation_objective, teacher_step_size
+    from halfstep.run import ranks
+    from halfstep.run.errors import UserError
+    from halfstep.run.launch import enter
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
+    from halfstep.run.work import open_work
+    from halfstep.samples.draw import broken_weights_told
     from halfstep.settings import load_params
-    from halfstep.stage_times import record_stage
     from halfstep.tracking import live_run
-    from halfstep.training.objectives import distillation_objective, nelbo_objective
     from halfstep.training.output import write_curve, write_model
-    from halfstep.training.runtime import is_teacher_shared, lay_out_teacher, make_accelerator
+    from halfstep.training.parallel import is_teacher_shared, lay_out_teacher, make_accelerator
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)

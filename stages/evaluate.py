@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -27,33 +27,33 @@ def main(
     with its count and standard error, steps.csv, one row per number of denoising steps, and samples.csv, one row per
     unconditional sample. Killed, it goes on after the last batch.
     """
-    from halfstep import ranks
     from halfstep.data.inputs import find_input
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.texts import pack_all
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens, token_pieces
-    from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.estimates import FEWEST_MAUVE_TEXTS
-    from halfstep.evaluation.cloze import load_passages, run_cloze
     from halfstep.evaluation.diversity import copied_share
-    from halfstep.evaluation.downstream import run_downstream
     from halfstep.evaluation.likelihood import decoded_bytes
+    from halfstep.evaluation.lm_eval.cloze import load_passages, run_cloze
+    from halfstep.evaluation.lm_eval.downstream import run_downstream
     from halfstep.evaluation.sample_metrics import SampleJudge, write_samples_table
-    from halfstep.evaluation.sample_table import pair_sample_sets, read_sample_sets
     from halfstep.evaluation.scorer import load_scorer, text_features
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
-    from halfstep.files import local_or_hub, resolve_user_path, write_json
-    from halfstep.inputs import inputs_of
-    from halfstep.launch import enter
-    from halfstep.memory_advice import memory_advice
+    from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS
     from halfstep.model import Denoiser
-    from halfstep.model.autoregressive import load_autoregressive
-    from halfstep.resumption import open_work
+    from halfstep.model.gpt2 import load_autoregressive
+    from halfstep.run import ranks
+    from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.run.files import local_or_hub, resolve_user_path, write_json
+    from halfstep.run.inputs import inputs_of
+    from halfstep.run.launch import enter
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
+    from halfstep.run.work import open_work
+    from halfstep.samples.table import pair_sample_sets, read_sample_sets
     from halfstep.settings import BASELINE, check_model_name, load_params, scores_by_baseline
-    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "evaluate"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -23,9 +23,9 @@ def main(
     not read again. Where a parameter's files are not on this machine, what was noted of them before is kept.
     """
     from halfstep.data.inputs import find_input
-    from halfstep.errors import UserError
-    from halfstep.files import read_json, write_json
-    from halfstep.inputs import fingerprint, inputs_of
+    from halfstep.run.errors import UserError
+    from halfstep.run.files import read_json, write_json
+    from halfstep.run.inputs import fingerprint, inputs_of
     from halfstep.settings import load_params, named_inputs
 
     params = load_params(params_path)
@@ -56,7 +56,7 @@ def main(
 
 def _is_there(value: Any) -> bool:
     """Whether there is anything at all of a name, or of one of several."""
-    from halfstep.files import resolve_user_path
+    from halfstep.run.files import resolve_user_path
 
     paths = [str(resolve_user_path(source)) for source in ([value] if isinstance(value, str) else value)]
     return any(os.path.lexists(path) or glob.glob(path, recursive=True) for path in paths)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -22,14 +22,14 @@ def main(
     import torch
 
     from halfstep.data.tokens import vocab_size_of
-    from halfstep.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.evaluation.latency import time_generation
-    from halfstep.files import write_json
-    from halfstep.memory_advice import memory_advice
     from halfstep.model import Denoiser, DenoiserConfig
-    from halfstep.model.autoregressive import new_gpt2
+    from halfstep.model.gpt2 import new_gpt2
+    from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.run.files import write_json
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
     from halfstep.settings import load_params
-    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "latency"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 from halfstep.settings import HubSettings, Params, PydocsSettings, StoriesSettings, TextSettings
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def main(
     from halfstep.data.scratch import scratch_folder
     from halfstep.data.texts import pack_all
     from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.device import select_device
-    from halfstep.files import atomic_path, link_or_copy, write_json
-    from halfstep.inputs import inputs_of
-    from halfstep.memory_advice import memory_advice
-    from halfstep.resumption import open_work, stops_at_signals
+    from halfstep.run.device import select_device
+    from halfstep.run.files import atomic_path, link_or_copy, write_json
+    from halfstep.run.inputs import inputs_of
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
+    from halfstep.run.work import open_work, stops_at_signals
     from halfstep.settings import load_params
-    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "prepare"))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 NUM_UNCONDITIONAL = 2
 NUM_CONTINUATIONS = 2

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 if TYPE_CHECKING:
-    from halfstep.generation import Batch
+    from halfstep.samples.draw import Batch
 
 
 def main(
@@ -29,25 +29,25 @@ def main(
 
     from halfstep.data.fits import check_prefixes
     from halfstep.data.manifest import MANIFEST_FILE
+    from halfstep.data.seeds import derive_seed
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
-    from halfstep.device import autocast, select_device, select_precision, set_num_threads
-    from halfstep.files import written_by_main
-    from halfstep.generation import (
+    from halfstep.model import Denoiser
+    from halfstep.model.gpt2 import load_autoregressive
+    from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.run.files import written_by_main
+    from halfstep.run.launch import enter
+    from halfstep.run.memory_advice import memory_advice
+    from halfstep.run.stage_times import record_stage
+    from halfstep.run.work import open_work
+    from halfstep.samples.draw import (
         autoregressive_sampler,
         broken_weights_told,
         denoiser_sampler,
         draw_batches,
         write_samples,
     )
-    from halfstep.launch import enter
-    from halfstep.memory_advice import memory_advice
-    from halfstep.model import Denoiser
-    from halfstep.model.autoregressive import load_autoregressive
-    from halfstep.resumption import open_work
-    from halfstep.seeds import derive_seed
     from halfstep.settings import BASELINE, check_model_name, load_params
-    from halfstep.stage_times import record_stage
 
     params = load_params(params_path)
     console.advise_on_memory(memory_advice(params, "sample"))

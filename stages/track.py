@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from halfstep import console
+from halfstep.run import console
 
 
 def main(
@@ -20,7 +20,7 @@ def main(
     """Make MLflow complete: every run, curve, metric and file, whether its stage ran or DVC restored it."""
     from dataclasses import asdict
 
-    from halfstep.files import write_json
+    from halfstep.run.files import write_json
     from halfstep.settings import load_params
     from halfstep.tracking import complete
 

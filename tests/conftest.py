@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 
 from halfstep.data.manifest import MANIFEST_FILE, Manifest, Shard, Split
-from halfstep.files import file_hash, write_json
+from halfstep.run.files import file_hash, write_json
 
 # Processes that run tests side by side share the cores, and so do the commands that tests start.
 NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

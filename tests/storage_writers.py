@@ -26,13 +26,13 @@ from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.evaluation.steps_table import write_steps
-from halfstep.faults import told_in_one_line
-from halfstep.files import atomic_path, file_hash, write_json
-from halfstep.generation import Batch, write_samples
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import new_gpt2
+from halfstep.model.gpt2 import new_gpt2
 from halfstep.report import figures
-from halfstep.sampling import Samples
+from halfstep.run.faults import told_in_one_line
+from halfstep.run.files import atomic_path, file_hash, write_json
+from halfstep.samplers.base import Samples
+from halfstep.samples.draw import Batch, write_samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.nonfinite import NonFiniteStep, keep_nonfinite_step

@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from halfstep import console
-from halfstep.errors import Interrupted, MachineFault, UserError
+from halfstep.run import console
+from halfstep.run.errors import Interrupted, MachineFault, UserError
 
 
 def _exit_code_of(command) -> int | str | None:
@@ -107,7 +107,7 @@ def test_progress_without_a_terminal_ends_with_a_line_that_says_all(capfd: pytes
 
 def test_the_ui_listens_on_this_machine_only_and_tells_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands can be listed by every user of a machine, environments cannot."""
-    from halfstep import cli
+    from halfstep.tools import cli
 
     calls = []
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
+from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 
 
 def test_mean_and_its_standard_error():

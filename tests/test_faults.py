@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from halfstep.errors import UserError
-from halfstep.faults import lacks_memory, storage_fault, told_in_one_line
+from halfstep.run.errors import UserError
+from halfstep.run.faults import lacks_memory, storage_fault, told_in_one_line
 
 
 def _caused_by(outer: Exception, inner: Exception) -> Exception:

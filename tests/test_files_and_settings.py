@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfstep.errors import UserError
-from halfstep.files import atomic_path, project_root, resolve_user_path, write_json
-from halfstep.planning.compose import composed_params
+from halfstep.run.errors import UserError
+from halfstep.run.files import atomic_path, project_root, resolve_user_path, write_json
 from halfstep.settings import load_params, models_of, schedule_of
+from halfstep.tools.planning.compose import composed_params
 
 ROOT = Path(__file__).parents[1]
 

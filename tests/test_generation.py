@@ -6,8 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from halfstep.errors import UserError
-from halfstep.generation import (
+from halfstep.model import Denoiser
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.run.errors import UserError
+from halfstep.run.work import Journal
+from halfstep.samplers.base import Samples
+from halfstep.samples.draw import (
     METADATA_KEY,
     Batch,
     autoregressive_sampler,
@@ -16,10 +20,6 @@ from halfstep.generation import (
     draw_batches,
     write_samples,
 )
-from halfstep.model import Denoiser
-from halfstep.model.autoregressive import new_gpt2
-from halfstep.resumption import Journal
-from halfstep.sampling import Samples
 
 CPU = torch.device("cpu")
 

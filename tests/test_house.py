@@ -25,7 +25,7 @@ ROOMS = {
     "halfstep.model": set(),
     "halfstep.sampling": {"halfstep.diffusion"},
     "halfstep.distillation": {"halfstep.diffusion", "halfstep.sampling"},
-    "halfstep.generation": {"halfstep.diffusion", "halfstep.sampling", "halfstep.model"},
+    "halfstep.samples.draw": {"halfstep.diffusion", "halfstep.sampling", "halfstep.model"},
     "halfstep.data": set(),
     "halfstep.training": {
         "halfstep.diffusion",
@@ -37,11 +37,11 @@ ROOMS = {
         "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
-        "halfstep.generation",
+        "halfstep.samples.draw",
         "halfstep.model",
     },
-    "halfstep.planning": set(),
-    "halfstep.bench": {
+    "halfstep.tools.planning": set(),
+    "benchmarks": {
         "halfstep.data",
         "halfstep.diffusion",
         "halfstep.sampling",
@@ -49,17 +49,17 @@ ROOMS = {
         "halfstep.model",
         "halfstep.training",
         "halfstep.evaluation",
-        "halfstep.planning",
+        "halfstep.tools.planning",
     },
-    "halfstep.lm_eval_command": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
+    "halfstep.tools.lm_eval": {"halfstep.data", "halfstep.evaluation", "halfstep.model"},
     "halfstep.tracking": set(),
     "halfstep.report": set(),
 }
 COMMON = {
-    "halfstep", "halfstep.errors", "halfstep.estimates", "halfstep.files", "halfstep.seeds", "halfstep.device",
-    "halfstep.console", "halfstep.resumption", "halfstep.settings", "halfstep.stage_times", "halfstep.faults",
-    "halfstep.inputs", "halfstep.launch", "halfstep.memory_advice", "halfstep.ranks", "halfstep.retries",
-    "halfstep.provenance",
+    "halfstep", "halfstep.run.errors", "halfstep.metrics.estimate", "halfstep.run.files", "halfstep.data.seeds", "halfstep.run.device",
+    "halfstep.run.console", "halfstep.run.work", "halfstep.settings", "halfstep.run.stage_times", "halfstep.run.faults",
+    "halfstep.run.inputs", "halfstep.run.launch", "halfstep.run.memory_advice", "halfstep.run.ranks", "halfstep.run.retries",
+    "halfstep.run.provenance",
 }  # fmt: skip
 MATHEMATICS_MAY_IMPORT = {"torch", "math", "dataclasses", "collections", "typing", "halfstep"}
 
@@ -129,7 +129,7 @@ def test_rooms_import_only_what_lies_before_them() -> None:
 
 
 def test_every_module_is_in_a_room_or_known_to_all() -> None:
-    strays = {module_name(file) for file in SOURCE.rglob("*.py")} - COMMON - {"halfstep.cli"}
+    strays = {module_name(file) for file in SOURCE.rglob("*.py")} - COMMON - {"halfstep.tools.cli"}
     assert [name for name in sorted(strays) if room_of(name) is None] == []
 
 

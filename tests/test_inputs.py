@@ -12,11 +12,11 @@ import pytest
 import yaml
 from stages import inputs as stage
 
-from halfstep import inputs as module
 from halfstep.data.inputs import find_input
-from halfstep.errors import UserError
-from halfstep.inputs import fingerprint, inputs_of
-from halfstep.resumption import open_work
+from halfstep.run import inputs as module
+from halfstep.run.errors import UserError
+from halfstep.run.inputs import fingerprint, inputs_of
+from halfstep.run.work import open_work
 from halfstep.settings import Params, load_params, named_inputs
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from halfstep import launch
-from halfstep.console import LastWords
-from halfstep.errors import UserError
-from halfstep.launch import _failure
+from halfstep.run import launch
+from halfstep.run.console import LastWords
+from halfstep.run.errors import UserError
+from halfstep.run.launch import _failure
 from halfstep.settings import load_params
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from halfstep.cli import app
-from halfstep.errors import UserError
-from halfstep.lm_eval_command import RegisteredDenoiserLM
 from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.run.errors import UserError
+from halfstep.tools.cli import app
+from halfstep.tools.lm_eval import RegisteredDenoiserLM
 
 WORDS = ["the", "cat", "dog", "saw", "a", "bird", "ran", "red"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfstep.memory_advice import FURTHER, divisors, finer_accumulation, memory_advice
+from halfstep.run.memory_advice import FURTHER, divisors, finer_accumulation, memory_advice
 from halfstep.settings import Params
 
 ROOT = Path(__file__).parents[1]

@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from halfstep import cli, console
 from halfstep.data.manifest import read_manifest
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
-from halfstep.evaluation.sample_table import read_sample_sets
-from halfstep.files import atomic_path, make_folder, write_json
 from halfstep.model import Denoiser
-from halfstep.model.autoregressive import load_autoregressive, new_gpt2
-from halfstep.resumption import open_work
+from halfstep.model.gpt2 import load_autoregressive, new_gpt2
+from halfstep.run import console
+from halfstep.run.files import atomic_path, make_folder, write_json
+from halfstep.run.work import open_work
+from halfstep.samples.table import read_sample_sets
 from halfstep.settings import load_params
+from halfstep.tools import cli
 from halfstep.training.checkpoint import CheckpointFolder
 
 OTHER = 65534

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from halfstep.cli import app
+from halfstep.tools.cli import app
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.pipeline

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from halfstep import provenance
-from halfstep.errors import MachineFault, UserError
-from halfstep.provenance import code_hashes, recorded_is_what_ran
+from halfstep.run import provenance
+from halfstep.run.errors import MachineFault, UserError
+from halfstep.run.provenance import code_hashes, recorded_is_what_ran
 
 ROOT = Path(__file__).parents[1]
 

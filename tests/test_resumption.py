@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from halfstep import provenance, resumption
-from halfstep.errors import Interrupted, MachineFault, UserError
-from halfstep.resumption import Journal, Remember, open_work, stops_at_signals
+from halfstep.run import provenance
+from halfstep.run import work as resumption
+from halfstep.run.errors import Interrupted, MachineFault, UserError
+from halfstep.run.work import Journal, Remember, open_work, stops_at_signals
 
 
 @pytest.fixture(autouse=True)

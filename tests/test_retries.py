@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from halfstep import retries
-from halfstep.retries import may_pass, with_retries
+from halfstep.run import retries
+from halfstep.run.retries import may_pass, with_retries
 
 
 @pytest.fixture(autouse=True)
@@ -121,9 +121,10 @@ def test_reads_of_hub_and_disk_go_through_it(
     import numpy as np
     import transformers
 
-    from halfstep import files
     from halfstep.data import cloze, corpora, tokenizer, tokens
-    from halfstep.model import autoregressive, checkpoint
+    from halfstep.model import gpt2 as autoregressive
+    from halfstep.model import loading as checkpoint
+    from halfstep.run import files
 
     class Reached(BaseException):
         """No Exception: readers take any of those for a broken file."""

@@ -11,17 +11,11 @@ from scipy.stats import chisquare
 
 from halfstep.diffusion.posterior import posterior_probs
 from halfstep.diffusion.subs import subs_log_probs
-from halfstep.sampling import (
-    even_unmask_steps,
-    keep_top_k,
-    keep_top_p,
-    sample,
-    sample_autoregressive,
-    sample_by_confidence,
-    sample_uniforms,
-    unmask_steps,
-    with_temperature,
-)
+from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
+from halfstep.samplers.ancestral import even_unmask_steps, sample, unmask_steps
+from halfstep.samplers.autoregressive import sample_autoregressive
+from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.confidence import sample_by_confidence
 
 VOCAB, MASK, LENGTH = 3, 2, 3
 

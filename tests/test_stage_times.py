@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from halfstep.stage_times import find_stage_time, record_stage
+from halfstep.run.stage_times import find_stage_time, record_stage
 
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr("halfstep.stage_times.STARTED", time.monotonic() - 12)
+    monkeypatch.setattr("halfstep.run.stage_times.STARTED", time.monotonic() - 12)
     path = tmp_path / "1.csv"
     path.write_text("step,loss\n1,5.0\n")
     return path
@@ -52,7 +52,7 @@ def test_a_disk_that_refuses_the_record_does_not_fail_the_stage(
     def refuse(path: Path, value: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("halfstep.stage_times.write_json", refuse)
+    monkeypatch.setattr("halfstep.run.stage_times.write_json", refuse)
     record_stage("distill@1", output)
     assert "distill@1: its time was not recorded" in capfd.readouterr().err
     assert find_stage_time("distill@1", output) is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from halfstep.files import atomic_path
+from halfstep.run.files import atomic_path
 
 SCRIPT = Path(__file__).parent / "storage_writers.py"
 TOLD = {

@@ -27,11 +27,12 @@ from pydantic import ValidationError
 from stages import track
 from typer.testing import CliRunner, Result
 
-from halfstep import cli, tracking
-from halfstep.cli import app
-from halfstep.errors import Interrupted, UserError
-from halfstep.faults import STORAGE_FAULTS
+from halfstep import tracking
+from halfstep.run.errors import Interrupted, UserError
+from halfstep.run.faults import STORAGE_FAULTS
 from halfstep.settings import TrackingSettings
+from halfstep.tools import cli
+from halfstep.tools.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from halfstep import console, ranks
-from halfstep.launch import enter
-from halfstep.resumption import open_work
+from halfstep.objectives.base import Objective
+from halfstep.run import console, ranks
+from halfstep.run.launch import enter
+from halfstep.run.work import open_work
 from halfstep.settings import load_params
-from halfstep.training.objectives import Objective
-from halfstep.training.runtime import make_accelerator
+from halfstep.training.parallel import make_accelerator
 from halfstep.training.session import fit
 
 NUM_STEPS = 14

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from halfstep.errors import UserError, one_line, shown
+from halfstep.run.errors import UserError, one_line, shown
 
 BASELINE = "ar"
 """Name of the autoregressive model among the models of a pipeline run."""

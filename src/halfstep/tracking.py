@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from halfstep import ranks
-from halfstep.errors import Interrupted, UserError, one_line
-from halfstep.faults import STORAGE_FAULTS, storage_fault
-from halfstep.files import atomic_path, file_hash, project_root, read_json
+from halfstep.run import ranks
+from halfstep.run.errors import Interrupted, UserError, one_line
+from halfstep.run.faults import STORAGE_FAULTS, storage_fault
+from halfstep.run.files import atomic_path, file_hash, project_root, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,7 +144,7 @@ class _Upload:
     """Files that belong together among a run's artifacts.
 
     Attributes:
-        name: of the group; its content's hash is kept in the tag `halfstep.files.NAME`.
+        name: of the group; its content's hash is kept in the tag `halfstep.run.files.NAME`.
         files: local file by path within the run's artifacts.
         content_hash: of paths and contents.
     """
@@ -338,7 +338,7 @@ def _finish(client: "MlflowClient", run: "Run", uploads: Sequence[_Upload], dige
     """Send what files are not there yet, and end the run if it has not ended."""
     run_id, tags = run.info.run_id, run.data.tags
     for upload in uploads:
-        tag = f"halfstep.files.{upload.name}"
+        tag = f"halfstep.run.files.{upload.name}"
         if tags.get(tag) != upload.content_hash:
             for target, path in sorted(upload.files.items()):
                 client.log_artifact(run_id, str(path), target.rpartition("/")[0] or None)

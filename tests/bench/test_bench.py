@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import measure, scaling
+from benchmarks.command import app, numbers
+from benchmarks.measure import compare, matmul_flops_per_second, peak_memory, spread
+from benchmarks.sizes import SIZES, Size, choose_size
+from benchmarks.work import build
 from typer.testing import CliRunner
 
-from halfstep.bench import measure, scaling
-from halfstep.bench.command import app, numbers
-from halfstep.bench.measure import compare, matmul_flops_per_second, peak_memory, spread
-from halfstep.bench.sizes import SIZES, Size, choose_size
-from halfstep.bench.work import build
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = Size(vocab_size=11, hidden_size=8, num_heads=2, num_blocks=2, cond_dim=4, length=6, batch_size=3)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from benchmarks.data import compare_tokenizing
 
-from halfstep.bench.data import compare_tokenizing
 from halfstep.data.tokenizer import train_bpe_tokenizer
 
 TEXTS = [f"Document {number} says little." for number in range(30)]

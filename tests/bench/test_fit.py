@@ -8,15 +8,22 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.measure import peak_memory_bytes
 from typer.testing import CliRunner
 
-from halfstep.bench import fit
-from halfstep.bench.fit import fit_batch, largest_that_fits, memory_limit, round_numbers, try_batch, vocab_size_for
-from halfstep.bench.measure import peak_memory_bytes
-from halfstep.bench.trial import EXIT_TOO_MUCH
-from halfstep.cli import app
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 from halfstep.settings import load_params
+from halfstep.tools import fit_batch as fit
+from halfstep.tools.cli import app
+from halfstep.tools.fit_batch import (
+    fit_batch,
+    largest_that_fits,
+    memory_limit,
+    round_numbers,
+    try_batch,
+    vocab_size_for,
+)
+from halfstep.tools.trial import EXIT_TOO_MUCH
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

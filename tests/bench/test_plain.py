@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks import plain
 from scipy.stats import chi2_contingency, chisquare
 
-from halfstep.bench import plain
 from halfstep.diffusion import projection
 from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model import Denoiser
-from halfstep.sampling import sample, sample_uniforms
-from halfstep.training.objectives import distillation_objective, nelbo_objective
+from halfstep.objectives.nelbo import nelbo_objective
+from halfstep.objectives.sdtt import distillation_objective
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import sample_uniforms
 
 SCHEDULE = LogLinearSchedule(1e-3)
 

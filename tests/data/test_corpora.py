@@ -29,7 +29,7 @@ from halfstep.data.corpora import (
     text_encoding,
 )
 from halfstep.data.stories import stories
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 
 Read = Callable[..., list[str]]
 

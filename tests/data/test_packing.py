@@ -20,7 +20,7 @@ from halfstep.data.corpora import Documents, store_documents
 from halfstep.data.manifest import Split
 from halfstep.data.packing import chosen_batches, num_documents_packed, pack_documents, split_documents
 from halfstep.data.tokenizer import train_bpe_tokenizer
-from halfstep.errors import MachineFault, UserError
+from halfstep.run.errors import MachineFault, UserError
 
 TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|> here." for i in range(40)]
 TOKENIZER = train_bpe_tokenizer(TEXTS, 300)

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from stages import prepare as stage
 
-from halfstep import console
 from halfstep.data import corpora
 from halfstep.data.stories import stories
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.data.tokens import load_tokens, verify_tokens
-from halfstep.errors import UserError
+from halfstep.run import console
+from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import pytest
 from halfstep.data.corpora import is_local
 from halfstep.data.texts import pack_texts
 from halfstep.data.tokenizer import train_word_tokenizer
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 
 WORDS = "the cat saw a red dog and the dog ran to a house"
 

@@ -16,7 +16,7 @@ from halfstep.data.tokenizer import (
     train_word_tokenizer,
     with_mask_token,
 )
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 
 TEXTS = list(stories(300, seed=0))
 TRAINERS = {"words": (train_word_tokenizer, 400), "bpe": (train_bpe_tokenizer, 300)}

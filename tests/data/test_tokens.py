@@ -20,8 +20,8 @@ from halfstep.data.tokens import (
     verify_tokens,
     vocab_size_of,
 )
-from halfstep.errors import UserError
-from halfstep.files import write_json
+from halfstep.run.errors import UserError
+from halfstep.run.files import write_json
 
 ROWS = np.arange(10, dtype=np.uint16)[:, None] * np.ones(3, dtype=np.uint16)
 WriteTokens = Callable[..., None]

@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from halfstep.diffusion.divergences import (
-    DIVERGENCES,
-    kl_student_teacher,
-    kl_teacher_student,
-    mse,
-    total_variation,
-)
+from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher, kl_teacher_student, mse, total_variation
 
 
 @pytest.fixture

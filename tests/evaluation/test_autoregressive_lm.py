@@ -10,9 +10,9 @@ import yaml
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from halfstep.errors import UserError
-from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.cloze import load_passages, run_cloze
+from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.lm_eval.cloze import load_passages, run_cloze
+from halfstep.run.errors import UserError
 
 PASSAGES = [
     "the cat sat on the mat and looked at the other cat",

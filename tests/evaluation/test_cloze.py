@@ -8,10 +8,10 @@ import torch
 from halfstep.data.cloze import check_passage, write_cloze
 from halfstep.data.encoding import encode_pair
 from halfstep.data.tokenizer import train_word_tokenizer
-from halfstep.errors import UserError
-from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.cloze import load_passages, run_cloze
-from halfstep.evaluation.denoiser_lm import DenoiserLM
+from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.lm_eval.cloze import load_passages, run_cloze
+from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
+from halfstep.run.errors import UserError
 
 PASSAGES = [
     "the cat saw a cat",

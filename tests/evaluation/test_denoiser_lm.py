@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from halfstep.data.encoding import encode_pair
-from halfstep.errors import UserError
-from halfstep.evaluation.denoiser_lm import DenoiserLM
-from halfstep.evaluation.harness import cut_at_stops
+from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
+from halfstep.evaluation.lm_eval.harness import cut_at_stops
+from halfstep.run.errors import UserError
 
 
 def requests(*arguments):

@@ -5,10 +5,10 @@ import pytest
 import torch
 import yaml
 
-from halfstep.errors import UserError
-from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.denoiser_lm import DenoiserLM
-from halfstep.evaluation.downstream import run_downstream
+from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
+from halfstep.evaluation.lm_eval.downstream import run_downstream
+from halfstep.run.errors import UserError
 
 QUESTIONS = [
     {"context": "the cat saw", "choices": ["a red dog", "a red bird ran to"], "gold": gold} for gold in (0, 0, 1, 0)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.denoiser_lm import DenoiserLM
 from halfstep.evaluation.likelihood import autoregressive_likelihood, denoiser_likelihood
+from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.evaluation.scorer import Scorer, features, text_features, token_nlls
-from halfstep.resumption import Arrays, Journal, Remember, anew
+from halfstep.run.work import Arrays, Journal, Remember, anew
 
 SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], [0, 4, 4], [6, 6, 6, 6]]
 REQUESTS = [
@@ -108,7 +108,7 @@ def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Remember], Any], int]
     ],
 )  # fmt: skip
 def test_cut_off_after_every_batch(measures, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halfstep.evaluation.autoregressive_lm.REQUESTS_AT_ONCE", 1)
+    monkeypatch.setattr("halfstep.evaluation.lm_eval.autoregressive_lm.REQUESTS_AT_ONCE", 1)
     measure, num_batches = measures[name]
     found, num_done = in_many_calls(measure, tmp_path / "journal")
     assert found == measure(anew)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from halfstep.evaluation.latency import time_calls, time_generation
-from halfstep.model.autoregressive import new_gpt2
+from halfstep.model.gpt2 import new_gpt2
 
 
 def test_rounds_alternate_between_calls_and_warmups_do_not_count():

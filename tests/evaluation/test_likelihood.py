@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.errors import UserError
-from halfstep.evaluation.likelihood import (
-    Likelihood,
-    autoregressive_likelihood,
-    decoded_bytes,
-    denoiser_likelihood,
-)
+from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, decoded_bytes, denoiser_likelihood
+from halfstep.run.errors import UserError
 
 VOCAB, MASK = 11, 10
 SCHEDULE = LogLinearSchedule(1e-3)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from halfstep.errors import UserError
 from halfstep.evaluation.mauve import mauve_score
+from halfstep.run.errors import UserError
 
 SETTINGS = {"scaling_factor": 5.0, "num_buckets": "auto", "seeds": range(3)}
 

@@ -4,7 +4,7 @@ from itertools import combinations, permutations, product
 import pytest
 import torch
 
-from halfstep.evaluation.order_agnostic import Maskings, draw_maskings, log_likelihood
+from halfstep.evaluation.lm_eval.order_agnostic import Maskings, draw_maskings, log_likelihood
 
 
 def model_of(num_tokens, seed=3):

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from halfstep.errors import UserError
-from halfstep.estimates import Estimate
 from halfstep.evaluation.sample_metrics import SampleJudge, paired_perplexity_ratio, write_samples_table
-from halfstep.evaluation.sample_table import SampleSet
 from halfstep.evaluation.scorer import Scorer, text_features, token_nlls
+from halfstep.metrics.estimate import Estimate
+from halfstep.run.errors import UserError
+from halfstep.samples.table import SampleSet
 
 COPIED = Estimate(0.25, None, 4, "1")
 

@@ -2,8 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halfstep.errors import UserError
-from halfstep.evaluation.sample_table import SampleSet, pair_sample_sets, read_sample_sets
+from halfstep.run.errors import UserError
+from halfstep.samples.table import SampleSet, pair_sample_sets, read_sample_sets
 
 ROWS = [
     {"sample_index": 1, "prefix_row": 5, "num_steps": 16, "nfe": 7, "token_ids": [1, 2], "unmask_step": [0, 3]},

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from halfstep.errors import UserError
 from halfstep.evaluation.generative_perplexity import sample_quality
 from halfstep.evaluation.scorer import (
     Scorer,
@@ -16,6 +15,7 @@ from halfstep.evaluation.scorer import (
     to_scorer_ids,
     token_nlls,
 )
+from halfstep.run.errors import UserError
 
 WORDS = ["the", "cat", "dog", "saw", "a", "bird", "ran", "to", "red", "house"]
 SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], []]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from halfstep import console
-from halfstep.errors import UserError
+from halfstep.run import console
+from halfstep.run.errors import UserError
 
 FACTOR = int(os.environ.get("HALFSTEP_FUZZ", "1"))
 TRIED: Counter[str] = Counter()

@@ -22,8 +22,8 @@ from halfstep.data.packing import pack_documents
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer, train_word_tokenizer, with_mask_token
 from halfstep.evaluation.scorer import load_scorer
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import load_autoregressive, new_gpt2
-from halfstep.model.checkpoint import locate_weights, save_denoiser
+from halfstep.model.gpt2 import load_autoregressive, new_gpt2
+from halfstep.model.loading import locate_weights, save_denoiser
 
 WEIGHTS = "model.safetensors"
 CPU = torch.device("cpu")
@@ -433,7 +433,7 @@ def test_stages_refuse_a_model_with_another_tokenizer(
 
     import yaml
 
-    from halfstep.generation import write_samples
+    from halfstep.samples.draw import write_samples
 
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     values["sample"] |= {"num_prefixes": 2}
@@ -443,8 +443,8 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     folder = copied(arguments[-1])
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
     if stage == "evaluate":
-        from halfstep.generation import Batch
-        from halfstep.sampling import Samples
+        from halfstep.samplers.base import Samples
+        from halfstep.samples.draw import Batch
 
         ones = torch.ones(2, 4, dtype=torch.int64)
         batch = Batch(range(2), 4, [-1, -1], Samples(ones, torch.ones(2, dtype=torch.int64), ones))

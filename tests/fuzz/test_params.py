@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from halfstep import settings
-from halfstep.errors import shown
+from halfstep.run.errors import shown
 from halfstep.settings import MAX_INT, Params, check_model_name, load_params
 
 ROOT = Path(__file__).parents[2]

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from halfstep.cli import app
-from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import load_autoregressive, new_gpt2
-from halfstep.model.checkpoint import expected_shapes, export_denoiser, read_config, save_denoiser
+from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
+from halfstep.model.loading import expected_shapes, export_denoiser, read_config, save_denoiser
+from halfstep.run.errors import UserError
+from halfstep.tools.cli import app
 
 WEIGHTS = "model.safetensors"
 

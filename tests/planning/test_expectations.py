@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.distillation import teacher_unmask_steps
-from halfstep.planning.expectations import (
+from halfstep.objectives.sdtt import teacher_unmask_steps
+from halfstep.tools.planning.expectations import (
     expected_evaluations,
     highest_masked_share,
     masked_share,

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.planned import allocations, check_stage
+from benchmarks.sizes import Size
 
-from halfstep.bench.planned import allocations, check_stage
-from halfstep.bench.sizes import Size
 from halfstep.diffusion import projection
 from halfstep.diffusion.divergences import DIVERGENCES
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.planning import disk, memory
-from halfstep.planning.memory import LOGIT_BYTES, Device, Sharing, evaluation_peak, sampling_peak, training_peak
-from halfstep.planning.networks import Network, count_parameters
-from halfstep.sampling import sample, sample_uniforms
+from halfstep.objectives.nelbo import nelbo_objective
+from halfstep.objectives.sdtt import distillation_objective
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import sample_uniforms
+from halfstep.tools.planning import disk, memory
+from halfstep.tools.planning.memory import LOGIT_BYTES, Device, Sharing, evaluation_peak, sampling_peak, training_peak
+from halfstep.tools.planning.networks import Network, count_parameters
 from halfstep.training import checkpoint
-from halfstep.training.objectives import distillation_objective, nelbo_objective
 
 ROOT = Path(__file__).parents[2]
 CPU = Device("cpu", is_bf16=False)

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import new_gpt2
-from halfstep.planning.networks import FREQUENCY_EMBEDDING_SIZE, Network, count_parameters, forward_flops
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.tools.planning.networks import FREQUENCY_EMBEDDING_SIZE, Network, count_parameters, forward_flops
 
 TINY = Network(vocab_size=37, hidden_size=24, num_blocks=3, num_heads=2, length=10, cond_dim=5)
 LARGE = Network(vocab_size=50258, hidden_size=1536, num_blocks=24, num_heads=16, length=1024, cond_dim=128)

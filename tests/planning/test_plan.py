@@ -8,15 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halfstep.cli import app
-from halfstep.errors import UserError
-from halfstep.files import write_json
-from halfstep.planning.compose import composed_params
-from halfstep.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
-from halfstep.planning.devices import GPUS
-from halfstep.planning.disk import FLOAT, STATE
-from halfstep.planning.plan import Plan, make_plan
+from halfstep.run.errors import UserError
+from halfstep.run.files import write_json
 from halfstep.settings import load_params
+from halfstep.tools.cli import app
+from halfstep.tools.planning.compose import composed_params
+from halfstep.tools.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
+from halfstep.tools.planning.devices import GPUS
+from halfstep.tools.planning.disk import FLOAT, STATE
+from halfstep.tools.planning.plan import Plan, make_plan
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.state import TrainState

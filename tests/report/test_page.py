@@ -13,12 +13,12 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from halfstep.errors import UserError
-from halfstep.estimates import Estimate
+from halfstep.metrics.estimate import Estimate
 from halfstep.report import load_curves, load_latency, load_metrics, load_samples, rounds_table
 from halfstep.report.headline import headline, ratio, reading, warnings_of
 from halfstep.report.page import fenced
 from halfstep.report.table import format_estimate, summarize
+from halfstep.run.errors import UserError
 
 MODELS = ["ar", "0", "1", "2"]
 STEPS = (4, 16)
@@ -421,11 +421,11 @@ def test_the_paper_is_quoted_in_its_own_setting_only(project: Any) -> None:
 
 
 def test_times_of_stages_are_those_of_the_files_at_hand(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from halfstep.stage_times import record_stage
+    from halfstep.run.stage_times import record_stage
 
     monkeypatch.setenv("DVC_ROOT", str(project.root))
-    monkeypatch.setattr("halfstep.stage_times.STARTED", -1e6)
-    monkeypatch.setattr("halfstep.stage_times.time.monotonic", lambda: 234.5 - 1e6)
+    monkeypatch.setattr("halfstep.run.stage_times.STARTED", -1e6)
+    monkeypatch.setattr("halfstep.run.stage_times.time.monotonic", lambda: 234.5 - 1e6)
     record_stage("distill@1", project.root / "curves" / "1.csv")
     rows = re.findall(r"\| (\S+) \| (\S+) \| .*", (project.report() / "README.md").read_text())
     times = dict(rows)

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from halfstep import cli
 from halfstep.data.tokenizer import train_bpe_tokenizer, train_word_tokenizer
-from halfstep.errors import UserError
 from halfstep.report.samples import browser_data, load_samples, token_pieces, tokens_together
+from halfstep.run.errors import UserError
+from halfstep.tools import cli
 
 
 def decode_bytes(token_ids: list[int]) -> str:

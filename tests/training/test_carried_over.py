@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from halfstep.errors import UserError
-from halfstep.files import read_json, write_json
+from halfstep.run.errors import UserError
+from halfstep.run.files import read_json, write_json
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.session import CarriedOver, _carry_over, load_raw_weights

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

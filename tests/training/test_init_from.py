@@ -10,9 +10,9 @@ import yaml
 from stages import baseline, pretrain
 
 from halfstep.data.tokenizer import train_word_tokenizer
-from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import new_gpt2
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PATHS = tuple(Path(name) for name in ("params.yaml", "data/tokens", "data/tokenizer"))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from halfstep.errors import Interrupted, UserError
+from halfstep.objectives.base import Objective
+from halfstep.run.errors import Interrupted, UserError
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
-from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.runtime import ModelLoss
+from halfstep.training.parallel import ModelLoss
 from halfstep.training.state import CurvePoint, TrainState
 
 

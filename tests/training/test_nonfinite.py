@@ -11,16 +11,16 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from halfstep.errors import UserError
-from halfstep.seeds import derive_seed
+from halfstep.data.seeds import derive_seed
+from halfstep.objectives.base import Objective
+from halfstep.run.errors import UserError
 from halfstep.settings import PretrainSettings, load_params
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.nonfinite import BATCH_FILE, FAULT_FILE, NUM_KEPT, NonFiniteStep, keep_nonfinite_step
-from halfstep.training.objectives import Objective
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.output import write_curve
-from halfstep.training.runtime import ModelLoss
+from halfstep.training.parallel import ModelLoss
 from halfstep.training.session import check_skipped_steps
 from halfstep.training.state import CurvePoint, TrainState
 

@@ -9,14 +9,12 @@ from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import new_gpt2
-from halfstep.training.objectives import (
-    autoregressive_objective,
-    distillation_objective,
-    mean_loss,
-    nelbo_objective,
-)
-from halfstep.training.runtime import ModelLoss
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.objectives.autoregressive import autoregressive_objective
+from halfstep.objectives.nelbo import nelbo_objective
+from halfstep.objectives.sdtt import distillation_objective
+from halfstep.training.parallel import ModelLoss
+from halfstep.training.validation import mean_loss
 
 SCHEDULE = LogLinearSchedule(1e-3)
 CONFIG = DenoiserConfig(

@@ -3,7 +3,7 @@ import torch
 
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import learning_rate_at
-from halfstep.training.runtime import compile_blocks
+from halfstep.training.parallel import compile_blocks
 
 
 def _rate(step: int, schedule="constant") -> float:

@@ -14,17 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from halfstep import ranks
 from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.errors import UserError
 from halfstep.model import Denoiser, DenoiserConfig
-from halfstep.model.autoregressive import new_gpt2
-from halfstep.resumption import Journal, Work
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.objectives.autoregressive import autoregressive_objective
+from halfstep.objectives.nelbo import nelbo_objective
+from halfstep.objectives.sdtt import distillation_objective
+from halfstep.run import ranks
+from halfstep.run.errors import UserError
+from halfstep.run.work import Journal, Work
 from halfstep.settings import load_params, num_parts_of
-from halfstep.training.objectives import autoregressive_objective, distillation_objective, nelbo_objective
 from halfstep.training.output import write_model
-from halfstep.training.runtime import is_teacher_shared, lay_out_teacher, make_accelerator
+from halfstep.training.parallel import is_teacher_shared, lay_out_teacher, make_accelerator
 from halfstep.training.session import fit, seed_weights
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")

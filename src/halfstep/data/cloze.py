@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from halfstep.data.corpora import read_json_lines
 from halfstep.data.encoding import encode_pair
-from halfstep.errors import UserError, one_line, shown
-from halfstep.faults import storage_fault
-from halfstep.files import atomic_path, resolve_user_path, unchanged
-from halfstep.retries import with_retries
+from halfstep.run.errors import UserError, one_line, shown
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import atomic_path, resolve_user_path, unchanged
+from halfstep.run.retries import with_retries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

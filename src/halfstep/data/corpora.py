@@ -26,12 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from halfstep.console import SECONDS_BETWEEN_LINES, console
 from halfstep.data.stories import stories
-from halfstep.errors import UserError, one_line, shown
-from halfstep.faults import storage_fault
-from halfstep.files import project_root, resolve_user_path, storage_faults_named, unchanged
-from halfstep.retries import with_retries
+from halfstep.run.console import SECONDS_BETWEEN_LINES, console
+from halfstep.run.errors import UserError, one_line, shown
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import project_root, resolve_user_path, storage_faults_named, unchanged
+from halfstep.run.retries import with_retries
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import MachineFault, UserError, one_line
+from halfstep.run.errors import MachineFault, UserError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

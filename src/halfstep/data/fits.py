@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.data.corpora import is_local
-from halfstep.errors import UserError, one_line
-from halfstep.files import local_or_hub, resolve_user_path
+from halfstep.run.errors import UserError, one_line
+from halfstep.run.files import local_or_hub, resolve_user_path
 from halfstep.settings import Params
 
 if TYPE_CHECKING:

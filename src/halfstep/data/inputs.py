@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from halfstep.data.corpora import find_files, is_local, library_files
-from halfstep.errors import UserError
-from halfstep.inputs import local_files
+from halfstep.run.errors import UserError
+from halfstep.run.inputs import local_files
 
 
 def find_input(parameter: str, value: Any) -> Sequence[Path]:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from halfstep.errors import UserError
-from halfstep.files import read_json
+from halfstep.run.errors import UserError
+from halfstep.run.files import read_json
 
 MANIFEST_FILE = "manifest.json"
 

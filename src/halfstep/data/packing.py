@@ -12,11 +12,11 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.console import console
 from halfstep.data.encoding import Batch, Ids, encode_batches
 from halfstep.data.manifest import PackedSplit, Shard
-from halfstep.errors import UserError
-from halfstep.files import file_hash, read_json, write_json
+from halfstep.run.console import console
+from halfstep.run.errors import UserError
+from halfstep.run.files import file_hash, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from halfstep.files import make_folder, project_root
+from halfstep.run.files import make_folder, project_root
 
 
 def datasets_cache() -> Path:

@@ -12,7 +12,7 @@ from halfstep.data.corpora import hub_corpus, is_local, text_corpus
 from halfstep.data.packing import id_type, pack_documents
 from halfstep.data.scratch import datasets_cache, scratch_folder
 from halfstep.data.tokens import PackedTokens, Tokens
-from halfstep.errors import UserError
+from halfstep.run.errors import UserError
 from halfstep.settings import TextSourceSettings
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.errors import UserError, one_line, shown
-from halfstep.faults import storage_fault
-from halfstep.files import is_there, resolve_user_path
-from halfstep.retries import with_retries
+from halfstep.run.errors import UserError, one_line, shown
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import is_there, resolve_user_path
+from halfstep.run.retries import with_retries
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, read_manifest
-from halfstep.errors import UserError, one_line
-from halfstep.files import file_hash
-from halfstep.retries import with_retries
+from halfstep.run.errors import UserError, one_line
+from halfstep.run.files import file_hash
+from halfstep.run.retries import with_retries
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 """Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`."""

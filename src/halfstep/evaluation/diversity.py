@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from halfstep.estimates import Estimate, mean_estimate
+from halfstep.metrics.estimate import Estimate, mean_estimate
 
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that no power of it vanishes modulo 2^64."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 from halfstep.evaluation.diversity import unigram_entropy
 from halfstep.evaluation.scorer import Scorer, TokenNlls, to_scorer_ids, token_nlls
+from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

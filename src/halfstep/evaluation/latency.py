@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halfstep.estimates import Estimate
-from halfstep.sampling import LogitsAt, sample, sample_uniforms
+from halfstep.metrics.estimate import Estimate
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import LogitsAt, sample_uniforms
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfstep.data.seeds import derive_seed
 from halfstep.diffusion.nelbo import nelbo_per_token
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.errors import UserError
-from halfstep.estimates import Estimate, mean_estimate, perplexity_estimate
 from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
 from halfstep.evaluation.scorer import token_nlls
-from halfstep.resumption import Arrays, Remember, anew
-from halfstep.sampling import LogitsAt
-from halfstep.seeds import derive_seed
+from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate
+from halfstep.run.errors import UserError
+from halfstep.run.work import Arrays, Remember, anew
+from halfstep.samplers.base import LogitsAt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,7 +159,7 @@ def denoiser_likelihood(
         batch_size: noised sequences per forward pass.
         seed: of the noise.
         device: where the denoiser computes.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     Raises:
         UserError: the network gives NaN or infinity.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Eq. 10 and 11; the paper draws one time per sequence.
@@ -210,7 +210,7 @@ def autoregressive_likelihood(
         model: causal language model in evaluation mode.
         tokens: held-out sequences, integers [num_sequences, length].
         batch_size: sequences per forward pass.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     Raises:
         UserError: the network gives NaN or infinity.
     """

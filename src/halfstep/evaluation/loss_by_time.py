@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from halfstep.estimates import Estimate, mean_estimate
+from halfstep.metrics.estimate import Estimate, mean_estimate
 
 NUM_BUCKETS = 10
 

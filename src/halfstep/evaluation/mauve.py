@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from halfstep.errors import UserError
-from halfstep.estimates import FEWEST_MAUVE_TEXTS, Estimate, mean_estimate
+from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS, Estimate, mean_estimate
+from halfstep.run.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from halfstep.errors import UserError
-from halfstep.estimates import Estimate, mean_estimate, perplexity_of, with_interval
 from halfstep.evaluation.diversity import distinct_ngrams, self_bleu
 from halfstep.evaluation.generative_perplexity import SampleQuality, sample_quality
 from halfstep.evaluation.mauve import Mauve, mauve_score
-from halfstep.evaluation.sample_table import SampleSet
 from halfstep.evaluation.scorer import Scorer, text_features
-from halfstep.files import atomic_path
+from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_of, with_interval
+from halfstep.run.errors import UserError
+from halfstep.run.files import atomic_path
+from halfstep.samples.table import SampleSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.data.tokenizer import num_ids
-from halfstep.errors import UserError, one_line
-from halfstep.faults import storage_fault
-from halfstep.model.autoregressive import load_autoregressive
-from halfstep.resumption import Arrays, Remember, anew
-from halfstep.retries import with_retries
+from halfstep.model.gpt2 import load_autoregressive
+from halfstep.run.errors import UserError, one_line
+from halfstep.run.faults import storage_fault
+from halfstep.run.retries import with_retries
+from halfstep.run.work import Arrays, Remember, anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class Scorer:
     Attributes:
         model: on its device.
         tokenizer: the model's own.
-        remember: keeps the batches of a run that may be cut off, see `halfstep.resumption`.
+        remember: keeps the batches of a run that may be cut off, see `halfstep.run.work`.
     """
 
     model: "PreTrainedModel"
@@ -115,7 +115,7 @@ def token_nlls(
         sequences: token ids, of any lengths, empty ones included.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     Raises:
         UserError: the model gives NaN or infinity.
     """
@@ -164,7 +164,7 @@ def features(
         sequences: token ids, at least one token each.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: longer sequences are cut to it; None is no limit.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     Returns:
         float32 [num_sequences, hidden_size], on the CPU.
     Raises:

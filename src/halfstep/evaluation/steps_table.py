@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halfstep.files import atomic_path
+from halfstep.run.files import atomic_path
 
 STEPS_COLUMNS = ("generative_perplexity", "entropy", "mauve")
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.evaluation.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.denoiser_lm import DenoiserLM
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
+from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.model import Denoiser
-from halfstep.resumption import Remember, anew
+from halfstep.run.work import Remember, anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ class DenoiserSubject:
         batch_size: sequences per forward pass.
         seed: of every draw.
         device: where it computes.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     """
 
     denoiser: Denoiser
@@ -98,7 +98,7 @@ class AutoregressiveSubject:
         model: in evaluation mode, on its device.
         tokenizer: its own.
         batch_size: sequences per forward pass.
-        remember: keeps the batches, see `halfstep.resumption`.
+        remember: keeps the batches, see `halfstep.run.work`.
     """
 
     model: "PreTrainedModel"

@@ -256,13 +256,13 @@ class Denoiser(nn.Module):
             UserError: there is no such model, it would run code when read, or a tensor is missing, left over, or
                 of another shape.
         """
-        from halfstep.model.checkpoint import load_denoiser
+        from halfstep.model.loading import load_denoiser
 
         return load_denoiser(source, revision, use_ema=use_ema)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder; other layouts: `halfstep export`."""
-        from halfstep.model.checkpoint import save_denoiser
+        from halfstep.model.loading import save_denoiser
 
         save_denoiser(self, folder)
 

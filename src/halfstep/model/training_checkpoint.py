@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfstep.errors import UserError, one_line
+from halfstep.run.errors import UserError, one_line
 
 DATA_LIBRARIES = (
     "omegaconf.", "transformers.", "tokenizers.", "lightning.", "lightning_fabric.", "pytorch_lightning.",

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from halfstep.errors import UserError
-from halfstep.report.results import Latencies, Metrics, load_latency, load_metrics
+from halfstep.metrics.record import Latencies, Metrics, load_latency, load_metrics
 from halfstep.report.samples import Sample
+from halfstep.run.errors import UserError
 from halfstep.settings import load_params
 
 WORKSPACE = "workspace"

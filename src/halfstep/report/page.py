@@ -12,12 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from halfstep.estimates import Estimate
-from halfstep.files import atomic_path, write_json
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.record import Curve, Latencies, Metrics
 from halfstep.report.charts import Chart, charts_of, write_points
 from halfstep.report.figures import draw_figures
 from halfstep.report.headline import GAIN, headline, reading, warnings_of
-from halfstep.report.results import Curve, Latencies, Metrics
 from halfstep.report.samples import KINDS, Sample, browser_data
 from halfstep.report.table import (
     MISSING,
@@ -31,7 +30,8 @@ from halfstep.report.table import (
     summarize,
     write_steps,
 )
-from halfstep.stage_times import StageTime
+from halfstep.run.files import atomic_path, write_json
+from halfstep.run.stage_times import StageTime
 
 QUESTION = (
     "A masked diffusion language model writes text in a chosen number of denoising steps, and writes worse with fewer.",

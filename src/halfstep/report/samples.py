@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfstep.errors import UserError
-from halfstep.estimates import Estimate
+from halfstep.metrics.estimate import Estimate
+from halfstep.run.errors import UserError
 
 KINDS = ("unconditional", "continuations")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.estimates import Estimate
-from halfstep.files import atomic_path
-from halfstep.report.results import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.record import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
+from halfstep.run.files import atomic_path
 
 if TYPE_CHECKING:
     from rich.table import Table

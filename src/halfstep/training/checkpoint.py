@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from halfstep import ranks
-from halfstep.files import atomic_path, file_hash, read_json, write_json, written_by_all
+from halfstep.run import ranks
+from halfstep.run.files import atomic_path, file_hash, read_json, write_json, written_by_all
 from halfstep.training.sharding import is_sharded
 from halfstep.training.state import TrainState
 
@@ -21,7 +21,7 @@ class CheckpointFolder:
     """The checkpoints of one run, newest last.
 
     Args:
-        path: of the run's unfinished work, see `halfstep.resumption`.
+        path: of the run's unfinished work, see `halfstep.run.work`.
     """
 
     def __init__(self, path: Path) -> None:

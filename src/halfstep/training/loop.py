@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from halfstep import ranks
-from halfstep.console import console
-from halfstep.errors import Interrupted, MachineFault, UserError
-from halfstep.faults import storage_fault
-from halfstep.seeds import derive_seed
+from halfstep.data.seeds import derive_seed
+from halfstep.objectives.base import Objective
+from halfstep.run import ranks
+from halfstep.run.console import console
+from halfstep.run.errors import Interrupted, MachineFault, UserError
+from halfstep.run.faults import storage_fault
 from halfstep.training.nonfinite import NonFiniteStep, nonfinite_gradients
-from halfstep.training.objectives import Objective
-from halfstep.training.runtime import without_sync
+from halfstep.training.parallel import without_sync
 from halfstep.training.sharding import whole
 from halfstep.training.state import CurvePoint, TrainState
 
@@ -57,7 +57,7 @@ def train(
 
     Args:
         state: changed in place.
-        model_loss: the state's model as it lies on the devices, see `halfstep.training.runtime.lay_out`.
+        model_loss: the state's model as it lies on the devices, see `halfstep.training.parallel.lay_out`.
         objective: the loss, as a sum and a count.
         batch_at: this process's rows (`ranks.share`) of the batches from a given step on, each int64 [rows, length] on
             the CPU.

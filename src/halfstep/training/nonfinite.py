@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from halfstep import ranks
-from halfstep.faults import storage_fault
-from halfstep.files import project_root, write_json, written_by_main
+from halfstep.run import ranks
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import project_root, write_json, written_by_main
 from halfstep.training.sharding import whole
 from halfstep.training.state import TrainState
 

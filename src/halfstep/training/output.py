@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from halfstep import ranks
-from halfstep.files import written_by_main
+from halfstep.run import ranks
+from halfstep.run.files import written_by_main
 from halfstep.training.sharding import make_whole
 from halfstep.training.state import CurvePoint, TrainState
 

@@ -12,20 +12,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from halfstep import ranks
-from halfstep.console import console, progress
-from halfstep.errors import UserError, one_line
-from halfstep.files import read_json
-from halfstep.resumption import Work
-from halfstep.seeds import derive_seed
+from halfstep.data.seeds import derive_seed
+from halfstep.objectives.base import Objective
+from halfstep.run import ranks
+from halfstep.run.console import console, progress
+from halfstep.run.errors import UserError, one_line
+from halfstep.run.files import read_json
+from halfstep.run.work import Work
 from halfstep.settings import LaunchSettings, RuntimeSettings, TrainingSettings, num_parts_of
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.nonfinite import keep_nonfinite_step
-from halfstep.training.objectives import Objective, mean_loss
 from halfstep.training.optimizer import build_optimizer, learning_rate_at
-from halfstep.training.runtime import lay_out, reshard
+from halfstep.training.parallel import lay_out, reshard
 from halfstep.training.sharding import is_sharded
 from halfstep.training.state import (
     TENSORS_FILE,
@@ -36,6 +36,7 @@ from halfstep.training.state import (
     load_parameters,
     take_group,
 )
+from halfstep.training.validation import mean_loss
 
 VALIDATION_SEED = 0
 """Validation noise is the same at every step and in every run, so that curves compare."""

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from halfstep import ranks
-from halfstep.files import read_json, write_json
+from halfstep.run import ranks
+from halfstep.run.files import read_json, write_json
 from halfstep.training.ema import EMA
 from halfstep.training.sharding import as_part_of, is_sharded, whole
 

@@ -1,0 +1,103 @@
+"""The paper's comparison: a denoiser in some numbers of steps against an autoregressive model with a KV cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.measure import spread
+from benchmarks.sizes import Size
+from halfstep.evaluation.latency import synchronizer, time_calls
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import sample_uniforms
+
+
+def time_sizes(
+    size: Size,
+    num_steps: Sequence[int],
+    batch_size: int,
+    *,
+    num_warmups: int,
+    num_repeats: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Time both kinds of model on texts of `size.length` tokens, the first one given.
+
+    The autoregressive model is transformers' `generate`, drawing from its whole distribution, with the cache that
+    grows and, on an accelerator, with the static one; the faster counts.
+
+    Args:
+        size: of the denoiser; GPT-2 has the same width, depth and heads.
+        num_steps: numbers of denoising steps.
+        batch_size: texts at once.
+        num_warmups, num_repeats: rounds; each does everything once, in turn.
+        device: where both compute.
+    Returns:
+        a case: seconds and tokens per second of either, and the ratio autoregressive over ours by number of steps.
+    """
+    size = replace(size, batch_size=batch_size)
+    denoiser = size.denoiser().eval().to(device)
+    autoregressive = (
+        new_gpt2(
+            vocab_size=size.vocab_size,
+            length=size.length,
+            hidden_size=size.hidden_size,
+            num_blocks=size.num_blocks,
+            num_heads=size.num_heads,
+            dropout=0.0,
+        )
+        .eval()
+        .to(device)
+    )
+    x_init = torch.full((batch_size, size.length), size.mask_token_id, device=device)
+    x_init[:, 0] = 0
+    u_time, u_token = sample_uniforms(0, range(batch_size), size.length)
+
+    def denoise(steps: int) -> None:
+        sample(denoiser, x_init, num_steps=steps, mask_token_id=size.mask_token_id, u_time=u_time, u_token=u_token)
+
+    def decode(cache: str) -> None:
+        tokens = autoregressive.generate(
+            x_init[:, :1],
+            attention_mask=torch.ones_like(x_init[:, :1]),
+            do_sample=True,
+            top_k=0,
+            use_cache=True,
+            cache_implementation=cache,
+            max_new_tokens=size.length - 1,
+            pad_token_id=0,
+        )
+        assert tokens.shape == x_init.shape
+
+    caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
+    calls: dict[str, Callable[[], object]] = {f"{n}": partial(denoise, n) for n in num_steps}
+    calls |= {cache: partial(decode, cache) for cache in caches}
+    seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
+    num_tokens = batch_size * (size.length - 1)
+
+    def entry(name: str) -> dict[str, Any]:
+        taken = spread(seconds[name])
+        return {"seconds": taken, "tokens_per_second": num_tokens / taken["median"]}
+
+    rival = min(caches, key=lambda cache: spread(seconds[cache])["median"])
+    rival_seconds = spread(seconds[rival])["median"]
+    return {
+        "work": "latency",
+        "batch_size": batch_size,
+        "num_parameters": {
+            "denoiser": denoiser.num_parameters(),
+            "autoregressive": autoregressive.num_parameters(),
+        },
+        "autoregressive": {"cache": rival, **entry(rival)},
+        "denoiser": [
+            {
+                "num_steps": n,
+                **entry(f"{n}"),
+                "ratio": rival_seconds / spread(seconds[f"{n}"])["median"],
+            }
+            for n in num_steps
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Our models as lm-eval asks them, and its tasks."""

@@ -1,0 +1,294 @@
+"""A denoiser as a model of lm-eval: all tokens of the target at once, and its likelihood over orders."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from halfstep.data.encoding import encode_pair
+from halfstep.data.seeds import derive_seed
+from halfstep.diffusion.subs import masked_log_probs
+from halfstep.evaluation.lm_eval.harness import cut_at_stops, generation_limits
+from halfstep.evaluation.lm_eval.order_agnostic import LogLikelihood, Maskings, draw_maskings, log_likelihood
+from halfstep.run import console
+from halfstep.run.errors import UserError
+from halfstep.run.work import Arrays, Remember, anew
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import LogitsAt, sample_uniforms
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Tokens to be judged after others, and the name of their randomness."""
+
+    name: tuple[str, ...]
+    context: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class _Query:
+    """One network evaluation: one masking of one target."""
+
+    index: int
+    xt: list[int]
+    x0: list[int]
+    is_masked: list[bool]
+
+
+class DenoiserLM(LM):
+    """Answers lm-eval's requests with a denoiser.
+
+    The input is `BOS context target EOS` with masks in the target. Greedy decoding takes all target tokens in one pass
+    from a fully masked target; the log-likelihood is the bound of `halfstep.evaluation.lm_eval.order_agnostic`. A text
+    generated is drawn in `num_steps` denoising steps, not decoded greedily.
+
+    Attributes:
+        num_truncated: contexts that lost tokens on the left to fit.
+        standard_errors: of each log-likelihood answered so far over its draws, nats; None where there was one draw
+            only.
+    """
+
+    def __init__(
+        self,
+        logits_at: LogitsAt,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int,
+        mask_token_id: int,
+        num_draws: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        num_steps: int | None = None,
+        remember: Remember = anew,
+    ) -> None:
+        """
+        Args:
+            logits_at: the denoiser in evaluation mode, see `LogitsAt`.
+            tokenizer: with BOS and EOS.
+            max_length: tokens of the longest input, BOS and EOS included.
+            mask_token_id: id of the absorbing state.
+            num_draws: see `draw_maskings`.
+            batch_size: inputs per forward pass; inputs of one length go together, so there is no padding.
+            seed: each request's draws depend on it and the request alone.
+            device: where the denoiser computes.
+            num_steps: denoising steps of a generated text; None refuses to generate.
+            remember: keeps the batches, see `halfstep.run.work`.
+        """
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.num_truncated = 0
+        self.standard_errors: list[float | None] = []
+        self.max_length = max_length
+        self._device = device
+        self._logits_at = logits_at
+        self._mask_token_id = mask_token_id
+        self._num_draws = num_draws
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_steps = num_steps
+        self._remember = remember
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS."""
+        return self.tokenizer.eos_token_id
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside its results, after the requests: how the log-likelihoods were drawn."""
+        return {"monte_carlo": self.monte_carlo(), "num_truncated": self.num_truncated}
+
+    def forget(self) -> None:
+        """Begin `standard_errors` and `num_truncated` anew."""
+        self.standard_errors, self.num_truncated = [], 0
+
+    def monte_carlo(self) -> dict[str, Any]:
+        """How far the log-likelihoods answered so far depend on the draws.
+
+        Returns:
+            num_draws and seed; num_log_likelihoods, of which num_exact needed no draw; and mean_standard_error, in
+            nats, the mean over all of them, null where it cannot be told. A metric's own standard error over
+            documents holds this noise already, since documents are drawn independently: this says how much more
+            draws would take away.
+        """
+        known = [error for error in self.standard_errors if error is not None]
+        count = len(self.standard_errors)
+        return {
+            "num_draws": self._num_draws,
+            "seed": self._seed,
+            "num_log_likelihoods": count,
+            "num_exact": sum(error == 0 for error in known),
+            "mean_standard_error": math.fsum(known) / count if count and len(known) == count else None,
+        }
+
+    def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether greedy decoding gives it) of each (context, continuation).
+
+        Raises:
+            UserError: a continuation has no tokens or does not fit, or the network gives NaN.
+        """
+        targets = []
+        for context, continuation in (request.args for request in requests):
+            # EOS takes a place at the end.
+            context_ids, target_ids, is_cut = encode_pair(self.tokenizer, context, continuation, self.max_length - 1)
+            self.num_truncated += is_cut
+            targets.append(_Target((context, continuation), context_ids, target_ids))
+        answers = self._judge(targets, disable_tqdm)
+        self.standard_errors += [bound.standard_error for bound, _ in answers]
+        return [(bound.value, is_greedy) for bound, is_greedy in answers]
+
+    def loglikelihood_rolling(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, a text without tokens being certain.
+
+        A text longer than the model is judged window by window, each token once: a window is given the token before
+        it, and the last one as much as fits.
+
+        Raises:
+            UserError: the network gives NaN.
+        """
+        targets, texts = [], []
+        # The BOS that every input begins with, one token of context, and the EOS.
+        room = self.max_length - 3
+        for number, (text,) in enumerate(request.args for request in requests):
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            bos = self.tokenizer.bos_token_id
+            windows = get_rolling_token_windows(ids, prefix_token=bos, max_seq_len=room, context_len=1)
+            for window, (before, target) in enumerate(map(make_disjoint_window, windows)):
+                context = before if window == 0 else [bos, *before]
+                targets.append(_Target((text, str(window)), context, target))
+                texts.append(number)
+        bounds: list[list[LogLikelihood]] = [[] for _ in requests]
+        for number, (bound, _) in zip(texts, self._judge(targets, disable_tqdm), strict=True):
+            bounds[number].append(bound)
+        self.standard_errors += map(_error_of_sum, bounds)
+        return [math.fsum(bound.value for bound in of_text) for of_text in bounds]
+
+    def generate_until(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[str]:
+        """A continuation of each (context, settings), up to the first stop string or EOS.
+
+        All max_gen_toks tokens are drawn together, in num_steps denoising steps; a temperature is refused.
+
+        Raises:
+            UserError: num_steps was not given, max_gen_toks does not fit, or a setting cannot be followed.
+        """
+        if self._num_steps is None:
+            raise UserError("this task generates text, in a number of denoising steps: add num_steps=8 to --model_args")
+        texts = []
+        with _progress("texts", len(requests), disable_tqdm) as update:
+            for context, settings in (request.args for request in requests):
+                texts.append(self._generate(context, settings, self._num_steps))
+                update(len(texts), "")
+        return texts
+
+    @torch.inference_mode()
+    def _generate(self, context: str, settings: dict[str, Any], num_steps: int) -> str:
+        stops, num_tokens = generation_limits(settings, self.max_length)
+        ids = self.tokenizer.encode(context, add_special_tokens=False)
+        kept = ids[max(len(ids) - (self.max_length - 1 - num_tokens), 0) :]
+        self.num_truncated += len(kept) < len(ids)
+        given = [self.tokenizer.bos_token_id, *kept]
+        x_init = torch.tensor([given + [self._mask_token_id] * num_tokens], device=self._device)
+        u_time, u_token = sample_uniforms(derive_seed(self._seed, "generate", context), [0], x_init.shape[1])
+        drawn = sample(
+            self._logits_at,
+            x_init,
+            num_steps=num_steps,
+            mask_token_id=self._mask_token_id,
+            u_time=u_time,
+            u_token=u_token,
+        )
+        new = drawn.tokens[0, len(given) :].tolist()
+        new = new[: new.index(self.eot_token_id)] if self.eot_token_id in new else new
+        return cut_at_stops(self.tokenizer.decode(new, skip_special_tokens=True), stops)
+
+    @torch.inference_mode()
+    def _judge(self, targets: Sequence[_Target], disable_tqdm: bool) -> list[tuple[LogLikelihood, bool]]:
+        """(log-likelihood, whether a fully masked target is decoded greedily to it) of each target."""
+        bounds: dict[int, LogLikelihood] = {}
+        is_greedy: dict[int, bool] = {}
+
+        def length(index: int) -> int:
+            return len(targets[index].context) + len(targets[index].target)
+
+        with _progress("log-likelihoods", len(targets), disable_tqdm) as update:
+            # The sort is stable and by length alone: no padding, and an order that depends on the requests only.
+            for _, same_length in groupby(sorted(range(len(targets)), key=length), key=length):
+                maskings: dict[int, Maskings] = {}
+                log_p: dict[int, list[torch.Tensor]] = {}
+                queries = (query for i in same_length for query in self._queries(i, targets[i], maskings))
+                for query, of_target, is_best in self._predict(queries):
+                    i = query.index
+                    log_p.setdefault(i, []).append(of_target)
+                    # The first masking hides everything.
+                    is_greedy.setdefault(i, is_best)
+                    if len(log_p[i]) == len(maskings[i].is_masked):
+                        bounds[i] = self._bound(maskings.pop(i), log_p.pop(i), targets[i])
+                        update(len(bounds), "")
+        return [(bounds[i], is_greedy[i]) for i in range(len(targets))]
+
+    def _queries(self, index: int, target: _Target, maskings: dict[int, Maskings]) -> Iterator[_Query]:
+        """The network evaluations for one target, fully masked first; its maskings are put into `maskings`."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "log-likelihood", *target.name))
+        maskings[index] = draw_maskings(len(target.target), self._num_draws, generator)
+        x0 = [*target.context, *target.target, self.eot_token_id]
+        for mask in maskings[index].is_masked.tolist():
+            is_masked = [False] * len(target.context) + mask + [False]
+            xt = [self._mask_token_id if hide else token for token, hide in zip(x0, is_masked, strict=True)]
+            yield _Query(index, xt, x0, is_masked)
+
+    def _predict(self, queries: Iterator[_Query]) -> Iterator[tuple[_Query, torch.Tensor, bool]]:
+        """(query, log-probability of each masked token float64 [num_masked], whether each is the most likely)."""
+
+        def inputs_of(batch: Sequence[_Query]) -> list[Any]:
+            return [[query.xt, query.x0, query.is_masked] for query in batch]
+
+        batches = iter(lambda: list(islice(queries, self._batch_size)), [])
+        for batch, kept in self._remember("masked tokens", batches, inputs_of, self._evaluate):
+            sizes = [sum(query.is_masked) for query in batch]
+            of_target = torch.from_numpy(kept["log_p"]).split(sizes)
+            is_best = torch.from_numpy(kept["is_best"]).split(sizes)
+            for query, values, best in zip(batch, of_target, is_best, strict=True):
+                yield query, values, bool(best.all())
+
+    def _evaluate(self, batch: Sequence[_Query]) -> Arrays:
+        xt = torch.tensor([query.xt for query in batch], device=self._device)
+        x0 = torch.tensor([query.x0 for query in batch], device=self._device)
+        is_masked = torch.tensor([query.is_masked for query in batch], device=self._device)
+        log_p = masked_log_probs(self._logits_at(xt, is_masked), self._mask_token_id)
+        targets = x0[is_masked]
+        of_target = log_p.gather(-1, targets[:, None])[:, 0].double()
+        return {"log_p": of_target.cpu().numpy(), "is_best": (log_p.argmax(dim=-1) == targets).cpu().numpy()}
+
+    def _bound(self, maskings: Maskings, rows: Sequence[torch.Tensor], target: _Target) -> LogLikelihood:
+        log_p = torch.zeros(maskings.is_masked.shape, dtype=torch.float64)
+        log_p[maskings.is_masked] = torch.cat(list(rows))
+        if log_p.isnan().any():
+            raise UserError(
+                f"the model gives NaN for {target.name[-1][:60]!r} after {target.name[0][-60:]!r}: its weights are"
+                " broken, train it again with a lower learning rate"
+            )
+        return log_likelihood(maskings, log_p)
+
+
+def _progress(
+    description: str, total: int, is_disabled: bool
+) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+    if is_disabled:
+        return contextlib.nullcontext(lambda done, note: None)
+    return console.progress(description, total, unit="request")
+
+
+def _error_of_sum(bounds: Sequence[LogLikelihood]) -> float | None:
+    errors = [bound.standard_error for bound in bounds]
+    return math.hypot(*(error for error in errors if error is not None)) if None not in errors else None

@@ -1,0 +1,1 @@
+"""Measured values: estimates with their errors, and the record they are kept in."""

@@ -1,0 +1,116 @@
+"""The autoregressive baseline: GPT-2 as transformers has it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from halfstep.run.errors import UserError, first_of, one_line
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import is_there
+from halfstep.run.retries import with_retries
+from halfstep.settings import MAX_BLOCKS
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedModel
+
+
+def new_gpt2(
+    *, vocab_size: int, length: int, hidden_size: int, num_blocks: int, num_heads: int, dropout: float
+) -> "GPT2LMHeadModel":
+    """A GPT-2 with new weights, of the denoiser's width, depth and heads.
+
+    Args:
+        vocab_size: tokens; the mask token is counted, so that ids agree with the denoiser's, and never occurs.
+        length: longest sequence.
+        hidden_size, num_blocks, num_heads, dropout: as the denoiser's.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    _hide_progress_bars()
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=length,
+        n_embd=hidden_size,
+        n_layer=num_blocks,
+        n_head=num_heads,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def load_autoregressive(source: str | Path, revision: str | None = None) -> "PreTrainedModel":
+    """Load a causal language model from a local folder or the hub, from safetensors only.
+
+    Args:
+        source: local folder or hub id.
+        revision: branch, tag or commit of a hub id.
+    Returns:
+        the model in evaluation mode, on the CPU, float32.
+    Raises:
+        UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, or
+            lacks weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def load() -> tuple["PreTrainedModel", dict[str, Any]]:
+        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+        # Layers are made before their weights are looked for: a broken number takes for ever.
+        if getattr(config, "num_hidden_layers", 0) > MAX_BLOCKS:
+            raise ValueError(f"its config.json asks for {config.num_hidden_layers} layers")
+        return AutoModelForCausalLM.from_pretrained(
+            str(source),
+            revision=revision or "main",
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            key_mapping={r"^(module\.|_orig_mod\.)+": ""},  # left by DistributedDataParallel and torch.compile
+            output_loading_info=True,
+        )
+
+    # A folder that may not be entered is to transformers a model of an unknown kind.
+    is_there(Path(source) / "config.json")
+    _hide_progress_bars()
+    try:
+        model, found = with_retries(f"model {source}", load)
+    # Nobody says what the readers of all kinds of models raise on files that are not theirs.
+    except Exception as error:
+        if storage_fault(error):
+            raise
+        raise UserError(
+            f"{one_line(source)} is not a causal language model's folder, nor to be had from the hub"
+            f" ({one_line(error)}); without network give a local folder"
+        ) from None
+    # transformers would go on with random weights in place of those that are missing.
+    if missing := sorted(found["missing_keys"]) + sorted(map(str, found["mismatched_keys"])):
+        raise UserError(
+            f"{source} lacks weights that its config.json asks for, or has them in another shape: {first_of(missing)};"
+            f" left over are {first_of(sorted(found['unexpected_keys']))}; give another model, or make this one again"
+        )
+    return model.eval()
+
+
+def _hide_progress_bars() -> None:
+    """Reading and writing weights takes an instant here; transformers shows a bar for each."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def next_logits(model: "PreTrainedModel", tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """Logits of the token after `tokens`, whose predecessors are in the cache.
+
+    Args:
+        model: causal language model.
+        tokens: new tokens, int64 [batch, n].
+        cache: what the previous call returned, or None.
+    Returns:
+        (float [batch, vocab], the cache with the new tokens).
+    """
+    output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1], output.past_key_values

@@ -1,0 +1,266 @@
+"""Denoisers on disk and on the hub, strictly matched: every tensor used once, none missing, none left.
+
+A model is a folder with config.json and one file of weights, a file of weights alone, or a hub id. Nothing that a user
+can hand in is executed: weights are safetensors, or a training checkpoint that is read as data.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from halfstep.model.denoiser import Denoiser, DenoiserConfig
+from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
+from halfstep.model.training_checkpoint import read_training_checkpoint
+from halfstep.run.errors import UserError, first_of, one_line, shown
+from halfstep.run.faults import storage_fault
+from halfstep.run.files import atomic_path, is_there
+from halfstep.run.retries import with_retries
+from halfstep.settings import MAX_CONTEXT_LENGTH
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+WRAPPERS = ("module", "_orig_mod", "backbone", "model", "ema", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of tensors' names that are of what was around the network, or a part of it, when it was saved."""
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")
+MAX_SIZES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_blocks", "num_heads", "cond_dim"), 2**31 - 1),
+    "length": MAX_CONTEXT_LENGTH,
+}
+"""What a configuration may state. The weights bear it out, except the length, for which commands draw text."""
+ANOTHER = "give another model, or make this one again"
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
+
+
+def save_denoiser(denoiser: Denoiser, folder: Path, layout: Layout = "plain") -> None:
+    """Write config.json and model.safetensors into an existing folder; float32, byte for byte repeatable."""
+    values = config_values(denoiser.config, layout)
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    prefix = WEIGHT_PREFIX[layout]
+    tensors = {
+        prefix + name: tensor.detach().float().cpu().contiguous() for name, tensor in denoiser.state_dict().items()
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: bool = True) -> Denoiser:
+    """Load a denoiser from a folder, a file or the hub; see `Denoiser.from_pretrained`."""
+    weights_path = locate_weights(source, revision)
+    config_path = weights_path.with_name(CONFIG_FILE)
+    if weights_path.suffix == SAFETENSORS_SUFFIX:
+        config = read_config(config_path)
+        tensors = _read_safetensors(weights_path)
+    else:
+        checkpoint = read_training_checkpoint(weights_path, use_ema=use_ema)
+        tensors = checkpoint.tensors
+        if config_path.is_file() or checkpoint.config is None:
+            config = read_config(config_path)
+        else:
+            config = _checked_config(checkpoint.config, weights_path)
+    tensors = plain_names(tensors)
+    check_tensors(tensors, expected_shapes(config, len(tensors), config_path), weights_path)
+    denoiser = Denoiser(config)
+    denoiser.load_state_dict(tensors, strict=True)
+    return denoiser.eval()
+
+
+def export_denoiser(
+    source: str | Path, target: Path, layout: Layout, *, revision: str | None = None, use_ema: bool = True
+) -> None:
+    """Write a denoiser again in another layout, with the tokenizer's files that lie beside it.
+
+    Args:
+        source, revision, use_ema: as `Denoiser.from_pretrained`.
+        target: folder to create; it must not exist.
+        layout: see `halfstep.model.layouts`.
+    Raises:
+        UserError: `source` is no denoiser, or `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target} is there already: give a new folder, or remove it first")
+    weights_path = locate_weights(source, revision)
+    denoiser = load_denoiser(weights_path, use_ema=use_ema)
+    with atomic_path(target) as folder:
+        folder.mkdir()
+        save_denoiser(denoiser, folder, layout)
+        for pattern in TOKENIZER_FILES:
+            for file in weights_path.parent.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+
+
+def locate_weights(source: str | Path, revision: str | None = None) -> Path:
+    """The file of weights of a model: in a folder, the file itself, or a download of the hub id.
+
+    Raises:
+        UserError: neither a model's folder or file nor a hub id that can be reached.
+    """
+    path = Path(os.path.expanduser(source))
+    if is_there(path) and path.is_dir():
+        return _weights_in(path)
+    if is_there(path) and path.is_file():
+        if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
+            raise UserError(
+                f"{path} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
+            )
+        return path
+    if not _looks_like_hub_id(source):
+        raise UserError(
+            f"{one_line(source)} is not there, or is no file: give a model's folder (config.json and"
+            " model.safetensors) or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        folder = with_retries(
+            f"model {source}",
+            lambda: snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]),
+        )
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        if storage_fault(error):
+            raise
+        at_revision = f" at revision {revision!r}" if revision else ""
+        raise UserError(
+            f"model {source!r}{at_revision} is neither a local folder nor to be had from the hub ({one_line(error)});"
+            " without network give a local folder, such as pretrain.init_from=FOLDER"
+        ) from None
+    return _weights_in(Path(folder))
+
+
+def _weights_in(folder: Path) -> Path:
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    suffixes = (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: give the one that is meant")
+    if not found:
+        raise UserError(f"{folder} is not a model's folder: it has no {WEIGHTS_FILE}; {ANOTHER}")
+    return found[0]
+
+
+def _looks_like_hub_id(source: str | Path) -> bool:
+    return isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def read_config(path: Path) -> DenoiserConfig:
+    """Read any of the layouts of config.json.
+
+    Raises:
+        UserError: the file is missing, broken, or lacks a size.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there: {path.parent} is not a denoiser's folder; {ANOTHER}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}; {ANOTHER}") from None
+    return _checked_config(values, path)
+
+
+def _checked_config(values: Any, path: Path) -> DenoiserConfig:
+    try:
+        config = config_from(values)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        problem = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path} is not the configuration of a masked diffusion model: {problem}; {ANOTHER}") from None
+    for name, limit in MAX_SIZES.items():
+        if not 0 < getattr(config, name) <= limit:
+            raise UserError(f"{path}: {name} is {shown(getattr(config, name))}, which no model has; {ANOTHER}")
+    if config.hidden_size % (2 * config.num_heads):
+        raise UserError(
+            f"{path}: {config.num_heads} heads do not share a width of {config.hidden_size} evenly; {ANOTHER}"
+        )
+    if not 0 <= config.mask_token_id < config.vocab_size:
+        raise UserError(
+            f"{path}: mask_index {shown(config.mask_token_id)} is not one of {config.vocab_size} tokens; {ANOTHER}"
+        )
+    if not 0 <= config.dropout < 1 or not 0 < config.noise_epsilon < 1:
+        raise UserError(
+            f"{path}: dropout {config.dropout} or noise.eps {config.noise_epsilon} is no probability; {ANOTHER}"
+        )
+    return config
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return with_retries(str(path), lambda: load_file(path))
+    # The reader of a number type that torch lacks raises what it likes.
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; {ANOTHER}") from None
+
+
+def expected_shapes(config: DenoiserConfig, num_tensors: int, path: Path) -> dict[str, torch.Size]:
+    """The shapes of a denoiser's tensors, found without memory for them: a configuration may state any size.
+
+    Args:
+        config: its sizes.
+        num_tensors: tensors at hand; a block has several.
+        path: of the configuration, for the message.
+    Raises:
+        UserError: there are more blocks than tensors, or a tensor is larger than memory can be.
+    """
+    if config.num_blocks > num_tensors:
+        raise UserError(
+            f"{path} asks for {config.num_blocks} blocks, but the weights hold {num_tensors} tensors; {ANOTHER}"
+        )
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in Denoiser(config).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError(f"{path} asks for a network that cannot be: {one_line(error)}; {ANOTHER}") from None
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the network's own names for them, where each name begins with the same of `WRAPPERS`, or none.
+
+    Others stay as they are: they may be of two networks.
+    """
+    named = {".".join(part for part in name.split(".") if part not in WRAPPERS): tensors[name] for name in tensors}
+    beginnings = {tuple(takewhile(WRAPPERS.__contains__, name.split("."))) for name in tensors}
+    return named if len(beginnings) == 1 and len(named) == len(tensors) else dict(tensors)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
+    """Check that every tensor is used once, none missing, none left over.
+
+    Raises:
+        UserError: names the first tensors that do not fit.
+    """
+    missing = [name for name in expected if name not in tensors]
+    left_over = [name for name in tensors if name not in expected]
+    problems = [f"lacks the tensors {first_of(missing)}"] if missing else []
+    problems += [f"holds {first_of(left_over)}, for which there is no place"] if left_over else []
+    if problems:
+        raise UserError(
+            f"{path} {' and '.join(problems)}; before all names the same of {', '.join(WRAPPERS[:5])} may"
+            f" stand, as module.{next(iter(expected))}; {ANOTHER}"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, but its configuration asks for"
+                f" {tuple(shape)}; {ANOTHER}"
+            )
+        if not tensors[name].is_floating_point():
+            raise UserError(f"{path}: {name} holds {tensors[name].dtype}, not real numbers; {ANOTHER}")

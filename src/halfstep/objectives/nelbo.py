@@ -1,0 +1,35 @@
+"""The bound on the likelihood that a denoiser is trained by."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from halfstep.diffusion.nelbo import nelbo_weight, weighted_cross_entropy
+from halfstep.diffusion.noise import mask_tokens_at
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.objectives.base import Objective, log_softmax, mask_noise, masked_loss, row_chunks
+
+
+def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_id: int) -> Objective:
+    """The continuous-time negative ELBO of a denoiser, in nats per token (masked or not).
+
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.5, Eq. 11.
+    """
+
+    def draw(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return mask_noise(shape, min_time, generator)
+
+    def loss(model: nn.Module, x0: Tensor, t: Tensor, u_mask: Tensor) -> tuple[Tensor, int]:
+        xt = mask_tokens_at(x0, schedule.alpha(t), mask_token_id, u_mask)
+        is_masked = xt == mask_token_id
+        targets = x0[is_masked]
+        weight = nelbo_weight(t, schedule)[:, None].expand(x0.shape)[is_masked]
+
+        def term(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return rows, lambda logits: weighted_cross_entropy(log_softmax(logits), targets[rows], weight[rows]).sum()
+
+        terms = map(term, row_chunks(model, len(targets), x0.device))
+        return masked_loss(model, xt, is_masked, mask_token_id, terms), x0.numel()
+
+    return Objective(draw, loss)

@@ -1,0 +1,1 @@
+"""How a command runs: console, files, unfinished work, processes, faults. Nothing here decides a result."""

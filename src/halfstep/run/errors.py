@@ -1,0 +1,62 @@
+"""The exceptions that end a command with one line instead of a traceback."""
+
+from collections.abc import Collection
+
+
+class UserError(Exception):
+    """A mistake in parameters, files or names that the user can mend.
+
+    The message is one line: the offending value, where it stands, and the way out. Commands print it without
+    a traceback and exit with code 2 (see `halfstep.run.console`).
+    """
+
+
+class MachineFault(Exception):
+    """Something the machine did, such as ending one of our processes; neither the user nor the program is wrong.
+
+    The message is one line: what happened, to what, and how to go on. Commands print it without a traceback and exit
+    with code 1. A full disk and a lack of memory stay the `OSError`, `MemoryError` or `RuntimeError` that they are,
+    and get their line from `halfstep.run.faults`.
+    """
+
+
+def one_line(value: object, limit: int = 200) -> str:
+    """What someone else wrote, as it may stand in a message: in one line, cut, and nothing that moves a cursor.
+
+    Args:
+        value: text, or an exception, whose message is taken, or its type where it has none.
+        limit: characters kept.
+    """
+    words = " ".join(str(value).split())
+    if not words and isinstance(value, BaseException):
+        words = type(value).__name__
+    cut = words if len(words) <= limit else f"{words[:limit]} ..."
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in cut)
+
+
+def first_of(names: Collection[str], limit: int = 3) -> str:
+    """The first of some names, and how many more there are; `none` of no names."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return one_line(", ".join(list(names)[:limit]) or "none") + more
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a message: its `repr`, in one line and cut."""
+    try:
+        return one_line(repr(value), 80)
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
+class Interrupted(BaseException):
+    """A signal asked a command to stop, and what it had done is saved.
+
+    No `Exception`, as KeyboardInterrupt is none: libraries that catch those are not to swallow it.
+
+    Attributes:
+        signal_number: SIGINT or SIGTERM; the command exits with 128 plus it.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

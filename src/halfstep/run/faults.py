@@ -1,0 +1,160 @@
+"""Faults of the machine in one line each: a disk that is full, read-only, broken or somebody else's, and no memory.
+
+Libraries tell them in their own ways, some only by a message, so a fault is looked for in an exception and in those
+behind it.
+"""
+
+import errno
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from halfstep.run.errors import Interrupted, MachineFault, UserError
+
+STORAGE_FAULTS = {
+    errno.ENOSPC: ("no space is left on the disk", "free space"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, or have the quota raised"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EFBIG: ("the file is larger than may be written here", "raise the limit (ulimit -f)"),
+    errno.EIO: ("the disk reports an input/output error", "see to the disk"),
+    errno.EACCES: ("permission denied", "have it made readable and writable"),
+    errno.EPERM: ("permission denied", "have it made readable and writable"),
+}
+"""What each error number means, and the way out."""
+REFUSALS = (errno.EACCES, errno.EPERM)
+
+# As Python, and pyarrow; as Rust prints an error (tokenizers), and its debug form (safetensors).
+_NUMBER = re.compile(r"\[[Ee]rrno (\d+)\]|\(os error (\d+)\)|\bOs \{ code: (\d+)")
+# The name of a file that is in the text alone, as shutil, pyarrow and safetensors have it.
+_NAMED = re.compile(r"(?:\[Errno \d+\][^:'\"]*:? '|^No such file or directory: )([^'\n]+)")
+# NumPy drops the number when a write comes up short; SQLite has words of its own.
+_WORDS = (
+    (re.compile(r"\b\d+ requested and \d+ written\b"), errno.ENOSPC),
+    (re.compile(r"\bdatabase or disk is full\b"), errno.ENOSPC),
+    (re.compile(r"\battempt to write a readonly database\b"), errno.EROFS),
+)
+_MEMORY_WORDS = re.compile(r"DefaultCPUAllocator|can't allocate memory|not enough memory", re.IGNORECASE)
+_AMOUNT = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]iB|\d+ bytes)|[Uu]nable to allocate ([\d.]+ [KMGTP]iB)")
+
+
+def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
+    """The fault of a disk that an exception tells, itself or through what caused it.
+
+    Returns:
+        (error number, one of `STORAGE_FAULTS`; the file's name if the exception has it); None for other exceptions.
+    """
+    for cause in _chain(error):
+        name, number = getattr(cause, "filename", None), _storage_errno(cause)
+        # Of a full disk the text may name what was copied, which is not there.
+        may_be_refusal = number in REFUSALS or isinstance(cause, FileNotFoundError)
+        if name is None and may_be_refusal and (named := _NAMED.search(str(cause))):
+            name = named[1]
+        if _is_kept_from(cause, name):
+            number = errno.EACCES
+        if number is not None:
+            return number, None if name is None else os.fsdecode(name)
+    return None
+
+
+def _is_kept_from(error: BaseException, name: str | None) -> bool:
+    """Whether a file is said not to be there that is, but cannot be read: safetensors knows no other reason."""
+    is_shut = name is not None and os.path.exists(name) and not os.access(name, os.R_OK)
+    return isinstance(error, FileNotFoundError) and is_shut
+
+
+def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
+    """The line for a fault of the machine; None where an exception is none, so that its traceback should be seen.
+
+    Args:
+        error: what ended the command.
+        memory_advice: what helps this command where memory is short; None for nothing in particular.
+    """
+    if isinstance(error, MachineFault):
+        return str(error)
+    if lacks_memory(error):
+        amount = _AMOUNT.search(str(error))
+        asked = f" (it asked for {_readable(amount[1] or amount[2])} at once)" if amount else ""
+        return f"memory ran out{asked}; {memory_advice or 'free memory, then give the same command again'}"
+    found = storage_fault(error)
+    if found is None:
+        return None
+    number, name = found
+    what, way_out = _refusal(Path(name)) if number in REFUSALS and name else STORAGE_FAULTS[number]
+    return f"{name or 'a file'}: {what}: {way_out}, then the same command goes on"
+
+
+def refusal_told(error: UserError) -> str | None:
+    """The line for a permission that was denied where a reader made a `UserError` of it; None for all others."""
+    cause = error.__context__
+    found = storage_fault(cause) if cause else None
+    return told_in_one_line(cause, None) if cause and found and found[0] in REFUSALS else None
+
+
+def _refusal(path: Path) -> tuple[str, str]:
+    """(who keeps this process from a path, the way out)."""
+    places = list(_refusing(path))
+    place = next((place for place in (*places, path, *path.parents) if os.path.exists(place)), Path())
+    status = place.stat()
+    try:
+        owner = place.owner()
+    except (KeyError, NotImplementedError):  # a user without a name, a system without owners
+        owner = f"user {status.st_uid}"
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    facts = f"permission denied: {place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
+    if user != status.st_uid:
+        return f"{facts}, and this is user {user}", f"sudo chown -R {user} {shlex.quote(str(place))}"
+    if places:
+        return facts, f"chmod -R u+rwX {shlex.quote(str(place))}"
+    return f"{facts}, which is not what forbids it", "ask who runs this machine"
+
+
+def _refusing(path: Path) -> Iterator[Path]:
+    """What keeps this process from a path: a folder that cannot be entered, the file itself, the folder it is in."""
+    for folder in reversed(path.parents):
+        if folder.exists() and not os.access(folder, os.X_OK):
+            yield folder
+            return
+    there = next(place for place in (path, *path.parents) if place.exists())
+    folder = there if there != path and there.is_dir() else there.parent
+    for place, use in ((there, os.R_OK), (folder, os.W_OK), (there, os.W_OK)):
+        if not os.access(place, use):
+            yield place
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and not isinstance(current, UserError | Interrupted):
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _storage_errno(error: BaseException) -> int | None:
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if number is not None:
+        return number if number in STORAGE_FAULTS else None
+    text = str(error)
+    written = _NUMBER.search(text)
+    if written:
+        number = int(next(group for group in written.groups() if group))
+        return number if number in STORAGE_FAULTS else None
+    return next((number for words, number in _WORDS if words.search(text)), None)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had, on the CPU or an accelerator."""
+    # torch is not imported for this: commands that do without it start at once. Its errors are RuntimeErrors.
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    is_torch = isinstance(error, RuntimeError)
+    return is_torch and (type(error).__name__ == "OutOfMemoryError" or _MEMORY_WORDS.search(str(error)) is not None)
+
+
+def _readable(amount: str) -> str:
+    number, unit = amount.split()
+    return f"{int(number) / 2**30:.3g} GiB" if unit == "bytes" else amount

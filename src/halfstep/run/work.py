@@ -1,0 +1,382 @@
+"""Work that goes on where a killed run left off.
+
+DVC deletes a stage's outputs before it runs it, so what a stage has done so far lies outside them, in
+`.halfstep/work` of the real project, under a key that changes with everything the result depends on: parameters,
+the contents of the files read, the code, torch's version.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from halfstep.run import ranks
+from halfstep.run.console import console
+from halfstep.run.errors import Interrupted, UserError
+from halfstep.run.files import file_hash, project_root, read_json, write_json
+from halfstep.run.inputs import Inputs, fingerprint
+from halfstep.run.provenance import code_hashes, refuse_changes
+
+Arrays = dict[str, np.ndarray]
+"""What a piece of work gave, by name."""
+
+Piece = TypeVar("Piece")
+
+
+class Remember(Protocol):
+    """Does work piece by piece, or has it from before."""
+
+    def __call__(
+        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+    ) -> Iterator[tuple[Piece, Arrays]]:
+        """Yield each piece with what it gives, in order.
+
+        Args:
+            kind: of work.
+            pieces: of it, none of which needs what another one gives.
+            inputs_of: plain values that tell a piece from all others of its kind in the same run.
+            compute: a piece -> what it gives.
+        """
+
+
+DESCRIPTION_FILE = "work.json"
+FINISHED_FILE = "finished"
+JOURNAL_FILE = "journal.jsonl"
+NUM_NAMED = 3
+"""Differences to another run's work that are named in a line."""
+
+
+def anew(
+    kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+) -> Iterator[tuple[Piece, Arrays]]:
+    """A `Remember` that remembers nothing."""
+    for piece in pieces:
+        yield piece, compute(piece)
+
+
+class Journal:
+    """Pieces of work that are done, one line each, in a file that only grows.
+
+    A line that a killed process left torn is noticed by its hash, and the file is cut there. Where several processes
+    share a stage's work they divide the pieces; the main one keeps the file.
+
+    Attributes:
+        num_known: pieces kept so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        if ranks.is_main():
+            self._read_places()
+        self.num_known = ranks.from_main(len(self._places))
+
+    def _read_places(self) -> None:
+        self.path.touch()
+        with self.path.open("rb+") as file:
+            end = 0
+            for line in file:
+                key = _key_of_line(line)
+                if key is None:
+                    break
+                self._places[key] = (end, len(line))
+                end += len(line)
+            file.truncate(end)
+
+    def memory_of(self, who: str) -> Remember:
+        """`remember` for one among several who do the same kinds of work, such as a model and its scorer."""
+
+        def remember(
+            kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+        ) -> Iterator[tuple[Piece, Arrays]]:
+            return self.remember(f"{who}: {kind}", pieces, inputs_of, compute)
+
+        return remember
+
+    def remember(
+        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+    ) -> Iterator[tuple[Piece, Arrays]]:
+        """A `Remember`: what is not in the journal is computed, one piece at a time by each process, and kept.
+
+        Raises:
+            UserError, FloatingPointError: `compute` raised it, in whichever process.
+        """
+        pieces = iter(pieces)
+        while some := list(islice(pieces, ranks.num_ranks())):
+            keys = [hashlib.sha256(json.dumps([kind, inputs_of(piece)]).encode()).hexdigest() for piece in some]
+            kept = ranks.from_main([self._kept(key) for key in keys])
+            mine = None
+            if ranks.rank() < len(some) and kept[ranks.rank()] is None:
+                mine = _tried(partial(compute, some[ranks.rank()]))
+            made = ranks.gather(mine)
+            for piece, key, arrays, outcome in zip(some, keys, kept, made, strict=False):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if outcome is not None:
+                    self._keep(key, outcome)
+                found = arrays if outcome is None else outcome
+                assert found is not None, "a piece that was not kept is computed by the process whose turn it is"
+                yield piece, found
+
+    def _kept(self, key: str) -> Arrays | None:
+        if key not in self._places:
+            return None
+        start, length = self._places[key]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return _decode(json.loads(file.read(length).split(b" ", 1)[1])["arrays"])
+
+    def _keep(self, key: str, arrays: Arrays) -> None:
+        self.num_known += 1
+        if not ranks.is_main():
+            return
+        body = json.dumps({"key": key, "arrays": _encode(arrays)}).encode()
+        line = _digest(body) + b" " + body + b"\n"
+        with self.path.open("ab") as file:
+            start = file.tell()
+            file.write(line)
+        self._places[key] = (start, len(line))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run's unfinished work.
+
+    Attributes:
+        name: of the stage, such as `distill-2`.
+        path: a folder that outlives the run.
+        check_inputs: raises a `MachineFault` if they are no longer what the work was begun with.
+    """
+
+    name: str
+    path: Path
+    check_inputs: Callable[[], None]
+
+    @contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """The pieces of work done so far; within the block SIGINT and SIGTERM stop the command with a line."""
+        journal = Journal(self.path / JOURNAL_FILE)
+        if journal.num_known:
+            console.print(f"{self.name}: goes on after {journal.num_known} batches", markup=False)
+        stopped = f"{self.name}: stopped; the same command goes on after"
+        with stops_at_signals(lambda: f"{stopped} {journal.num_known} batches"):
+            yield journal
+
+    def finish(self) -> None:
+        """Say that the result is written.
+
+        What was kept stays until another stage begins: only then has DVC taken the result.
+
+        Raises:
+            MachineFault: an input changed meanwhile.
+        """
+        if ranks.is_main():
+            self.check_inputs()
+            (self.path / FINISHED_FILE).touch()
+
+
+@contextmanager
+def open_work(
+    name: str, values: Mapping[str, Any], files: Iterable[Path], inputs: Inputs | None = None
+) -> Iterator[Work]:
+    """The unfinished work of a stage, nobody else's while the block lasts.
+
+    A second process with the same work waits until the first is done, and then finds it done; of several that share
+    the stage's work the main one holds it for all. Work of other runs of the same stage is mentioned, with what is
+    different, and not used.
+
+    Args:
+        name: of the stage, such as `distill-2`; part of a folder's name.
+        values: parameters the result depends on, as plain values.
+        files: files and folders the result depends on.
+        inputs: those that parameters name.
+    """
+    if not ranks.is_main():
+        yield Work(name, ranks.from_main(Path()), lambda: None)
+        return
+    files = list(files)
+
+    def read_now() -> dict[str, dict[str, Any]]:
+        return {"files": {str(path): _content_hash(path) for path in files}, "inputs": fingerprint(inputs or {})}
+
+    before = read_now()
+    description = {
+        "name": name,
+        "parameters": values,
+        **before,
+        "code": code_hashes(name.partition("-")[0]),
+        "torch": version("torch"),
+    }
+    text = json.dumps(description, sort_keys=True, default=str)
+    root = project_root() / ".halfstep" / "work"
+    path = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_lock_path(path))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{name}: another process is at the same work; waiting for it to end", markup=False)
+        lock.acquire()
+    try:
+        # Whoever held the lock may have swept the folder.
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / DESCRIPTION_FILE).is_file():
+            write_json(path / DESCRIPTION_FILE, json.loads(text))
+            _mention_others(name, path, json.loads(text))
+        _sweep_finished(root)
+
+        def check_inputs() -> None:
+            now = read_now()
+            refuse_changes(before["files"] | before["inputs"], now["files"] | now["inputs"])
+
+        yield Work(name, ranks.from_main(path), check_inputs)
+    finally:
+        if not _holds_work(path):
+            shutil.rmtree(path, ignore_errors=True)
+        lock.release()
+
+
+@contextmanager
+def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM stop the command at once with a line; what it did is to be kept already.
+
+    Args:
+        message: where the work stands and how to go on.
+    Raises:
+        Interrupted: a signal came.
+    """
+    process = os.getpid()
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Interrupted(signal_number, message())
+        # Ctrl-C reaches worker processes too. They wait for the main process to end them, and leave by unwinding:
+        # killed, they would take the pool's locks with them.
+        if signal_number == signal.SIGTERM:
+            raise SystemExit(128 + signal_number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a file's content, or of a folder's file names and contents."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _holds_work(path: Path) -> bool:
+    """Whether anything was kept; a command that refused its input leaves nothing."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != DESCRIPTION_FILE)
+    return (path / FINISHED_FILE).exists() or any(file.stat().st_size for file in files)
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> None:
+    ours = _flat(description)
+    for other in sorted(path.parent.glob(f"{name}-{'[0-9a-f]' * 16}")):
+        if other == path or (other / FINISHED_FILE).exists():
+            continue
+        try:
+            theirs = _flat(read_json(other / DESCRIPTION_FILE))
+        except (OSError, ValueError):
+            continue
+        keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        named = ", ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys[:NUM_NAMED])
+        more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
+        console.print(
+            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> str:
+    kind, _, rest = key.partition(".")
+    if kind == "parameters":
+        return f"{rest} ({theirs}, now {ours})"
+    names = {"files": f"the file {rest}", "code": f"the file {rest}", "inputs": f"the content of {rest}"}
+    return names.get(kind, kind)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined by dots."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _sweep_finished(root: Path) -> None:
+    for marker in sorted(root.glob(f"*/{FINISHED_FILE}")):
+        folder = marker.parent
+        # The lock of the work at hand is not free either.
+        try:
+            with FileLock(_lock_path(folder), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (Timeout, PermissionError):  # in use, or another user's
+            continue
+
+
+def _tried(compute: Callable[[], Arrays]) -> Arrays | Exception:
+    """What a piece of work gives, or what it says is wrong with its model: all processes are to hear that."""
+    try:
+        return compute()
+    except (UserError, FloatingPointError) as error:
+        return error
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _key_of_line(line: bytes) -> str | None:
+    """The key of a whole line; None if it is torn."""
+    digest, _, body = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or digest != _digest(body):
+        return None
+    return json.loads(body)["key"]
+
+
+def _encode(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: {
+            "dtype": array.dtype.str,
+            "shape": array.shape,
+            "data": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode(),
+        }
+        for name, array in arrays.items()
+    }
+
+
+def _decode(entries: dict[str, Any]) -> Arrays:
+    return {
+        name: np.frombuffer(base64.b64decode(entry["data"]), dtype=entry["dtype"]).reshape(entry["shape"]).copy()
+        for name, entry in entries.items()
+    }

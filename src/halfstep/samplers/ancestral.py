@@ -1,0 +1,122 @@
+"""From masks to text: ancestral sampling in any number of steps, and its autoregressive rival.
+
+Which positions unmask in a step does not depend on the network (SUBS with an absorbing state). So every position
+draws the step in which it unmasks beforehand, and the network is asked only for positions that unmask now, and not
+at all for sequences in which nothing does. The distribution is that of the plain sampler, the work is less.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from halfstep.diffusion.categorical import draw_categorical
+from halfstep.samplers.base import LogitsAt, Predictor, Samples, logit_chunks
+
+
+def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
+    """The denoising step in which each position unmasks, on the time grid 1, 1 - 1/n, ..., 0.
+
+    Under the log-linear schedule a position that is masked at time 1 is still masked at time t with probability
+    t, whatever epsilon; so with one uniform number u it unmasks in the step whose interval holds u.
+
+    Args:
+        u_time: uniform numbers in [0, 1), float [...].
+        num_steps: n, 1 or more.
+    Returns:
+        steps in 1..n, each equally likely, int64 [...].
+    Raises:
+        ValueError: num_steps is less than 1.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 3.2.3, Eq. 7, here for all steps at once.
+    Departs: the last step ends at time 0, so n steps unmask everything; the authors' code stops at 1e-5 and takes
+        the argmax at what is left.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}, expected 1 or more")
+    return (num_steps * (1 - u_time)).ceil().long()
+
+
+def even_unmask_steps(u_time: Tensor, is_masked: Tensor, num_steps: int) -> Tensor:
+    """The denoising step in which each position unmasks, if every step is to unmask equally many.
+
+    Which positions go together is still up to chance. Changes the distribution: the number that unmasks in a step is
+    no longer binomial, so that steps of many tokens, which make the mistakes, do not occur, nor empty ones, which cost
+    nothing. With a step for every position there is one order of writing, drawn evenly from all.
+
+    Args:
+        u_time: uniform numbers in [0, 1), float [batch, length].
+        is_masked: positions to fill, bool [batch, length].
+        num_steps: n, 1 or more.
+    Returns:
+        steps in 1..n, 0 where nothing is to be filled, int64 [batch, length]; in each row the numbers of positions per
+        step differ by one at most.
+    Raises:
+        ValueError: num_steps is less than 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}, expected 1 or more")
+    # As in `unmask_steps`, the largest numbers come first.
+    order = torch.where(is_masked, u_time, -1.0).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    num_masked = is_masked.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(is_masked, rank * num_steps // num_masked + 1, 0)
+
+
+@torch.inference_mode()
+def sample(
+    network: LogitsAt | Predictor,
+    x_init: Tensor,
+    *,
+    num_steps: int,
+    mask_token_id: int,
+    u_time: Tensor,
+    u_token: Tensor,
+    unmask_step: Tensor | None = None,
+    adjust: Callable[[Tensor], Tensor] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Samples:
+    """Ancestral sampling from x_init, whose masks are filled in num_steps denoising steps.
+
+    Args:
+        network: the denoiser in evaluation mode, see `LogitsAt` and `Predictor`. It is not told the time.
+        x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
+        num_steps: denoising steps, 1 or more.
+        mask_token_id: id of the absorbing state.
+        u_time: decides in which step a position unmasks, float64 [batch, length], see `sample_uniforms`.
+        u_token: decides which token it becomes, float64 [batch, length].
+        unmask_step: the step in which each position unmasks, int64 [batch, length] in 1..num_steps, instead of what
+            u_time says; see `even_unmask_steps`.
+        adjust: changes the logits drawn from, float [n, vocab] with -inf at the mask token; see `with_temperature`,
+            `keep_top_k` and `keep_top_p`. Without it and unmask_step the samples are exact.
+        on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
+    Returns:
+        Samples, on the device of x_init.
+    Raises:
+        ValueError: shapes do not agree, or num_steps is less than 1.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, Section 4.1 (ancestral sampling; unchanged sequences need no
+        evaluation); Zheng et al. 2024, arXiv:2409.02908, Appendix E (what unmasks does not depend on the network).
+        Draws are exact, see `draw_categorical`.
+    """
+    if not x_init.shape == u_time.shape == u_token.shape:
+        raise ValueError(
+            f"x_init has shape {tuple(x_init.shape)}, u_time {tuple(u_time.shape)}, u_token {tuple(u_token.shape)}"
+        )
+    xt = x_init.clone()
+    u_token = u_token.to(xt.device)
+    if unmask_step is None:
+        unmask_step = unmask_steps(u_time, num_steps)
+    unmask_step = torch.where(xt == mask_token_id, unmask_step.to(xt.device), 0)
+    nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
+    for step in range(1, num_steps + 1):
+        unmasks = unmask_step == step
+        rows = unmasks.any(dim=1).nonzero()[:, 0]
+        if rows.numel():
+            drawn, u = [], u_token[unmasks]
+            for logits in logit_chunks(network, xt[rows], unmasks[rows], mask_token_id):
+                drawn.append(draw_categorical(logits if adjust is None else adjust(logits), u[: len(logits)]))
+                u = u[len(logits) :]
+            xt[unmasks] = torch.cat(drawn)
+            nfe[rows] += 1
+        if on_step is not None:
+            on_step(step, xt)
+    return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)

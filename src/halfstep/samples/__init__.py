@@ -1,0 +1,1 @@
+"""Samples: how batches are drawn, and the table they are kept in."""

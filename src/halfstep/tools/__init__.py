@@ -1,0 +1,1 @@
+"""What a person asks of halfstep: the command line, plans, exports."""

@@ -1,0 +1,229 @@
+"""Try in a process of its own whether memory holds a stage at some batch: `python -m halfstep.tools.trial REQUEST`.
+
+What runs is the stage's own loop on made-up tokens, with as many masks as its times can bring. The process ends itself
+where it needs more than it may have: a kernel that runs out of memory might end another one.
+"""
+
+import copy
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from benchmarks.measure import peak_memory_bytes
+from torch import Tensor, nn
+
+from halfstep.diffusion.divergences import DIVERGENCES
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.objectives.autoregressive import autoregressive_objective
+from halfstep.objectives.base import Objective
+from halfstep.objectives.nelbo import nelbo_objective
+from halfstep.objectives.sdtt import distillation_objective, teacher_step_size
+from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+from halfstep.run.faults import lacks_memory
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import sample_uniforms
+from halfstep.settings import Params, TrainingSettings, load_params
+from halfstep.training.ema import EMA
+from halfstep.training.loop import train
+from halfstep.training.optimizer import build_optimizer
+from halfstep.training.parallel import lay_out, make_accelerator
+from halfstep.training.state import TrainState
+from halfstep.training.validation import mean_loss
+
+EXIT_TOO_MUCH = 77
+"""The process ended because it needed more memory than it may have."""
+
+WATCH_SECONDS = 0.005
+
+
+def main(request: str) -> None:
+    """Print {"peak_bytes"} of a stage at a batch, or exit with `EXIT_TOO_MUCH`.
+
+    Args:
+        request: JSON of params_path, stage, vocab_size, batch_size, num_accumulation_steps and limit_bytes (null on an
+            accelerator: all of its memory).
+    """
+    wanted = json.loads(request)
+    params = load_params(Path(wanted["params_path"]))
+    device = select_device(params.runtime.device)
+    set_num_threads(params.runtime.num_threads)
+    limit = wanted["limit_bytes"]
+    if device.type == "cuda":
+        if limit is not None:
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
+    else:
+        _be_the_first_to_go()
+        threading.Thread(target=_watch, args=(limit,), daemon=True).start()
+    try:
+        if wanted["stage"] == "sample":
+            _sample(params, wanted["vocab_size"], wanted["batch_size"], device)
+        else:
+            train_two_steps(
+                params,
+                wanted["stage"],
+                wanted["vocab_size"],
+                batch_size=wanted["batch_size"],
+                num_accumulation_steps=wanted["num_accumulation_steps"],
+                masks_most=True,
+            )
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        sys.exit(EXIT_TOO_MUCH)
+    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes()
+    print(json.dumps({"peak_bytes": peak}))
+
+
+def _watch(limit: int) -> None:
+    """End the process as soon as it has ever had more than `limit` bytes in RAM."""
+    while peak_memory_bytes() <= limit:
+        time.sleep(WATCH_SECONDS)
+    os._exit(EXIT_TOO_MUCH)
+
+
+def _be_the_first_to_go() -> None:
+    """Should memory run out all the same, have Linux end this process and no other."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.is_file():
+        score.write_text("1000")
+
+
+def _denoiser(params: Params, vocab_size: int) -> Denoiser:
+    config = DenoiserConfig(
+        vocab_size=vocab_size,
+        mask_token_id=vocab_size - 1,
+        length=params.data.context_length,
+        noise_epsilon=params.noise.epsilon,
+        **params.model.model_dump(),
+    )
+    return Denoiser(config)
+
+
+def train_two_steps(
+    params: Params,
+    stage: str,
+    vocab_size: int,
+    *,
+    batch_size: int,
+    num_accumulation_steps: int,
+    masks_most: bool,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> TrainState:
+    """A stage's own loop on made-up tokens: two steps, the second with the optimizer's moments beside it, a validation.
+
+    Args:
+        params: all parameters.
+        stage: pretrain, baseline or distill.
+        vocab_size: tokens, the mask token included.
+        batch_size: sequences of a step.
+        num_accumulation_steps: equal parts they are computed in.
+        masks_most: as many masks as the unluckiest draw of times brings, not those of any.
+        on_step: told the number and the loss of each step when it is made.
+    Returns:
+        the state that is left.
+    """
+    settings: TrainingSettings = getattr(params, stage)
+    accelerator = make_accelerator(params.runtime)
+    model, objective, valid_objective = _objectives(
+        params, stage, vocab_size, batch_size // num_accumulation_steps if masks_most else None, accelerator.device
+    )
+    model_loss = lay_out(model, accelerator, params.runtime, params.launch)
+    optimizer = build_optimizer(
+        model,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    x0 = torch.randint(vocab_size - 1, (batch_size, params.data.context_length))
+
+    def validate() -> float:
+        batches = [x0[: settings.num_valid_sequences].to(accelerator.device)]
+        with accelerator.autocast():
+            return mean_loss(valid_objective, model_loss, batches, num_parts=num_accumulation_steps, seed=0)
+
+    state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
+    train(
+        state,
+        model_loss,
+        objective=objective,
+        batch_at=lambda step: itertools.repeat(x0),
+        learning_rate=lambda step: 0.0,
+        num_train_steps=2,
+        num_accumulation_steps=num_accumulation_steps,
+        max_grad_norm=settings.max_grad_norm,
+        on_nonfinite="stop",
+        max_nonfinite_steps=0,
+        keep_nonfinite_step=lambda state, x0, fault: "nothing was kept",
+        seed=0,
+        accelerator=accelerator,
+        validate=validate,
+        validate_every_steps=2,
+        log_every_steps=2,
+        log=lambda point: None,
+        progress=on_step,
+        save_checkpoint=lambda state: None,
+        save_alone=None,
+        checkpoint_every_seconds=float("inf"),
+        checkpoint_every_steps=None,
+    )
+    return state
+
+
+def _objectives(
+    params: Params, stage: str, vocab_size: int, at_once: int | None, device: torch.device
+) -> tuple[nn.Module, Objective, Objective]:
+    """A new model, and what it is trained and validated by; with the most masks that `at_once` sequences may have."""
+    if stage == "baseline":
+        sizes = params.model.model_dump(exclude={"cond_dim"})
+        model = new_gpt2(vocab_size=vocab_size, length=params.data.context_length, **sizes)
+        return model, autoregressive_objective(), autoregressive_objective()
+    denoiser = _denoiser(params, vocab_size)
+    schedule = LogLinearSchedule(params.noise.epsilon)
+    settings = params.distill if stage == "distill" else params.pretrain
+    # The times of n sequences lie in n equal parts of [min_time, 1]; leaving the first out masks about as many tokens
+    # as the unluckiest draw.
+    min_time = max(settings.min_time, min(1 / at_once, 0.999)) if at_once else settings.min_time
+    mask_token_id = denoiser.config.mask_token_id
+    valid = nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id)
+    if stage == "pretrain":
+        return denoiser, nelbo_objective(schedule=schedule, min_time=min_time, mask_token_id=mask_token_id), valid
+    teacher = copy.deepcopy(denoiser).eval().to(device).requires_grad_(False)
+    objective = distillation_objective(
+        teacher,
+        dt=teacher_step_size(1, params.distill.base_num_steps, params.distill.num_teacher_steps),
+        num_teacher_steps=params.distill.num_teacher_steps,
+        divergence=DIVERGENCES[params.distill.distance],
+        schedule=schedule,
+        min_time=min_time,
+        mask_token_id=mask_token_id,
+    )
+    return denoiser, objective, valid
+
+
+def _sample(params: Params, vocab_size: int, batch_size: int, device: torch.device) -> Tensor:
+    """One batch in the fewest denoising steps asked for, which unmask the most tokens at once."""
+    denoiser = _denoiser(params, vocab_size).eval().to(device)
+    length = params.data.context_length
+    u_time, u_token = sample_uniforms(0, range(batch_size), length)
+    with autocast(device, select_precision(params.runtime.precision, device)):
+        return sample(
+            denoiser,
+            torch.full((batch_size, length), vocab_size - 1, device=device),
+            num_steps=min(params.sample.num_steps),
+            mask_token_id=vocab_size - 1,
+            u_time=u_time,
+            u_token=u_token,
+        ).tokens
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
