@@ -23,7 +23,7 @@ def time_sizes(
     num_warmups: int,
     num_repeats: int,
     device: torch.device,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Time both kinds of model on texts of `size.length` tokens, the first one given.
 
     The autoregressive model is transformers' `generate`, drawing from its whole distribution, with the cache that
@@ -36,7 +36,7 @@ def time_sizes(
         num_warmups, num_repeats: rounds; each does everything once, in turn.
         device: where both compute.
     Returns:
-        a case: seconds and tokens per second of either, and the ratio autoregressive over ours by number of steps.
+        a case for each number of steps: seconds of the autoregressive model (plain) and ours, and their ratio.
     """
     size = replace(size, batch_size=batch_size)
     denoiser = size.denoiser().eval().to(device)
@@ -76,28 +76,12 @@ def time_sizes(
     calls: dict[str, Callable[[], object]] = {f"{n}": partial(denoise, n) for n in num_steps}
     calls |= {cache: partial(decode, cache) for cache in caches}
     seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
-    num_tokens = batch_size * (size.length - 1)
-
-    def entry(name: str) -> dict[str, Any]:
-        taken = spread(seconds[name])
-        return {"seconds": taken, "tokens_per_second": num_tokens / taken["median"]}
-
-    rival = min(caches, key=lambda cache: spread(seconds[cache])["median"])
-    rival_seconds = spread(seconds[rival])["median"]
-    return {
-        "work": "latency",
-        "batch_size": batch_size,
-        "num_parameters": {
-            "denoiser": denoiser.num_parameters(),
-            "autoregressive": autoregressive.num_parameters(),
-        },
-        "autoregressive": {"cache": rival, **entry(rival)},
-        "denoiser": [
-            {
-                "num_steps": n,
-                **entry(f"{n}"),
-                "ratio": rival_seconds / spread(seconds[f"{n}"])["median"],
-            }
-            for n in num_steps
-        ],
-    }
+    rival = spread(min((seconds[cache] for cache in caches), key=lambda taken: spread(taken)["median"]))
+    num_parameters = {"denoiser": denoiser.num_parameters(), "autoregressive": autoregressive.num_parameters()}
+    cases = []
+    for n in num_steps:
+        ours = spread(seconds[f"{n}"])
+        ratio = {"median": rival["median"] / ours["median"]}
+        case = {"work": "latency", "num_steps": n, "batch_size": batch_size, "num_parameters": num_parameters}
+        cases.append({**case, "plain": {"seconds": rival}, "ours": {"seconds": ours}, "ratio": ratio})
+    return cases

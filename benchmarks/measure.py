@@ -89,20 +89,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process ever had in RAM."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: its maximum is inherited from the process that started this one.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def peak_memory(work: str, which: str, size: dict[str, int], **options: Any) -> dict[str, int]:
     """Peak memory of one piece of work in a process of its own, see `benchmarks.peak`.
 
@@ -121,31 +107,3 @@ def peak_memory(work: str, which: str, size: dict[str, int], **options: Any) -> 
     if done.returncode:
         raise RuntimeError(f"peak memory of {work}, {which}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-NUM_OPERATORS = 14
-
-
-def operator_shares(work: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """Which of torch's operators a call's time goes to, the most expensive first, after a call to warm up.
-
-    Returns:
-        {"operator", "share", "num_calls"} each; the share is of the time spent in all operators, not in those that they
-        call themselves. The last entry is the sum of those not named.
-    """
-    from torch.profiler import ProfilerActivity, profile
-
-    work()
-    is_cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]) as profiler:
-        work()
-    times = [
-        (event.self_device_time_total if is_cuda else event.self_cpu_time_total, event.key, event.count)
-        for event in profiler.key_averages()
-    ]
-    total = sum(time for time, _, _ in times)
-    ordered = sorted(times, reverse=True)
-    named = [{"operator": key, "share": t / total, "num_calls": n} for t, key, n in ordered[:NUM_OPERATORS]]
-    rest = ordered[NUM_OPERATORS:]
-    others = {"operator": "others", "share": sum(t for t, _, _ in rest) / total, "num_calls": sum(n for *_, n in rest)}
-    return [*named, others]

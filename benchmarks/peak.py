@@ -5,10 +5,9 @@ import sys
 
 import torch
 
-from benchmarks.measure import peak_memory_bytes
 from benchmarks.sizes import Size
 from benchmarks.work import build
-from halfstep.run.device import autocast, set_num_threads
+from halfstep.run.device import autocast, peak_memory_bytes, set_num_threads
 
 
 def main(request: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.run.errors import UserError
 from halfstep.tools.planning.networks import Network
 

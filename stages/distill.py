@@ -31,16 +31,15 @@ def main(
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.divergences import DIVERGENCES
     from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.model import Denoiser
+    from halfstep.model.denoiser import Denoiser
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.objectives.sdtt import distillation_objective, teacher_step_size
     from halfstep.run import ranks
-    from halfstep.run.errors import UserError
+    from halfstep.run.errors import UserError, nan_as_user_error
     from halfstep.run.launch import enter
     from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samples.draw import broken_weights_told
     from halfstep.settings import load_params
     from halfstep.tracking import live_run
     from halfstep.training.output import write_curve, write_model
@@ -86,7 +85,7 @@ def main(
         params.deciding("seed", "runtime", "noise", "distill"),
         [tokens_path / MANIFEST_FILE, teacher_path],
     ) as work:
-        with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, broken_weights_told(teacher_path):
+        with live_run(params.model_dump(mode="json"), model=str(round_index)) as log, nan_as_user_error(teacher_path):
             state = fit(
                 work,
                 student,

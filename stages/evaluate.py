@@ -42,7 +42,7 @@ def main(
     from halfstep.evaluation.steps_table import describe_entry, write_steps
     from halfstep.evaluation.subject import AutoregressiveSubject, DenoiserSubject, Subject
     from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS
-    from halfstep.model import Denoiser
+    from halfstep.model.denoiser import Denoiser
     from halfstep.model.gpt2 import load_autoregressive
     from halfstep.run import ranks
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads

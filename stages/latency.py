@@ -23,7 +23,8 @@ def main(
 
     from halfstep.data.tokens import vocab_size_of
     from halfstep.evaluation.latency import time_generation
-    from halfstep.model import Denoiser, DenoiserConfig
+    from halfstep.model.config import DenoiserConfig
+    from halfstep.model.denoiser import Denoiser
     from halfstep.model.gpt2 import new_gpt2
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json

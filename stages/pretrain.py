@@ -26,7 +26,8 @@ def main(
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.tokens import first_batches, load_tokens, token_batches, vocab_size_of
     from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.model import Denoiser, DenoiserConfig
+    from halfstep.model.config import DenoiserConfig
+    from halfstep.model.denoiser import Denoiser
     from halfstep.model.loading import locate_weights
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run import ranks

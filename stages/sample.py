@@ -32,21 +32,17 @@ def main(
     from halfstep.data.seeds import derive_seed
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
-    from halfstep.model import Denoiser
+    from halfstep.model.denoiser import Denoiser
     from halfstep.model.gpt2 import load_autoregressive
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+    from halfstep.run.errors import nan_as_user_error
     from halfstep.run.files import written_by_main
     from halfstep.run.launch import enter
     from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samples.draw import (
-        autoregressive_sampler,
-        broken_weights_told,
-        denoiser_sampler,
-        draw_batches,
-        write_samples,
-    )
+    from halfstep.samples.draw import autoregressive_sampler, denoiser_sampler, draw_batches
+    from halfstep.samples.table import write_samples
     from halfstep.settings import BASELINE, check_model_name, load_params
 
     params = load_params(params_path)
@@ -94,7 +90,7 @@ def main(
         with (
             written_by_main(samples_path) as folder,
             autocast(device, precision),
-            broken_weights_told(model_path),
+            nan_as_user_error(model_path),
         ):
             folder.mkdir()
             for kind, (prefixes, prefix_rows, length) in requests.items():

@@ -20,7 +20,7 @@ from halfstep.diffusion.nelbo import nelbo_per_token, nelbo_weight
 from halfstep.diffusion.posterior import posterior_probs
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("mdlm-*"))

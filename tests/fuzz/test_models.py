@@ -21,7 +21,8 @@ from halfstep.data.corpora import store_documents
 from halfstep.data.packing import pack_documents
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer, train_word_tokenizer, with_mask_token
 from halfstep.evaluation.scorer import load_scorer
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.loading import locate_weights, save_denoiser
 
@@ -70,7 +71,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("denoiser", "autoregressive"):
         (root / name).mkdir()
         tokenizer.save_pretrained(root / name)
-    save_denoiser(denoiser, root / "denoiser")
+    save_denoiser(denoiser.config, denoiser, root / "denoiser")
     new_gpt2(vocab_size=vocab_size, length=8, **sizes).save_pretrained(root / "autoregressive")
     torch.save({"state_dict": denoiser.state_dict()}, root / "last.ckpt")
     return {"denoiser": root / "denoiser", "autoregressive": root / "autoregressive", "checkpoint": root / "last.ckpt"}
@@ -433,7 +434,7 @@ def test_stages_refuse_a_model_with_another_tokenizer(
 
     import yaml
 
-    from halfstep.samples.draw import write_samples
+    from halfstep.samples.table import write_samples
 
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     values["sample"] |= {"num_prefixes": 2}

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 
 
 @pytest.fixture

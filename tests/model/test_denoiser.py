@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 
 
 def test_logits_at_some_positions_are_rows_of_all_logits(denoiser: Denoiser, generator: torch.Generator) -> None:

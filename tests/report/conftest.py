@@ -9,16 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halfstep.report import (
-    figures,
-    load_curves,
-    load_latency,
-    load_metrics,
-    load_samples,
-    load_stage_times,
-    tokens_together,
-    write_report,
-)
+from halfstep.metrics.record import load_curves, load_latency, load_metrics, load_stage_times
+from halfstep.report import figures
+from halfstep.report.page import write_report
+from halfstep.report.samples import load_samples, tokens_together
 
 MODELS = ["ar", "0", "1", "2"]
 STEPS = (4, 16)

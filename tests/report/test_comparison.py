@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from halfstep.report import checked_out, load_experiment, write_comparison
-from halfstep.report.comparison import comparison_charts, comparison_warnings
-from halfstep.report.experiments import Experiment, differing_params, labels_of
+from halfstep.report.comparison import comparison_charts, comparison_warnings, write_comparison
+from halfstep.report.experiments import Experiment, checked_out, differing_params, labels_of, load_experiment
 from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,11 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.report import load_curves, load_latency, load_metrics, load_samples, rounds_table
+from halfstep.metrics.record import load_curves, load_latency, load_metrics
 from halfstep.report.headline import headline, ratio, reading, warnings_of
 from halfstep.report.page import fenced
-from halfstep.report.table import format_estimate, summarize
+from halfstep.report.samples import load_samples
+from halfstep.report.table import format_estimate, rounds_table, summarize
 from halfstep.run.errors import UserError
 
 MODELS = ["ar", "0", "1", "2"]
@@ -361,7 +362,7 @@ def test_a_value_that_is_no_number_is_refused_and_named(project: Any) -> None:
 
 
 def test_one_round_and_no_round_have_a_page(project: Any) -> None:
-    from halfstep.report import write_report
+    from halfstep.report.page import write_report
 
     for models in (["ar", "0", "1"], ["ar", "0"], ["0"]):
         project.metrics()

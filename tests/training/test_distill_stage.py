@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]

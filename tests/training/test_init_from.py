@@ -10,7 +10,8 @@ import yaml
 from stages import baseline, pretrain
 
 from halfstep.data.tokenizer import train_word_tokenizer
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.run.errors import UserError
 

@@ -10,7 +10,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.run.work import Remember, anew
 
 if TYPE_CHECKING:

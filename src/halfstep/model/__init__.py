@@ -1,5 +1,1 @@
 """Networks: tokens in, logits out."""
-
-from halfstep.model.denoiser import Denoiser, DenoiserConfig
-
-__all__ = ["Denoiser", "DenoiserConfig"]

@@ -4,39 +4,17 @@ Module and parameter names are those of the published MDLM and SDTT checkpoints,
 thing here and there. Attention is torch's `scaled_dot_product_attention`: no other kernel is needed.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.loading import read_denoiser, save_denoiser
+
 FREQUENCY_EMBEDDING_SIZE = 256
 MAX_PERIOD = 10000.0
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """Sizes of a denoiser.
-
-    Attributes:
-        vocab_size: tokens, the mask token included.
-        mask_token_id: id of the absorbing state.
-        length: tokens of the sequences it was trained on; positions are rotary, so others work too.
-        hidden_size, num_blocks, num_heads, cond_dim: width, depth, heads, width of the conditioning.
-        dropout: probability, in training mode only.
-        noise_epsilon: epsilon of the log-linear schedule it was trained with.
-    """
-
-    vocab_size: int
-    mask_token_id: int
-    length: int
-    hidden_size: int
-    num_blocks: int
-    num_heads: int
-    cond_dim: int
-    dropout: float
-    noise_epsilon: float
 
 
 class _LayerNorm(nn.Module):
@@ -232,9 +210,19 @@ class Denoiser(nn.Module):
         """The projection to the vocabulary."""
         return self.output_layer.linear
 
-    def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """`hidden` at some positions of a time-unconditional model, float [at.sum(), hidden_size], row-major."""
+    def hidden_at(self, xt: Tensor, at: Tensor, *, t: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
+        """See `MaskedModel`. The network is not conditioned on time, as the published ones are not.
+
+        Raises:
+            ValueError: there is a latent, for which it has no input.
+        """
+        if latent is not None:
+            raise ValueError("this denoiser has no latent input")
         return self.hidden(xt, at=at)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """See `MaskedModel`."""
+        return self.head.weight, self.head.bias
 
     def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
         """`forward` at some positions of a time-unconditional model, float [at.sum(), vocab] in row-major order."""
@@ -256,15 +244,13 @@ class Denoiser(nn.Module):
             UserError: there is no such model, it would run code when read, or a tensor is missing, left over, or
                 of another shape.
         """
-        from halfstep.model.loading import load_denoiser
-
-        return load_denoiser(source, revision, use_ema=use_ema)
+        denoiser = read_denoiser(source, cls, revision, use_ema=use_ema)
+        assert isinstance(denoiser, cls)
+        return denoiser
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder; other layouts: `halfstep export`."""
-        from halfstep.model.loading import save_denoiser
-
-        save_denoiser(self, folder)
+        save_denoiser(self.config, self, folder)
 
     def num_parameters(self) -> int:
         """Trainable parameters, embeddings included."""

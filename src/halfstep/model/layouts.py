@@ -6,7 +6,7 @@ under the names of its remote code; and `sdtt`, that of `jdeschena/sdtt`, which 
 
 from typing import Any, Literal, get_args
 
-from halfstep.model.denoiser import DenoiserConfig
+from halfstep.model.config import DenoiserConfig
 
 Layout = Literal["plain", "mdlm", "sdtt"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

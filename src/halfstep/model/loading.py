@@ -6,8 +6,7 @@ can hand in is executed: weights are safetensors, or a training checkpoint that 
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from halfstep.model.denoiser import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
 from halfstep.model.layouts import WEIGHT_PREFIX, Layout, config_from, config_values
 from halfstep.model.training_checkpoint import read_training_checkpoint
 from halfstep.run.errors import UserError, first_of, one_line, shown
 from halfstep.run.faults import storage_fault
-from halfstep.run.files import atomic_path, is_there
+from halfstep.run.files import is_there
 from halfstep.run.retries import with_retries
 from halfstep.settings import MAX_CONTEXT_LENGTH
 
@@ -38,22 +37,31 @@ MAX_SIZES = {
 }
 """What a configuration may state. The weights bear it out, except the length, for which commands draw text."""
 ANOTHER = "give another model, or make this one again"
-TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def save_denoiser(denoiser: Denoiser, folder: Path, layout: Layout = "plain") -> None:
+def save_denoiser(config: DenoiserConfig, network: nn.Module, folder: Path, layout: Layout = "plain") -> None:
     """Write config.json and model.safetensors into an existing folder; float32, byte for byte repeatable."""
-    values = config_values(denoiser.config, layout)
+    values = config_values(config, layout)
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     prefix = WEIGHT_PREFIX[layout]
     tensors = {
-        prefix + name: tensor.detach().float().cpu().contiguous() for name, tensor in denoiser.state_dict().items()
+        prefix + name: tensor.detach().float().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: bool = True) -> Denoiser:
-    """Load a denoiser from a folder, a file or the hub; see `Denoiser.from_pretrained`."""
+def read_denoiser(
+    source: str | Path,
+    build: Callable[[DenoiserConfig], nn.Module],
+    revision: str | None = None,
+    *,
+    use_ema: bool = True,
+) -> nn.Module:
+    """Read a denoiser from a folder, a file or the hub; see `Denoiser.from_pretrained`.
+
+    Args:
+        build: makes the network of a configuration.
+    """
     weights_path = locate_weights(source, revision)
     config_path = weights_path.with_name(CONFIG_FILE)
     if weights_path.suffix == SAFETENSORS_SUFFIX:
@@ -67,34 +75,10 @@ def load_denoiser(source: str | Path, revision: str | None = None, *, use_ema: b
         else:
             config = _checked_config(checkpoint.config, weights_path)
     tensors = plain_names(tensors)
-    check_tensors(tensors, expected_shapes(config, len(tensors), config_path), weights_path)
-    denoiser = Denoiser(config)
-    denoiser.load_state_dict(tensors, strict=True)
-    return denoiser.eval()
-
-
-def export_denoiser(
-    source: str | Path, target: Path, layout: Layout, *, revision: str | None = None, use_ema: bool = True
-) -> None:
-    """Write a denoiser again in another layout, with the tokenizer's files that lie beside it.
-
-    Args:
-        source, revision, use_ema: as `Denoiser.from_pretrained`.
-        target: folder to create; it must not exist.
-        layout: see `halfstep.model.layouts`.
-    Raises:
-        UserError: `source` is no denoiser, or `target` exists.
-    """
-    if target.exists():
-        raise UserError(f"{target} is there already: give a new folder, or remove it first")
-    weights_path = locate_weights(source, revision)
-    denoiser = load_denoiser(weights_path, use_ema=use_ema)
-    with atomic_path(target) as folder:
-        folder.mkdir()
-        save_denoiser(denoiser, folder, layout)
-        for pattern in TOKENIZER_FILES:
-            for file in weights_path.parent.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
+    check_tensors(tensors, expected_shapes(config, build, len(tensors), config_path), weights_path)
+    network = build(config)
+    network.load_state_dict(tensors, strict=True)
+    return network.eval()
 
 
 def locate_weights(source: str | Path, revision: str | None = None) -> Path:
@@ -210,11 +194,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {one_line(error)}; {ANOTHER}") from None
 
 
-def expected_shapes(config: DenoiserConfig, num_tensors: int, path: Path) -> dict[str, torch.Size]:
+def expected_shapes(
+    config: DenoiserConfig, build: Callable[[DenoiserConfig], nn.Module], num_tensors: int, path: Path
+) -> dict[str, torch.Size]:
     """The shapes of a denoiser's tensors, found without memory for them: a configuration may state any size.
 
     Args:
         config: its sizes.
+        build: makes the network of a configuration.
         num_tensors: tensors at hand; a block has several.
         path: of the configuration, for the message.
     Raises:
@@ -226,7 +213,7 @@ def expected_shapes(config: DenoiserConfig, num_tensors: int, path: Path) -> dic
         )
     try:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in Denoiser(config).state_dict().items()}
+            return {name: tensor.shape for name, tensor in build(config).state_dict().items()}
     except (RuntimeError, OverflowError, TypeError) as error:
         raise UserError(f"{path} asks for a network that cannot be: {one_line(error)}; {ANOTHER}") from None
 

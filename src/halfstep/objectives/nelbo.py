@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from halfstep.diffusion.nelbo import nelbo_weight, weighted_cross_entropy
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.objectives.base import Objective, log_softmax, mask_noise, masked_loss, row_chunks
+from halfstep.objectives.base import Objective
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, row_chunks
 
 
 def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_id: int) -> Objective:
@@ -30,6 +31,6 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
             return rows, lambda logits: weighted_cross_entropy(log_softmax(logits), targets[rows], weight[rows]).sum()
 
         terms = map(term, row_chunks(model, len(targets), x0.device))
-        return masked_loss(model, xt, is_masked, mask_token_id, terms), x0.numel()
+        return masked_loss(model, xt, is_masked, mask_token_id, terms, t=t), x0.numel()
 
     return Objective(draw, loss)

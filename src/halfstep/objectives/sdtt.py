@@ -9,9 +9,10 @@ from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.divergences import Divergence
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.objectives.base import Objective, log_softmax, mask_noise, masked_loss, uniforms
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_target_chunks
-from halfstep.samplers.base import LogitsAt, Predictor, logit_chunks
+from halfstep.model.base import MaskedModel
+from halfstep.objectives.base import Objective
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
+from halfstep.samplers.base import LogitsAt, logit_chunks
 
 
 def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: int) -> float:
@@ -70,7 +71,7 @@ def teacher_unmask_steps(
 
 @torch.no_grad()
 def sdtt_target_chunks(
-    teacher: LogitsAt | Predictor,
+    teacher: LogitsAt | MaskedModel,
     xt: Tensor,
     t: Tensor,
     *,
@@ -91,7 +92,7 @@ def sdtt_target_chunks(
     one is in memory at a time.
 
     Args:
-        teacher: in evaluation mode, see `LogitsAt` and `Predictor`.
+        teacher: in evaluation mode, see `LogitsAt` and `MaskedModel`.
         xt: tokens at time t, int64 [batch, length]. Not modified.
         t: times in (0, 1], float64 [batch].
         dt: time one teacher step covers.
@@ -120,7 +121,8 @@ def sdtt_target_chunks(
             rows = torch.zeros(1, dtype=torch.int64, device=xt.device)
         ranks, u = rank[unmasks], u_token[unmasks]
         drawn = []
-        for logits in logit_chunks(teacher, xs[rows], unmasks[rows], mask_token_id):
+        at_time = (t - (i - 1) * dt).clamp(min=0)[rows]
+        for logits in logit_chunks(teacher, xs[rows], unmasks[rows], mask_token_id, t=at_time):
             size = len(logits)
             if i < num_teacher_steps:
                 drawn.append(draw_categorical(logits, u[:size]))
@@ -134,7 +136,7 @@ def sdtt_target_chunks(
 
 @torch.no_grad()
 def sdtt_targets(
-    teacher: LogitsAt | Predictor,
+    teacher: LogitsAt | MaskedModel,
     xt: Tensor,
     t: Tensor,
     *,
@@ -183,7 +185,7 @@ def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergenc
 
 
 def distillation_objective(
-    teacher: LogitsAt | Predictor,
+    teacher: LogitsAt | MaskedModel,
     *,
     dt: float,
     num_teacher_steps: int,
@@ -227,6 +229,6 @@ def distillation_objective(
             return rows, lambda logits: sdtt_loss(log_softmax(logits), target_log_p, divergence)[0]
 
         terms = (term(rows, target_log_p) for rows, target_log_p in targets)
-        return masked_loss(student, xt, is_masked, mask_token_id, terms), int(is_masked.sum())
+        return masked_loss(student, xt, is_masked, mask_token_id, terms, t=t), int(is_masked.sum())
 
     return Objective(draw, loss)

@@ -196,7 +196,7 @@ def _environment() -> Environment:
     # Samples hold whatever a model wrote: everything is escaped in HTML, and fenced in Markdown, which has no
     # escape that holds in all its dialects.
     environment = Environment(
-        loader=PackageLoader("halfstep"),
+        loader=PackageLoader("halfstep.report"),
         autoescape=select_autoescape(("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,6 +1,8 @@
 """Which device computes, in which precision, on how many threads."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -42,3 +44,17 @@ def set_num_threads(num_threads: int | None) -> None:
     """Limit the CPU threads of torch; None leaves torch's own choice."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had in RAM."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its maximum is inherited from the process that started this one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,8 @@
 """The exceptions that end a command with one line instead of a traceback."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -60,3 +62,12 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+@contextmanager
+def nan_as_user_error(source: str | Path) -> Iterator[None]:
+    """Within the block, a model that predicts NaN is the user's to mend: say which."""
+    try:
+        yield
+    except FloatingPointError:
+        raise UserError(f"{source} predicts NaN: its weights are broken; train it again, more slowly") from None

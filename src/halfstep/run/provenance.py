@@ -13,7 +13,7 @@ import yaml
 
 from halfstep.run.errors import MachineFault, UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 """The project whose code runs."""
 
 CODE = ("src", "stages")
@@ -23,7 +23,7 @@ CODE = ("src", "stages")
 def code_hashes(stage: str) -> dict[str, str]:
     """Hash of each file of code that dvc.yaml lists for a stage; for what is no stage, of the package."""
     code = [path for path in _dependencies(stage) if _is_code(path)]
-    return _states(code or [Path(__file__).parent])
+    return _states(code or [Path(__file__).parents[1]])
 
 
 @contextmanager

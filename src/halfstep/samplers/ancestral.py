@@ -1,4 +1,4 @@
-"""From masks to text: ancestral sampling in any number of steps, and its autoregressive rival.
+"""Ancestral sampling in any number of steps.
 
 Which positions unmask in a step does not depend on the network (SUBS with an absorbing state). So every position
 draws the step in which it unmasks beforehand, and the network is asked only for positions that unmask now, and not
@@ -6,12 +6,13 @@ at all for sequences in which nothing does. The distribution is that of the plai
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from halfstep.diffusion.categorical import draw_categorical
-from halfstep.samplers.base import LogitsAt, Predictor, Samples, logit_chunks
+from halfstep.model.base import MaskedModel
+from halfstep.samplers.base import LogitsAt, Samples, fill
 
 
 def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
@@ -62,9 +63,8 @@ def even_unmask_steps(u_time: Tensor, is_masked: Tensor, num_steps: int) -> Tens
     return torch.where(is_masked, rank * num_steps // num_masked + 1, 0)
 
 
-@torch.inference_mode()
 def sample(
-    network: LogitsAt | Predictor,
+    network: LogitsAt | MaskedModel,
     x_init: Tensor,
     *,
     num_steps: int,
@@ -78,7 +78,7 @@ def sample(
     """Ancestral sampling from x_init, whose masks are filled in num_steps denoising steps.
 
     Args:
-        network: the denoiser in evaluation mode, see `LogitsAt` and `Predictor`. It is not told the time.
+        network: the denoiser in evaluation mode.
         x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
         num_steps: denoising steps, 1 or more.
         mask_token_id: id of the absorbing state.
@@ -101,22 +101,36 @@ def sample(
         raise ValueError(
             f"x_init has shape {tuple(x_init.shape)}, u_time {tuple(u_time.shape)}, u_token {tuple(u_token.shape)}"
         )
-    xt = x_init.clone()
-    u_token = u_token.to(xt.device)
     if unmask_step is None:
         unmask_step = unmask_steps(u_time, num_steps)
-    unmask_step = torch.where(xt == mask_token_id, unmask_step.to(xt.device), 0)
-    nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
-    for step in range(1, num_steps + 1):
-        unmasks = unmask_step == step
-        rows = unmasks.any(dim=1).nonzero()[:, 0]
-        if rows.numel():
-            drawn, u = [], u_token[unmasks]
-            for logits in logit_chunks(network, xt[rows], unmasks[rows], mask_token_id):
-                drawn.append(draw_categorical(logits if adjust is None else adjust(logits), u[: len(logits)]))
-                u = u[len(logits) :]
-            xt[unmasks] = torch.cat(drawn)
-            nfe[rows] += 1
-        if on_step is not None:
-            on_step(step, xt)
-    return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)
+    unmask_step = torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0)
+    policy = Ancestral(unmask_step, num_steps)
+    return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """Each position is written in a step that is known beforehand.
+
+    Attributes:
+        unmask_step: of each position; 0 where nothing is to be written, int64 [batch, length].
+        num_steps: on the time grid 1, 1 - 1/n, ..., 0.
+    """
+
+    unmask_step: Tensor
+    num_steps: int
+
+    def asks(self, step: int, xt: Tensor) -> Tensor | None:
+        """See `Policy`."""
+        return self.unmask_step == step if step <= self.num_steps else None
+
+    def time(self, step: int, xt: Tensor) -> Tensor:
+        """The time at which the step begins."""
+        return torch.full((len(xt),), 1 - (step - 1) / self.num_steps, dtype=torch.float64, device=xt.device)
+
+    def score(self, logits: Tensor) -> None:
+        """Nothing depends on what is predicted."""
+
+    def writes(self, at: Tensor, scores: Tensor | None) -> Tensor:
+        """All that was asked for."""
+        return at

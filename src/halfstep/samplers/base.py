@@ -1,31 +1,26 @@
-"""What samplers share: the network as they see it, their randomness, and what they return."""
+"""What samplers share: one loop, in which a policy decides; its randomness; and what comes of it.
+
+A policy says where the network is asked and which of the tokens drawn there are written. Only these positions are
+projected, and a sequence for which nothing is asked is not evaluated.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import count
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from halfstep.data.seeds import derive_seed
+from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.projection import rows_per_chunk
 from halfstep.diffusion.subs import exclude_mask
+from halfstep.model.base import MaskedModel
 
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """(xt int64 [batch, length], at bool [batch, length]) -> logits at those positions, row-major [at.sum(), vocab]."""
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """A denoiser in two parts, body and projection, so that logits can be made for a few positions at a time."""
-
-    @property
-    def head(self) -> nn.Linear:
-        """The projection, hidden_size to vocab."""
-
-    def hidden_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """(xt int64 [batch, length], at bool [batch, length]) -> what `head` projects, row-major [at.sum(), hidden]."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +30,86 @@ class Samples:
     Attributes:
         tokens: int64 [batch, length].
         nfe: network evaluations made for each sequence, int64 [batch].
-        unmask_step: denoising step, from 1, in which each position unmasked; 0 where it was given, int64
+        unmask_step: step, from 1, in which each position was last written; 0 where it was given, int64
             [batch, length].
     """
 
     tokens: Tensor
     nfe: Tensor
     unmask_step: Tensor
+
+
+class Policy(Protocol):
+    """What tells one sampler from another."""
+
+    def asks(self, step: int, xt: Tensor) -> Tensor | None:
+        """The positions at which tokens are drawn in a step, from 1, bool [batch, length]; None when all is written."""
+
+    def time(self, step: int, xt: Tensor) -> Tensor:
+        """Diffusion time at which the network is asked, float64 [batch]."""
+
+    def score(self, logits: Tensor) -> Tensor | None:
+        """What `writes` needs to know of logits [n, vocab], the mask token at -inf: a number each, float64 [n]."""
+
+    def writes(self, at: Tensor, scores: Tensor | None) -> Tensor:
+        """Which of the positions asked for are written, bool [batch, length]; their scores in row-major order."""
+
+
+@torch.inference_mode()
+def fill(
+    network: LogitsAt | MaskedModel,
+    x_init: Tensor,
+    policy: Policy,
+    *,
+    mask_token_id: int,
+    u_token: Tensor,
+    adjust: Callable[[Tensor], Tensor] | None = None,
+    latent: Tensor | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Samples:
+    """Fill the masks of x_init, step by step, as a policy decides.
+
+    Args:
+        network: the denoiser in evaluation mode.
+        x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
+        policy: of this batch.
+        mask_token_id: id of the absorbing state.
+        u_token: decides which token a position becomes, float64 [batch, length], see `sample_uniforms`.
+        adjust: changes the logits drawn from, float [n, vocab] with -inf at the mask token; see
+            `halfstep.samplers.adjust`.
+        latent: see `MaskedModel.hidden_at`.
+        on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
+    Returns:
+        Samples, on the device of x_init.
+    Raises:
+        ValueError: shapes do not agree.
+    """
+    if x_init.shape != u_token.shape:
+        raise ValueError(f"x_init has shape {tuple(x_init.shape)}, u_token {tuple(u_token.shape)}")
+    xt = x_init.clone()
+    u_token = u_token.to(xt.device)
+    unmask_step = torch.zeros_like(xt)
+    nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
+    for step in count(1):
+        if (at := policy.asks(step, xt)) is None:
+            return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)
+        rows = at.any(dim=1).nonzero()[:, 0]
+        if rows.numel():
+            drawn, scores, u = [], [], u_token[at]
+            t, z = policy.time(step, xt)[rows], None if latent is None else latent[rows]
+            for logits in logit_chunks(network, xt[rows], at[rows], mask_token_id, t=t, latent=z):
+                adjusted = logits if adjust is None else adjust(logits)
+                drawn.append(draw_categorical(adjusted, u[: len(logits)]))
+                scores.append(policy.score(adjusted))
+                u = u[len(logits) :]
+            known = [score for score in scores if score is not None]
+            writes = policy.writes(at, torch.cat(known) if known else None)
+            xt[writes] = torch.cat(drawn)[writes[at]]
+            unmask_step[writes] = step
+            nfe[rows] += 1
+        if on_step is not None:
+            on_step(step, xt)
+    raise AssertionError("a policy ends")
 
 
 def sample_uniforms(seed: int, sample_indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +131,15 @@ def sample_uniforms(seed: int, sample_indices: Sequence[int], length: int) -> tu
     return rows[:, 0], rows[:, 1]
 
 
-def logit_chunks(network: LogitsAt | Predictor, xt: Tensor, at: Tensor, mask_token_id: int) -> Iterator[Tensor]:
+def logit_chunks(
+    network: LogitsAt | MaskedModel,
+    xt: Tensor,
+    at: Tensor,
+    mask_token_id: int,
+    *,
+    t: Tensor | None = None,
+    latent: Tensor | None = None,
+) -> Iterator[Tensor]:
     """Logits at some positions, the mask token excluded, as many positions at once as memory should hold.
 
     Args:
@@ -71,15 +147,16 @@ def logit_chunks(network: LogitsAt | Predictor, xt: Tensor, at: Tensor, mask_tok
         xt: tokens at time t, int64 [batch, length].
         at: positions wanted, bool [batch, length].
         mask_token_id: id of the absorbing state.
+        t, latent: for a network in two parts, see `MaskedModel.hidden_at`.
     Yields:
         float32 or wider [n, vocab], -inf at the mask token; together row-major [at.sum(), vocab].
     """
-    if isinstance(network, Predictor):
-        head = network.head
-        bias = exclude_mask(head.bias, mask_token_id)
-        hidden = network.hidden_at(xt, at)
-        for rows in hidden.split(rows_per_chunk(head.out_features, hidden.device)):
-            logits = F.linear(rows, head.weight, bias)
+    if isinstance(network, MaskedModel):
+        weight, bias = network.projection()
+        bias = exclude_mask(bias, mask_token_id)
+        hidden = network.hidden_at(xt, at, t=t, latent=latent)
+        for rows in hidden.split(rows_per_chunk(len(bias), hidden.device)):
+            logits = F.linear(rows, weight, bias)
             yield logits.to(torch.promote_types(logits.dtype, torch.float32))
     else:
         logits = network(xt, at)

@@ -1,18 +1,18 @@
 """Writing the surest positions first."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.diffusion.categorical import draw_categorical
-from halfstep.samplers.base import LogitsAt, Predictor, Samples, logit_chunks
+from halfstep.model.base import MaskedModel
+from halfstep.samplers.base import LogitsAt, Samples, fill
 
 
-@torch.inference_mode()
 def sample_by_confidence(
-    network: LogitsAt | Predictor,
+    network: LogitsAt | MaskedModel,
     x_init: Tensor,
     *,
     threshold: float,
@@ -38,29 +38,39 @@ def sample_by_confidence(
     Raises:
         ValueError: shapes do not agree.
     """
-    if x_init.shape != u_token.shape:
-        raise ValueError(f"x_init has shape {tuple(x_init.shape)}, u_token {tuple(u_token.shape)}")
-    xt = x_init.clone()
-    u_token = u_token.to(xt.device)
-    unmask_step = torch.zeros_like(xt)
-    nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
-    step = 0
-    while (is_masked := xt == mask_token_id).any():
-        step += 1
-        rows = is_masked.any(dim=1).nonzero()[:, 0]
-        drawn, greatest, u = [], [], u_token[is_masked]
-        for logits in logit_chunks(network, xt[rows], is_masked[rows], mask_token_id):
-            adjusted = logits if adjust is None else adjust(logits)
-            greatest.append((adjusted.amax(dim=-1) - adjusted.logsumexp(dim=-1)).exp())
-            drawn.append(draw_categorical(adjusted, u[: len(logits)]))
-            u = u[len(logits) :]
-        confidence = torch.full(xt.shape, -1.0, dtype=torch.float64, device=xt.device)
-        confidence[is_masked] = torch.cat(greatest).double()
-        surest = F.one_hot(confidence.argmax(dim=1), xt.shape[1]).bool()
-        unmasks = is_masked & ((confidence >= threshold) | surest)
-        xt[unmasks] = torch.cat(drawn)[unmasks[is_masked]]
-        unmask_step[unmasks] = step
-        nfe[rows] += 1
-        if on_step is not None:
-            on_step(step, xt)
-    return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)
+    policy = Confidence(threshold, mask_token_id)
+    return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """All masked positions are asked for, and those are written whose likeliest token is likely enough.
+
+    Attributes:
+        threshold: least probability; the position where it is greatest is written in any case.
+        mask_token_id: id of the absorbing state.
+    """
+
+    threshold: float
+    mask_token_id: int
+
+    def asks(self, step: int, xt: Tensor) -> Tensor | None:
+        """See `Policy`."""
+        is_masked = xt == self.mask_token_id
+        return is_masked if is_masked.any() else None
+
+    def time(self, step: int, xt: Tensor) -> Tensor:
+        """The share that is masked: the time at which as much is on average."""
+        return (xt == self.mask_token_id).double().mean(dim=1)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The probability of the likeliest token."""
+        return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp().double()
+
+    def writes(self, at: Tensor, scores: Tensor | None) -> Tensor:
+        """See `Policy`."""
+        assert scores is not None
+        confidence = torch.full(at.shape, -1.0, dtype=torch.float64, device=at.device)
+        confidence[at] = scores
+        surest = F.one_hot(confidence.argmax(dim=1), at.shape[1]).bool()
+        return at & ((confidence >= self.threshold) | surest)

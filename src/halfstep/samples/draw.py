@@ -1,20 +1,15 @@
-"""Text from models: batches of samples, decided by seed and index, and the table they are kept in."""
+"""Text from models: batches of samples, decided by seed and index."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import next_logits
-from halfstep.run.errors import UserError
-from halfstep.run.files import atomic_path
 from halfstep.run.work import Arrays, Remember, anew
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.autoregressive import sample_autoregressive
@@ -23,19 +18,8 @@ from halfstep.samplers.base import Samples, sample_uniforms
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-METADATA_KEY = b"halfstep"
-
 Sampler = Callable[[Tensor, int, Sequence[int], int], Samples]
 """(prefix int64 [batch, prefix_length], length, sample indices, num_steps) -> Samples of that length."""
-
-
-@contextmanager
-def broken_weights_told(source: str | Path) -> Iterator[None]:
-    """Within the block, a model that predicts NaN is the user's to mend: say which."""
-    try:
-        yield
-    except FloatingPointError:
-        raise UserError(f"{source} predicts NaN: its weights are broken; train it again, more slowly") from None
 
 
 def denoiser_sampler(denoiser: Denoiser, *, seed: int, device: torch.device) -> Sampler:
@@ -139,46 +123,3 @@ def draw_batches(
     for (steps, indices), kept in remember("samples", pieces, inputs_of, draw):
         samples = Samples(**{name: torch.from_numpy(array) for name, array in kept.items()})
         yield Batch(indices, steps, prefix_rows[indices.start : indices.stop], samples)
-
-
-def write_samples(
-    path: Path, batches: Iterable[Batch], *, decode: Callable[[list[int]], str], metadata: dict[str, Any]
-) -> None:
-    """Write samples to parquet, batch by batch, whole or not at all.
-
-    Columns: sample_index, prefix_row, num_steps, nfe, token_ids, unmask_step (0 where given), text.
-
-    Args:
-        path: the file.
-        batches: of `draw_batches`.
-        decode: token ids to text.
-        metadata: settings that go into the file's schema as JSON.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {
-            "sample_index": pa.int64(),
-            "prefix_row": pa.int64(),
-            "num_steps": pa.int64(),
-            "nfe": pa.int64(),
-            "token_ids": pa.list_(pa.int32()),
-            "unmask_step": pa.list_(pa.int32()),
-            "text": pa.string(),
-        },
-        metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
-    )
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for batch in batches:
-            token_ids = batch.samples.tokens.tolist()
-            columns = {
-                "sample_index": list(batch.indices),
-                "prefix_row": list(batch.prefix_rows),
-                "num_steps": [batch.num_steps] * len(token_ids),
-                "nfe": batch.samples.nfe.tolist(),
-                "token_ids": token_ids,
-                "unmask_step": batch.samples.unmask_step.tolist(),
-                "text": [decode(ids) for ids in token_ids],
-            }
-            writer.write_table(pa.table(columns, schema=schema))

@@ -1,10 +1,59 @@
-"""Samples as the sample stage left them, sorted by number of denoising steps."""
+"""The table of samples: what the sample stage writes, and how it is read."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halfstep.run.errors import UserError
+from halfstep.run.files import atomic_path
+from halfstep.samples.draw import Batch
+
+METADATA_KEY = b"halfstep"
+
+
+def write_samples(
+    path: Path, batches: Iterable[Batch], *, decode: Callable[[list[int]], str], metadata: dict[str, Any]
+) -> None:
+    """Write samples to parquet, batch by batch, whole or not at all.
+
+    Columns: sample_index, prefix_row, num_steps, nfe, token_ids, unmask_step (0 where given), text.
+
+    Args:
+        path: the file.
+        batches: of `draw_batches`.
+        decode: token ids to text.
+        metadata: settings that go into the file's schema as JSON.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "sample_index": pa.int64(),
+            "prefix_row": pa.int64(),
+            "num_steps": pa.int64(),
+            "nfe": pa.int64(),
+            "token_ids": pa.list_(pa.int32()),
+            "unmask_step": pa.list_(pa.int32()),
+            "text": pa.string(),
+        },
+        metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
+    )
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for batch in batches:
+            token_ids = batch.samples.tokens.tolist()
+            columns = {
+                "sample_index": list(batch.indices),
+                "prefix_row": list(batch.prefix_rows),
+                "num_steps": [batch.num_steps] * len(token_ids),
+                "nfe": batch.samples.nfe.tolist(),
+                "token_ids": token_ids,
+                "unmask_step": batch.samples.unmask_step.tolist(),
+                "text": [decode(ids) for ids in token_ids],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from benchmarks.command import app as bench
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
@@ -30,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, distill and measure fast diffusion language models. The pipeline itself is `dvc repro`.",
 )
-
-app.add_typer(bench, name="bench")
 
 MASK_GLYPH = " ░░"
 
@@ -59,13 +56,13 @@ def generate(
     import torch
 
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
-    from halfstep.model import Denoiser
+    from halfstep.model.denoiser import Denoiser
     from halfstep.run.device import select_device
+    from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
     from halfstep.samplers.ancestral import sample
     from halfstep.samplers.base import sample_uniforms
     from halfstep.samplers.confidence import sample_by_confidence
-    from halfstep.samples.draw import broken_weights_told
 
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
@@ -96,7 +93,7 @@ def generate(
         return logits if top_p is None else keep_top_p(logits, top_p)
 
     def draw(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
-        with broken_weights_told(model):
+        with nan_as_user_error(model):
             if confidence is not None:
                 return sample_by_confidence(
                     denoiser,
@@ -180,7 +177,7 @@ def export(
 ) -> None:
     """Write a model in the layout of the published checkpoints; `pretrain.init_from` and this read them all."""
     from halfstep.model.layouts import LAYOUTS
-    from halfstep.model.loading import export_denoiser
+    from halfstep.tools.export import export_denoiser
 
     if layout not in LAYOUTS:
         raise UserError(f"--layout is {layout!r}: {', '.join(LAYOUTS)} are known")
@@ -202,9 +199,6 @@ def plan(
     ] = None,
     num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan there, too.")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Instead: measure memory and FLOPs at two sizes, beside what is planned.")
-    ] = False,
 ) -> None:
     """Size a run before it is paid for: parameters, FLOPs, tokens, memory per device, time, disk.
 
@@ -221,13 +215,6 @@ def plan(
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu is {mfu}: give a share of the peak above 0, such as 0.4")
     root = Path.cwd()
-    if check and overrides:
-        raise UserError("--check measures at sizes of its own: leave out -S")
-    if check:
-        from benchmarks.planned import check_plan
-
-        check_plan(root, json_path)
-        return
     params = composed_params(overrides, root) if overrides else load_params(root / "params.yaml")
     manifest = prepared_manifest(params, root)
     planned = make_plan(
@@ -247,7 +234,8 @@ def summary(
     report: Annotated[Path, typer.Option(help="Where the report is.")] = Path("reports/index.html"),
 ) -> None:
     """Print the table of the rounds and say where the report is."""
-    from halfstep.report import load_metrics, rounds_table
+    from halfstep.metrics.record import load_metrics
+    from halfstep.report.table import rounds_table
     from halfstep.settings import load_params
     from halfstep.tracking import RUNS_FILE, read_runs
 
@@ -334,7 +322,9 @@ def compare(
     from dataclasses import replace
 
     from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.report import checked_out, last_student, load_experiment, load_samples, write_comparison
+    from halfstep.report.comparison import last_student, write_comparison
+    from halfstep.report.experiments import checked_out, load_experiment
+    from halfstep.report.samples import load_samples
 
     if len(set(experiments)) < 2:
         raise UserError(

@@ -13,7 +13,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from halfstep.data.tokenizer import load_tokenizer, with_mask_token
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.run import console
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import UserError

@@ -15,18 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmarks.measure import peak_memory_bytes
 from torch import Tensor, nn
 
 from halfstep.diffusion.divergences import DIVERGENCES
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import distillation_objective, teacher_step_size
-from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
+from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms

@@ -18,8 +18,8 @@ from halfstep.run.errors import UserError
 from halfstep.run.launch import _failure
 from halfstep.settings import load_params
 
-ROOT = Path(__file__).parents[1]
-TOY_STAGE = ROOT / "tests" / "toy_stage.py"
+ROOT = Path(__file__).parents[2]
+TOY_STAGE = Path(__file__).parent / "toy_stage.py"
 
 
 def params_with(path: Path, **changes: Any) -> Path:

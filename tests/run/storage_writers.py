@@ -1,4 +1,4 @@
-"""Run every writer on a disk that refuses: `python tests/storage_writers.py FOLDER FAULT...`, for a test.
+"""Run every writer on a disk that refuses: `python tests/run/storage_writers.py FOLDER FAULT...`, for a test.
 
 A FAULT is `full` or `read-only`, for which FOLDER/FAULT becomes a small tmpfs (in a namespace of this process: run it
 under `unshare -rm`), or `limit`, where no file may grow beyond a few bytes. Each writer is called twice: while the disk
@@ -26,13 +26,15 @@ from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.evaluation.steps_table import write_steps
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.report import figures
 from halfstep.run.faults import told_in_one_line
 from halfstep.run.files import atomic_path, file_hash, write_json
 from halfstep.samplers.base import Samples
-from halfstep.samples.draw import Batch, write_samples
+from halfstep.samples.draw import Batch
+from halfstep.samples.table import write_samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.nonfinite import NonFiniteStep, keep_nonfinite_step
@@ -120,7 +122,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
 
 def report_project(source: Path) -> Any:
     """A finished pipeline run on the disk with room, as the tests of the report have it."""
-    path = Path(__file__).parent / "report" / "conftest.py"
+    path = Path(__file__).parents[1] / "report" / "conftest.py"
     spec = importlib.util.spec_from_file_location("report_conftest", path)
     assert spec is not None
     assert spec.loader is not None

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
-from halfstep.model.loading import expected_shapes, export_denoiser, read_config, save_denoiser
+from halfstep.model.loading import expected_shapes, read_config, save_denoiser
 from halfstep.run.errors import UserError
 from halfstep.tools.cli import app
+from halfstep.tools.export import export_denoiser
 
 WEIGHTS = "model.safetensors"
 
@@ -67,7 +69,7 @@ def test_shapes_are_found_without_arithmetic(
         raise AssertionError("the rotary frequencies were computed")
 
     monkeypatch.setattr(torch, "arange", refuse)
-    assert expected_shapes(denoiser.config, 1000, tmp_path) == expected
+    assert expected_shapes(denoiser.config, Denoiser, 1000, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_a_revision_of_a_hub_model_is_the_one_that_loads(
 
 def _save_with_two_prefixes(denoiser: Denoiser, folder: Path) -> None:
     """Write the `sdtt` layout with the prefix twice, as students of the hub's MDLM have it."""
-    save_denoiser(denoiser, folder, "sdtt")
+    save_denoiser(denoiser.config, denoiser, folder, "sdtt")
     tensors = {f"backbone.{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     save_file(tensors, folder / WEIGHTS)
 

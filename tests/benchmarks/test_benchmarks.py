@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import measure, scaling
-from benchmarks.command import app, numbers
+from benchmarks.__main__ import main
 from benchmarks.measure import compare, matmul_flops_per_second, peak_memory, spread
 from benchmarks.sizes import SIZES, Size, choose_size
 from benchmarks.work import build
-from typer.testing import CliRunner
 
+from benchmarks import measure
 from halfstep.run.errors import UserError
 
 CPU = torch.device("cpu")
@@ -85,61 +84,44 @@ def test_the_ceiling_is_positive_and_a_process_of_its_own_has_its_own_peak() -> 
     assert 2**24 < small["before_bytes"] <= small["peak_bytes"] < 2**30
 
 
-def test_the_command_prints_a_ratio_and_writes_it(small_product: None, tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
-    arguments = ["distill", *TINY_OPTIONS, "--num-repeats", "2", "--json", str(file), "--device", "cpu"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    main()
+
+
+def test_the_command_prints_a_ratio_and_writes_it(
+    small_product: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    run(monkeypatch, "distill", *TINY_OPTIONS, "--num-repeats", "2", "--json", str(file), "--device", "cpu")
     written = json.loads(file.read_text())
     (case,) = written["cases"]
     assert case["work"] == "distill"
     assert case["ratio"]["count"] == 2
     assert 0 < case["mfu"] < 1
-    assert f"{case['ratio']['median']:.2f}" in result.output
+    assert f"{case['ratio']['median']:.2f}" in capsys.readouterr().out
     assert written["torch"] == torch.__version__
     assert written["size"]["vocab_size"] == 11
 
 
-def test_latency_and_scaling_write_a_line_for_each_point(
+def test_latency_has_a_case_for_each_number_of_steps(
     small_product: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "bench.json"
-    numbers_of = [*TINY_OPTIONS[:-1], "--num-repeats", "1", "--num-warmups", "0", "--json", str(file)]
-    result = CliRunner().invoke(
-        app, ["latency", "--size", "S1", "--num-steps", "1,2", "--batch-sizes", "2", *numbers_of]
-    )
-    assert result.exit_code == 0, result.output
-    (case,) = json.loads(file.read_text())["cases"]
-    assert [entry["num_steps"] for entry in case["denoiser"]] == [1, 2]
-    assert case["autoregressive"]["cache"] == "dynamic"
-
-    monkeypatch.setitem(scaling.AXES, "num_steps", (1, 2))
-    monkeypatch.setitem(scaling.AXES, "length", (2, 4))
-    cases = list(
-        scaling.curves(TINY, ["num_steps", "length"], num_warmups=0, num_repeats=1, device=CPU, precision="fp32")
-    )
-    assert [(case["axis"], case[case["axis"]]) for case in cases] == [
-        ("num_steps", 1), ("num_steps", 2), ("length", 2), ("length", 4)
-    ]  # fmt: skip
-    scaling.draw(cases, TINY, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_shares_of_operators_add_up_and_count_their_calls(small_product: None, tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
-    result = CliRunner().invoke(app, ["profile", "train", *TINY_OPTIONS, "--json", str(file), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
+    file = tmp_path / "results.json"
+    options = [*TINY_OPTIONS, "--size=S1", "--num-steps=1,2", "--batch-sizes=2", "--num-repeats=1", "--num-warmups=0"]
+    run(monkeypatch, "latency", *options, "--json", str(file))
     cases = json.loads(file.read_text())["cases"]
-    assert sum(case["share"] for case in cases) == pytest.approx(1)
-    assert [case["share"] for case in cases[:-1]] == sorted((case["share"] for case in cases[:-1]), reverse=True)
-    assert cases[-1]["operator"] == "others"
-    assert all(case["operator"] in result.output for case in cases)
-    refused = CliRunner().invoke(app, ["profile", "walk"])
-    assert isinstance(refused.exception, UserError)
+    assert [(case["num_steps"], case["batch_size"]) for case in cases] == [(1, 2), (2, 2)]
+    assert cases[0]["ratio"]["median"] > 0
 
 
-def test_lists_of_numbers_are_checked() -> None:
-    assert numbers("--num-steps", "16,64") == [16, 64]
-    for text in ("", "16,", "0", "a"):
-        with pytest.raises(UserError, match="--num-steps is"):
-            numbers("--num-steps", text)
+@pytest.mark.parametrize(
+    "arguments", [["walk"], ["train", "--size", "S3"], ["sample", "--num-steps", "16,"], ["train", "--num-blocks", "0"]]
+)
+def test_what_it_does_not_know_is_refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *arguments)
+    assert ended.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err

@@ -13,7 +13,7 @@ from halfstep.run import provenance
 from halfstep.run.errors import MachineFault, UserError
 from halfstep.run.provenance import code_hashes, recorded_is_what_ran
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 DVC_YAML = """
 stages:

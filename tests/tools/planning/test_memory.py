@@ -16,7 +16,8 @@ from halfstep.diffusion import projection
 from halfstep.diffusion.divergences import DIVERGENCES
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import distillation_objective
 from halfstep.samplers.ancestral import sample
@@ -26,7 +27,7 @@ from halfstep.tools.planning.memory import LOGIT_BYTES, Device, Sharing, evaluat
 from halfstep.tools.planning.networks import Network, count_parameters
 from halfstep.training import checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CPU = Device("cpu", is_bf16=False)
 NETWORK = Network(vocab_size=512, hidden_size=64, num_blocks=4, num_heads=4, length=48, cond_dim=16)
 

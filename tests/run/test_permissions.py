@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3  # noqa: F401: another user may not read the folder of this Python
 import stat
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from halfstep.data.manifest import read_manifest
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.run import console
 from halfstep.run.files import atomic_path, make_folder, write_json
@@ -27,7 +28,7 @@ from halfstep.tools import cli
 from halfstep.training.checkpoint import CheckpointFolder
 
 OTHER = 65534
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def _run_by(user: int, folder: Path, command: Callable[[], object], *arguments: str) -> tuple[int, str]:
@@ -67,7 +68,7 @@ def project() -> Iterator[Path]:
         tokenizer = train_word_tokenizer(["one two three"] * 3, vocab_size=20)
         for folder in ("models/0", "models/ar", "data/tokens", "samples/0", ".halfstep/work/checkpoints/step-1"):
             (root / folder).mkdir(parents=True)
-        shutil.copytree(Path(__file__).parent / "fixtures" / "mdlm-tiny-a", root / "models/0", dirs_exist_ok=True)
+        shutil.copytree(Path(__file__).parents[1] / "fixtures" / "mdlm-tiny-a", root / "models/0", dirs_exist_ok=True)
         new_gpt2(vocab_size=8, length=8, hidden_size=8, num_blocks=1, num_heads=1, dropout=0.0).save_pretrained(
             root / "models/ar"
         )

@@ -9,7 +9,7 @@ import yaml
 from halfstep.run.memory_advice import FURTHER, divisors, finer_accumulation, memory_advice
 from halfstep.settings import Params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 

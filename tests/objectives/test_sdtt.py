@@ -9,7 +9,7 @@ import torch
 from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
 
 SCHEDULE = LogLinearSchedule(1e-3)

@@ -8,7 +8,8 @@ import torch
 from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.model import Denoiser, DenoiserConfig
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.nelbo import nelbo_objective

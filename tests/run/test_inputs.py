@@ -19,7 +19,7 @@ from halfstep.run.inputs import fingerprint, inputs_of
 from halfstep.run.work import open_work
 from halfstep.settings import Params, load_params, named_inputs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

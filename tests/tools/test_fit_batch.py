@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from benchmarks.measure import peak_memory_bytes
 from typer.testing import CliRunner
 
+from halfstep.run.device import peak_memory_bytes
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params
 from halfstep.tools import fit_batch as fit

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import plain
 from scipy.stats import chi2_contingency, chisquare
 
+from benchmarks import plain
 from halfstep.diffusion import projection
 from halfstep.diffusion.divergences import kl_student_teacher
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import distillation_objective
 from halfstep.samplers.ancestral import sample

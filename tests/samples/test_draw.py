@@ -6,20 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from halfstep.model import Denoiser
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
-from halfstep.run.errors import UserError
+from halfstep.run.errors import UserError, nan_as_user_error
 from halfstep.run.work import Journal
 from halfstep.samplers.base import Samples
-from halfstep.samples.draw import (
-    METADATA_KEY,
-    Batch,
-    autoregressive_sampler,
-    broken_weights_told,
-    denoiser_sampler,
-    draw_batches,
-    write_samples,
-)
+from halfstep.samples.draw import Batch, autoregressive_sampler, denoiser_sampler, draw_batches
+from halfstep.samples.table import METADATA_KEY, write_samples
 
 CPU = torch.device("cpu")
 
@@ -84,7 +77,7 @@ def test_a_model_that_predicts_nan_is_told_instead_of_drawn_from(published: Path
     denoiser = Denoiser.from_pretrained(published)
     torch.nn.init.constant_(denoiser.output_layer.linear.bias, float("nan"))
     sampler = denoiser_sampler(denoiser, seed=0, device=CPU)
-    with pytest.raises(UserError, match=r"models/3 predicts NaN"), broken_weights_told("models/3"):
+    with pytest.raises(UserError, match=r"models/3 predicts NaN"), nan_as_user_error("models/3"):
         _tokens(sampler, torch.zeros(2, 0, dtype=torch.int64), 2)
 
 

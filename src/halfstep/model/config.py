@@ -1,0 +1,27 @@
+"""Sizes of a denoiser."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of a denoiser.
+
+    Attributes:
+        vocab_size: tokens, the mask token included.
+        mask_token_id: id of the absorbing state.
+        length: tokens of the sequences it was trained on; positions are rotary, so others work too.
+        hidden_size, num_blocks, num_heads, cond_dim: width, depth, heads, width of the conditioning.
+        dropout: probability, in training mode only.
+        noise_epsilon: epsilon of the log-linear schedule it was trained with.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    length: int
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    cond_dim: int
+    dropout: float
+    noise_epsilon: float
