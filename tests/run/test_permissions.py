@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import sqlite3  # noqa: F401: another user may not read the folder of this Python
+import sqlite3  # noqa: F401  # another user may not read the folder of this Python
 import stat
 import sys
 import tempfile
