@@ -23,9 +23,9 @@ def main(
     """Write the report of a pipeline run: index.html, README.md, figures/, plots/, steps.csv and summary.json."""
     from halfstep.data.tokenizer import load_tokenizer
     from halfstep.evaluation.sample_metrics import paired_perplexity_ratio
-    from halfstep.metrics.record import load_curves, load_latency, load_metrics, load_stage_times
     from halfstep.report.headline import compare
     from halfstep.report.page import write_report
+    from halfstep.report.results import load_curves, load_latency, load_metrics, load_stage_times
     from halfstep.report.samples import load_samples, tokens_together
     from halfstep.settings import BASELINE, load_params
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halfstep.metrics.record import load_curves, load_latency, load_metrics, load_stage_times
 from halfstep.report import figures
 from halfstep.report.page import write_report
+from halfstep.report.results import load_curves, load_latency, load_metrics, load_stage_times
 from halfstep.report.samples import load_samples, tokens_together
 
 MODELS = ["ar", "0", "1", "2"]

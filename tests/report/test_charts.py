@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import load_latency
 from halfstep.report import takeaways
 from halfstep.report.charts import Chart, Style, bar, charts_of, members_of, write_points
 from halfstep.report.figures import DARK, LIGHT, Palette, line_style
+from halfstep.report.results import load_latency
 
 
 def charts(project: Any, **changes: Any) -> dict[str, Chart]:

@@ -14,9 +14,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import load_curves, load_latency, load_metrics
 from halfstep.report.headline import headline, ratio, reading, warnings_of
 from halfstep.report.page import fenced
+from halfstep.report.results import load_curves, load_latency, load_metrics
 from halfstep.report.samples import load_samples
 from halfstep.report.table import format_estimate, rounds_table, summarize
 from halfstep.run.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report import takeaways
+from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.table import autoregressive_of, denoisers_of, describe_model, step_counts
 from halfstep.run.files import atomic_path
 

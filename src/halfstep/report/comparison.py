@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from halfstep.metrics.record import Metrics, ModelMetrics
 from halfstep.report import charts, takeaways
 from halfstep.report.charts import Chart, Family, Line, Member, Style
 from halfstep.report.experiments import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
 from halfstep.report.headline import warnings_of
 from halfstep.report.page import encode_images, table_notes, versions, write_page
+from halfstep.report.results import Metrics, ModelMetrics
 from halfstep.report.samples import browser_data
 from halfstep.report.table import (
     RoundsTable,

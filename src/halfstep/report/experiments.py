@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from halfstep.metrics.record import Latencies, Metrics, load_latency, load_metrics
+from halfstep.report.results import Latencies, Metrics, load_latency, load_metrics
 from halfstep.report.samples import Sample
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS, Estimate
-from halfstep.metrics.record import Metrics, SampleMetrics
+from halfstep.report.results import Metrics, SampleMetrics
 from halfstep.report.table import denoisers_of, format_estimate, format_number
 
 NUM_CLEAR_ERRORS = 2.0

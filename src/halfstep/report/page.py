@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import Curve, Latencies, Metrics
 from halfstep.report.charts import Chart, charts_of, write_points
 from halfstep.report.figures import draw_figures
 from halfstep.report.headline import GAIN, headline, reading, warnings_of
+from halfstep.report.results import Curve, Latencies, Metrics
 from halfstep.report.samples import KINDS, Sample, browser_data
 from halfstep.report.table import (
     MISSING,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
+from halfstep.report.results import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
 from halfstep.run.files import atomic_path
 
 if TYPE_CHECKING:

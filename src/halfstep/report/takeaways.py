@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS, Estimate
-from halfstep.metrics.record import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.headline import clear_sign, compare, ratio
+from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
 from halfstep.report.table import denoisers_of, describe_model, format_estimate, format_number
 
 CHANGES = {-1: "falls", 0: "does not change clearly", 1: "rises", None: "changes, without standard errors to judge by,"}

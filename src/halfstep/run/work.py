@@ -164,7 +164,7 @@ class Work:
 
     name: str
     path: Path
-    check_inputs: Callable[[], None]
+    check_inputs: Callable[[], None] = lambda: None
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -206,7 +206,7 @@ def open_work(
         inputs: those that parameters name.
     """
     if not ranks.is_main():
-        yield Work(name, ranks.from_main(Path()), lambda: None)
+        yield Work(name, ranks.from_main(Path()))
         return
     files = list(files)
 

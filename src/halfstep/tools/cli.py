@@ -234,7 +234,7 @@ def summary(
     report: Annotated[Path, typer.Option(help="Where the report is.")] = Path("reports/index.html"),
 ) -> None:
     """Print the table of the rounds and say where the report is."""
-    from halfstep.metrics.record import load_metrics
+    from halfstep.report.results import load_metrics
     from halfstep.report.table import rounds_table
     from halfstep.settings import load_params
     from halfstep.tracking import RUNS_FILE, read_runs
