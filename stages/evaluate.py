@@ -85,7 +85,8 @@ def main(
     # DVC's queue runs in a copy of the workspace, in which models/ar is built; all else is taken from the project.
     scorer_source = settings.scorer if scores_by_baseline(settings.scorer) else local_or_hub(settings.scorer)
     files = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
-    files += [Path(scorer_source)] if scores_by_baseline(settings.scorer) else []
+    # Where it is missing, loading says so.
+    files += [Path(scorer_source)] if scores_by_baseline(settings.scorer) and Path(scorer_source).is_dir() else []
     values = params.deciding("seed", "runtime", "noise", "evaluate") | {"min_time": params.pretrain.min_time}
     inputs = inputs_of(params, "evaluate", find_input)
     with open_work(f"evaluate-{model_name}", values, files, inputs) as work, work.journal() as journal:
