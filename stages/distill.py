@@ -37,17 +37,15 @@ def main(
     from halfstep.run import ranks
     from halfstep.run.errors import UserError, nan_as_user_error
     from halfstep.run.launch import enter
-    from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
     from halfstep.settings import load_params
-    from halfstep.tracking import live_run
+    from halfstep.tracking.live import live_run
     from halfstep.training.output import write_curve, write_model
     from halfstep.training.parallel import is_teacher_shared, lay_out_teacher, make_accelerator
     from halfstep.training.session import CarriedOver, fit, load_raw_weights
 
     params = load_params(params_path)
-    console.advise_on_memory(memory_advice(params, "distill"))
     settings = params.distill
     if round_index > params.rounds:
         raise UserError(

@@ -49,14 +49,13 @@ def main(
     from halfstep.run.files import local_or_hub, resolve_user_path, write_json
     from halfstep.run.inputs import inputs_of
     from halfstep.run.launch import enter
-    from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
     from halfstep.samples.table import pair_sample_sets, read_sample_sets
-    from halfstep.settings import BASELINE, check_model_name, load_params, scores_by_baseline
+    from halfstep.settings import load_params
+    from halfstep.settings.graph import BASELINE, check_model_name, scores_by_baseline
 
     params = load_params(params_path)
-    console.advise_on_memory(memory_advice(params, "evaluate"))
     settings = params.evaluate
     check_model_name(model_name)
     enter(params.launch, params.runtime)

@@ -17,10 +17,10 @@ def main(
         Path | None, typer.Option("--inputs", help="Hashes of the files, written (inputs/STAGE.json).")
     ] = None,
 ) -> None:
-    """Note the content of the files that a stage's parameters name, so that DVC runs it again when they are edited.
+    """Record the SHA-256 of the files that a stage's parameters name, so that DVC runs it again when they are edited.
 
-    Reads the parameters and those files; writes their SHA-256. Files that did not change since they were last read are
-    not read again. Where a parameter's files are not on this machine, what was noted of them before is kept.
+    Files that did not change since they were last read are not read again. Where a parameter's files are not on this
+    machine, the hashes recorded before are kept.
     """
     from halfstep.data.inputs import find_input
     from halfstep.run.errors import UserError
@@ -34,13 +34,13 @@ def main(
         raise UserError(f"stage {stage} reads no files that a parameter names: give one of {', '.join(named)}")
     inputs_path = inputs_path or Path("inputs") / f"{stage}.json"
     try:
-        noted = read_json(inputs_path)
+        recorded = read_json(inputs_path)
     except (OSError, ValueError):
-        noted = {}
+        recorded = {}
     found: dict[str, list[str]] = {}
     inputs = inputs_of(params, stage, find_input)
     for (name, find), value in zip(inputs.items(), named[stage].values(), strict=True):
-        is_gone = bool(noted.get(name)) and not _is_there(value)
+        is_gone = bool(recorded.get(name)) and not _is_there(value)
         try:
             found |= fingerprint({name: find})
         except UserError:
@@ -48,9 +48,9 @@ def main(
                 raise
             found[name] = []
         if is_gone and not found[name]:
-            line = f"{name} is not on this machine: what was noted of its content stands"
+            line = f"{name} is not on this machine: the hashes recorded before are kept"
             console.console.print(line, markup=False, soft_wrap=True)
-            found[name] = noted[name]
+            found[name] = recorded[name]
     write_json(inputs_path, found)
 
 

@@ -28,12 +28,10 @@ def main(
     from halfstep.model.gpt2 import new_gpt2
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json
-    from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.settings import load_params
 
     params = load_params(params_path)
-    console.advise_on_memory(memory_advice(params, "latency"))
     settings = params.latency
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)

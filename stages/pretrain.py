@@ -35,17 +35,15 @@ def main(
     from halfstep.run.files import local_or_hub
     from halfstep.run.inputs import inputs_of
     from halfstep.run.launch import enter
-    from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
     from halfstep.settings import load_params
-    from halfstep.tracking import live_run
+    from halfstep.tracking.live import live_run
     from halfstep.training.output import write_curve, write_model
     from halfstep.training.parallel import make_accelerator
     from halfstep.training.session import fit, seed_weights
 
     params = load_params(params_path)
-    console.advise_on_memory(memory_advice(params, "pretrain"))
     settings = params.pretrain
     enter(params.launch, params.runtime)
     accelerator = make_accelerator(params.runtime)

@@ -27,7 +27,8 @@ def main(
     from halfstep.report.page import write_report
     from halfstep.report.results import load_curves, load_latency, load_metrics, load_stage_times
     from halfstep.report.samples import load_samples, tokens_together
-    from halfstep.settings import BASELINE, load_params
+    from halfstep.settings import load_params
+    from halfstep.settings.graph import BASELINE
 
     params = load_params(params_path)
     models = sorted(params.models, key=lambda model: model == BASELINE)

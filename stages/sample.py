@@ -38,15 +38,14 @@ def main(
     from halfstep.run.errors import nan_as_user_error
     from halfstep.run.files import written_by_main
     from halfstep.run.launch import enter
-    from halfstep.run.memory_advice import memory_advice
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
     from halfstep.samples.draw import autoregressive_sampler, denoiser_sampler, draw_batches
     from halfstep.samples.table import write_samples
-    from halfstep.settings import BASELINE, check_model_name, load_params
+    from halfstep.settings import load_params
+    from halfstep.settings.graph import BASELINE, check_model_name
 
     params = load_params(params_path)
-    console.advise_on_memory(memory_advice(params, "sample"))
     settings = params.sample
     check_model_name(model_name)
     enter(params.launch, params.runtime)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -76,3 +77,27 @@ def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The pipeline first: where processes share the files of tests, one of them is busy with it from start to end."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
+TREE = pytest.StashKey[set[str]]()
+
+
+def dirty_files() -> set[str]:
+    """What git would commit or asks about, a line each; nothing without git."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), "status", "--porcelain", "--untracked-files=all"]
+    try:
+        return set(subprocess.run(command, capture_output=True, text=True).stdout.splitlines())
+    except OSError:
+        return set()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[TREE] = dirty_files()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The suite leaves the working tree as it was; among several processes the one that started them looks."""
+    if stray := sorted(dirty_files() - session.config.stash.get(TREE, dirty_files())):
+        print(f"\nThe working tree is not what it was before the tests: {', '.join(stray)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -179,6 +179,33 @@ def test_a_second_run_has_nothing_to_do(project: Project) -> None:
     assert "up to date" in output
 
 
+def stale_stages(project: Project, *edited: str) -> set[str]:
+    """The stages, without what follows `@`, that DVC would run again if files of the package were edited or new."""
+    files = [project.path / "src" / "halfstep" / name for name in edited]
+    before = [file.read_bytes() if file.exists() else None for file in files]
+    try:
+        for file, content in zip(files, before, strict=True):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes((content or b"") + b"# edited\n")
+        return {stage.partition("@")[0] for stage in json.loads(project.dvc("status", "--json"))}
+    finally:
+        for file, content in zip(files, before, strict=True):
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+
+
+def test_what_decides_no_result_and_what_is_new_makes_no_finished_stage_stale(project: Project) -> None:
+    edited = ("run/errors.py", "report/page.py", "tracking/client.py", "tools/cli.py")
+    new = ("objectives/other.py", "samplers/other.py", "data/other.py", "evaluation/metrics/other.py")
+    assert stale_stages(project, *edited, *new) <= {"report", "track"}
+
+
+def test_edited_mathematics_makes_the_models_stale_that_it_decides(project: Project) -> None:
+    assert stale_stages(project, "diffusion/schedule.py") == {"pretrain", "distill", "sample", "latency", "evaluate"}
+
+
 def test_metrics_plots_and_experiments_are_shown(project: Project, tmp_path: Path) -> None:
     shown = json.loads(project.dvc("metrics", "show", "--json"))
     assert shown
@@ -323,7 +350,7 @@ def test_an_edited_corpus_is_prepared_again_and_edited_back_it_is_restored(tmp_p
     clone.dvc("checkout", "prepare", "inputs@prepare")
     output = repro(clone)
     assert stages_run(output) == ["inputs@prepare"]
-    assert "data.path=my/*.txt is not on this machine: what was noted of its content stands" in output
+    assert "data.path=my/*.txt is not on this machine: the hashes recorded before are kept" in output
     assert clone.run("git", "status", "--short") == ""
 
 

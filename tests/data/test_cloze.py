@@ -21,7 +21,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(name: str, tmp_path: Path) -> list[str]:
-    return list(load_cloze(name, cache=tmp_path / "cache"))
+    return list(load_cloze(name))
 
 
 def test_written_passages_are_read_back(source: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_failure_leaves_the_file_as_it_was(source: Path, tmp_path: Path) -> No
     write_cloze(target, ["old passage"])
     source.write_text('{"text": "a good one"}\n{"text": "one"}\n')
     with pytest.raises(UserError):
-        write_cloze(target, load_cloze("mine.jsonl", cache=tmp_path))
+        write_cloze(target, load_cloze("mine.jsonl"))
     assert load(str(target), tmp_path) == ["old passage"]
 
 
@@ -149,7 +149,7 @@ def test_without_network_the_message_names_the_parameter(
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "cloze.jsonl"
     file.write_text('{"text": "two words"}\n' * 2)
-    passages = load_cloze(str(file), cache=tmp_path)
+    passages = load_cloze(str(file))
     assert next(passages) == "two words"
     with file.open("a") as stream:
         stream.write('{"text": "two words"}\n')

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
-import tempfile
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,22 +18,24 @@ import pytest
 from datasets import Dataset, IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from halfstep.data import corpora
-from halfstep.data.corpora import (
-    docstrings_of,
-    find_files,
-    hub_corpus,
-    pydocs_corpus,
-    store_documents,
-    stories_corpus,
-    text_corpus,
-    text_encoding,
-)
-from halfstep.data.stories import stories
+from halfstep.data import corpora, reading
+from halfstep.data.cloze import passages_of
+from halfstep.data.corpora import base, pydocs
+from halfstep.data.corpora.base import open_corpus, store_documents
+from halfstep.data.finding import find_files
+from halfstep.data.hub import read_hub
+from halfstep.data.reading import read_texts, text_encoding
+from halfstep.data.stories import cloze_passages, stories
 from halfstep.run.errors import UserError
+from halfstep.settings import Params
+from halfstep.settings.data import CorpusSettings
+from halfstep.settings.plugins import Plugin
+from halfstep.tools.planning.compose import composed_params
 
 Read = Callable[..., list[str]]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -42,32 +46,70 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def read(tmp_path: Path, root: Path) -> Read:
+def read(root: Path) -> Read:
     def read(*paths: str, column: str = "text", blank_lines: int = 0, limit: int | None = None) -> list[str]:
-        documents = text_corpus(
-            paths,
-            text_column=column,
-            split_on_blank_lines=blank_lines,
-            max_documents=limit,
-            folder=Path(tempfile.mkdtemp(dir=tmp_path)),
-        )
-        return list(documents)
+        return list(islice(read_texts(paths, column, blank_lines), limit))
 
     return read
 
 
-def test_stories_are_the_grammars(tmp_path: Path) -> None:
-    with stories_corpus(7, seed=4, max_documents=None, folder=tmp_path) as documents:
+def settings(source: str, **own: Any) -> CorpusSettings:
+    """Settings of a corpus, as they are found by its name."""
+    tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None}
+    common = {"context_length": 8, "tokens_per_shard": 99, "valid_fraction": 0.5, "num_workers": 1, "cloze": None}
+    values = {"source": source, "max_documents": None, "tokenizer": tokenizer, **common, **own}
+    plugin = Params.model_fields["data"].metadata[0]
+    assert isinstance(plugin, Plugin)
+    return TypeAdapter(Annotated[CorpusSettings, plugin]).validate_python(values)
+
+
+def test_stories_are_the_grammars_and_bring_their_cloze_passages(tmp_path: Path) -> None:
+    data = settings("stories", num_documents=7, num_cloze=2)
+    with open_corpus(data, 4, tmp_path) as documents:
         assert list(documents) == list(stories(7, 4))
-    assert list(stories_corpus(7, seed=4, max_documents=3, folder=tmp_path)) == list(stories(3, 4))
+    assert list(passages_of(data, 4)) == list(cloze_passages(2, 4))
+    data = settings("stories", num_documents=7, num_cloze=2, max_documents=3)
+    assert list(open_corpus(data, 4, tmp_path)) == list(stories(3, 4))
 
 
 def test_pydocs_are_topics_then_modules(tmp_path: Path) -> None:
     from pydoc_data.topics import topics
 
-    documents = list(pydocs_corpus(max_documents=len(topics) + 3, folder=tmp_path))
+    data = settings("pydocs", max_documents=len(topics) + 3)
+    documents = list(open_corpus(data, 0, tmp_path))
     assert documents[: len(topics)] == [topics[name] for name in sorted(topics)]
     assert len(documents) == len(topics) + 3
+    assert list(passages_of(data, 0)) == []
+
+
+OTHER = """
+from halfstep.settings.base import PositiveInt
+from halfstep.settings.data import CorpusSettings
+
+class Settings(CorpusSettings):
+    num_words: PositiveInt
+
+def texts(settings, seed):
+    for number in range(8):
+        yield f"{seed} word{number} " * settings.num_words
+"""
+
+
+def test_a_corpus_is_added_by_its_file_and_its_parameters(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data/corpora/other.py` and `pipeline/conf/data/other.yaml`: DVC's stage, settings and messages know it then."""
+    (tmp_path / "other.py").write_text(OTHER)
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
+    conf = tmp_path / "pipeline" / "conf" / "data"
+    parameters = (conf / "pydocs.yaml").read_text().replace("pydocs", "other")
+    (conf / "other.yaml").write_text(f"{parameters}num_words: 9\n")
+    with pytest.raises(UserError, match=r"parameter data\.num_wrods .*, is data\.num_words meant\?"):
+        composed_params(["preset=smoke", "data=other", "+data.num_wrods=3"], tmp_path)
+    params = composed_params(["preset=smoke", "data=other", "data.context_length=64"], tmp_path)
+    assert list(open_corpus(params.data, params.seed, tmp_path)) == [f"0 word{number} " * 9 for number in range(8)]
+    monkeypatch.delitem(sys.modules, "halfstep.data.corpora.other")
 
 
 def test_docstrings_are_parsed_in_order_and_nothing_runs(tmp_path: Path) -> None:
@@ -77,9 +119,9 @@ def test_docstrings_are_parsed_in_order_and_nothing_runs(tmp_path: Path) -> None
         'class A:\n    """Class."""\n    def f(self):\n        """Method."""\n'
         'async def g():\n    """Coroutine.\n\n    More."""\nx = """no docstring"""\n'
     )
-    assert docstrings_of(source) == "Module.\n\nClass.\n\nMethod.\n\nCoroutine.\n\nMore."
+    assert pydocs.docstrings_of(source) == "Module.\n\nClass.\n\nMethod.\n\nCoroutine.\n\nMore."
     source.write_text("def broken(:")
-    assert docstrings_of(source) == ""
+    assert pydocs.docstrings_of(source) == ""
 
 
 def test_txt_is_one_document_without_bom_and_carriage_returns(root: Path, read: Read) -> None:
@@ -100,7 +142,7 @@ def test_lines_become_the_documents_of_the_slow_version(
 ) -> None:
     file = tmp_path_factory.mktemp("texts") / "a.txt"
     file.write_bytes(text.encode())
-    found = [document for document in corpora.READERS[".txt"](file, "text", blank_lines) if not document.isspace()]
+    found = [document for document in reading.READERS[".txt"](file, "text", blank_lines) if not document.isspace()]
     assert [document for document in found if document] == split_slowly(text, blank_lines)
 
 
@@ -108,12 +150,12 @@ def test_lines_become_the_documents_of_the_slow_version(
 def test_a_document_that_no_memory_holds_is_refused(
     root: Path, read: Read, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(corpora, "MAX_DOCUMENT_BYTES", 2**20)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 2**20)
     text = "one\n\n" + "many words " * 100_000
     (root / f"a{suffix}").write_text(json.dumps({"text": text}) if suffix == ".jsonl" else text)
     with pytest.raises(UserError, match=rf"a{suffix}.* more than 1 MiB.*-S data\.split_on_blank_lines=1"):
         read(f"a{suffix}")
-    monkeypatch.setattr(corpora, "MAX_DOCUMENT_BYTES", 2**21)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 2**21)
     assert read(f"a{suffix}") == [text]
 
 
@@ -121,7 +163,7 @@ def test_a_document_that_no_memory_holds_is_refused(
 def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: int, scan: int
 ) -> None:
-    monkeypatch.setattr(corpora, "BYTES_PER_SCAN", scan)
+    monkeypatch.setattr(reading, "BYTES_PER_SCAN", scan)
     content = bytearray("é".encode() * 150)
     assert content.decode() == "é" * 150
     (root / "a.txt").write_bytes(content)
@@ -139,7 +181,7 @@ def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
 
 @pytest.mark.parametrize("num_characters", [1, 5, 30, 1000])
 def test_documents_are_kept_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_characters: int) -> None:
-    monkeypatch.setattr(corpora, "CHARACTERS_PER_BATCH", num_characters)
+    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", num_characters)
     texts = ["one", None, "", "four " * 9, "five", "six"]
     documents = store_documents(texts, None, tmp_path)
     assert list(documents) == texts
@@ -351,26 +393,16 @@ def test_parquet_columns_are_checked(root: Path, read: Read) -> None:
         read("a.parquet", column="n")
 
 
-def load_hub(tmp_path: Path, *, streaming: bool = False, column: str = "body", limit: int | None = None) -> list[str]:
-    documents = hub_corpus(
-        "someone/texts",
-        config=None,
-        revision="main",
-        split="train",
-        text_column=column,
-        streaming=streaming,
-        max_documents=limit,
-        cache=tmp_path / "cache",
-        folder=Path(tempfile.mkdtemp(dir=tmp_path)),
-    )
-    return list(documents)
+def load_hub(*, streaming: bool = False, column: str = "body", limit: int | None = None) -> list[str | None]:
+    options = {"config": None, "revision": "main", "split": "train", "text_column": column, "streaming": streaming}
+    return list(islice(read_hub("someone/texts", **options), limit))
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(hub_id: str, config: None, *, split: str, revision: str, streaming: bool, cache_dir: str) -> Any:
         assert (hub_id, split, revision) == ("someone/texts", "train", "main")
-        assert cache_dir.endswith("cache")
+        assert cache_dir.endswith("datasets")
         rows = {"body": ["a", "b", "c"], "n": [1, 2, 3]}
         if streaming:
             return IterableDataset.from_generator(lambda: iter(Dataset.from_dict(rows)))
@@ -381,22 +413,22 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("streaming", [False, True])
-def test_hub_gives_the_column_streamed_or_not(tmp_path: Path, streaming: bool) -> None:
-    assert load_hub(tmp_path, streaming=streaming) == ["a", "b", "c"]
-    assert load_hub(tmp_path, streaming=streaming, limit=2) == ["a", "b"]
+def test_hub_gives_the_column_streamed_or_not(streaming: bool) -> None:
+    assert load_hub(streaming=streaming) == ["a", "b", "c"]
+    assert load_hub(streaming=streaming, limit=2) == ["a", "b"]
     with pytest.raises(UserError, match=r"someone/texts has no column 'text', but \['body', 'n'\]"):
-        load_hub(tmp_path, streaming=streaming, column="text")
+        load_hub(streaming=streaming, column="text")
     with pytest.raises(UserError, match=r"'n' holds int(64)?, not strings"):
-        load_hub(tmp_path, streaming=streaming, column="n")
+        load_hub(streaming=streaming, column="n")
 
 
-def test_without_network_the_message_names_the_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_message_names_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach 'someone/texts' on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(UserError, match=r"someone/texts of the hub .*-S data=text -S data\.path=FILES"):
-        load_hub(tmp_path)
+        load_hub()
 
 
 @pytest.mark.parametrize("change", ["longer", "same size", "gone"])
@@ -409,7 +441,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(
     line = json.dumps({"text": "one"}) + "\n" if name == "a.jsonl" else "one\n\n"
     file.write_text(line * 3)
     os.utime(file, ns=(0, 1_000_000_000))
-    yielded = corpora.READERS[file.suffix]
+    yielded = reading.READERS[file.suffix]
 
     def reader(*arguments: Any) -> Any:
         texts = yielded(*arguments)
@@ -421,22 +453,19 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(
         else:
             file.unlink()
 
-    monkeypatch.setitem(corpora.READERS, file.suffix, reader)
+    monkeypatch.setitem(reading.READERS, file.suffix, reader)
     with pytest.raises(UserError, match="removed while it was read" if change == "gone" else "changed while") as raised:
         read(name, blank_lines=1)
     assert str(file) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_full_disk_under_a_data_set_of_the_hub_is_not_the_hubs_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_under_a_data_set_of_the_hub_is_not_the_hubs_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device", "cache/a.arrow")
 
     monkeypatch.setattr(datasets, "load_dataset", full)
-    options = {"config": None, "revision": None, "split": "train", "text_column": "text", "streaming": False}
     with pytest.raises(OSError, match=r"cache/a\.arrow"):
-        hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, folder=tmp_path)
+        load_hub()

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfstep.data import corpora, encoding, packing
-from halfstep.data.corpora import Documents, store_documents
+from halfstep.data import encoding, packing
+from halfstep.data.corpora import base
+from halfstep.data.corpora.base import Documents, store_documents
 from halfstep.data.manifest import Split
 from halfstep.data.packing import chosen_batches, num_documents_packed, pack_documents, split_documents
 from halfstep.data.tokenizer import train_bpe_tokenizer
@@ -29,7 +30,7 @@ TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that rows and shards cross the borders of batches, and there are batches for several processes."""
-    monkeypatch.setattr(corpora, "CHARACTERS_PER_BATCH", 150)
+    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", 150)
     monkeypatch.setattr(packing, "BYTES_PER_PROCESS", 100)
 
 
@@ -287,7 +288,7 @@ import multiprocessing, os, sys
 from pathlib import Path
 import numpy as np
 from halfstep.data import packing
-from halfstep.data.corpora import Documents
+from halfstep.data.corpora.base import Documents
 from tokenizers import Tokenizer
 
 class Loaded:

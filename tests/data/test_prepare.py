@@ -12,7 +12,8 @@ import pytest
 import yaml
 from stages import prepare as stage
 
-from halfstep.data import corpora
+from halfstep.data import prepare as preparing
+from halfstep.data import reading
 from halfstep.data.stories import stories
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.data.tokens import load_tokens, verify_tokens
@@ -200,14 +201,14 @@ def test_an_edited_corpus_is_not_gone_on_with(here: Path, monkeypatch: pytest.Mo
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "make_tokenizer", killed)
+        patch.setattr(preparing, "make_tokenizer", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(here, own_texts("my/*.txt"))
     for file in (here / "my").iterdir():
         file.touch()
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "make_tokenizer", killed)
-        patch.setattr(corpora, "READERS", dict.fromkeys(corpora.READERS, read_a_second_time))
+        patch.setattr(preparing, "make_tokenizer", killed)
+        patch.setattr(reading, "READERS", dict.fromkeys(reading.READERS, read_a_second_time))
         with pytest.raises(KeyboardInterrupt):
             prepared(here, own_texts("my/*.txt"))
     file = here / "my" / "07.txt"

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from halfstep.data.corpora import is_local
+from halfstep.data.finding import is_local
 from halfstep.data.texts import pack_texts
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.run.errors import UserError

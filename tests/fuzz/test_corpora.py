@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfstep.data.cloze import load_cloze
-from halfstep.data.corpora import text_corpus
+from halfstep.data.reading import read_texts
 from halfstep.data.tokens import load_tokens, vocab_size_of
 
 ROOT = Path(__file__).parents[2]
@@ -113,14 +112,7 @@ ACCEPTED: dict[str, tuple[str, bytes, list[str]]] = {
 
 
 def read(folder: Path, name: str) -> list[str]:
-    documents = text_corpus(
-        [str(folder / name)],
-        text_column="text",
-        split_on_blank_lines=0,
-        max_documents=None,
-        folder=Path(tempfile.mkdtemp(dir=folder)),
-    )
-    return list(documents)
+    return list(read_texts([str(folder / name)], "text", split_on_blank_lines=0))
 
 
 @pytest.mark.parametrize("case", [case for case in REFUSED if case != "one line"])
@@ -149,9 +141,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, refuse: Callable[..., None])
     for name in ("x" * 300 + ".txt", "~nobody-has-this-name/a.txt", "[", "**/*.txt", "\0.txt"):
         refuse("corpora", lambda name=name: read(tmp_path, name))
     for name in ("", " ", "~nobody-has-this-name/a.txt"):
-        refuse("corpora", lambda name=name: text_corpus(
-            [name or "no such folder"], text_column="text", split_on_blank_lines=0, max_documents=None, folder=tmp_path
-        ))  # fmt: skip
+        refuse("corpora", lambda name=name: list(read_texts([name or "no such folder"], "text", 0)))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -341,4 +331,4 @@ def test_cloze_passages_of_any_source_are_read_or_refused(tmp_path: Path, refuse
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder").mkdir()
     for name in ("pipe.jsonl", "folder", "absent.jsonl"):
-        refuse("cloze passages", lambda name=name: list(load_cloze(str(tmp_path / name), cache=tmp_path)), name)
+        refuse("cloze passages", lambda name=name: list(load_cloze(str(tmp_path / name))), name)

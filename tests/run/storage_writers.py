@@ -21,16 +21,17 @@ import numpy as np
 import torch
 
 from halfstep.data.cloze import write_cloze
-from halfstep.data.corpora import store_documents, stories_corpus
+from halfstep.data.corpora.base import store_documents
 from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
+from halfstep.data.stories import stories
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.evaluation.steps_table import write_steps
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.report import figures
-from halfstep.run.faults import told_in_one_line
+from halfstep.run.faults import fault_line
 from halfstep.run.files import atomic_path, file_hash, write_json
 from halfstep.samplers.base import Samples
 from halfstep.samples.draw import Batch
@@ -87,7 +88,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
 
     def corpus() -> None:
         with scratch_folder() as scratch:
-            stories_corpus(3000, seed=0, max_documents=None, folder=scratch)
+            store_documents(stories(3000, 0), None, scratch)
 
     def kept() -> None:
         place = keep_nonfinite_step("pretrain", state, tokens, NonFiniteStep(8, 1, float("nan"), 1.0, 0.1, []))
@@ -160,7 +161,7 @@ def attempt(write: Callable[[], object]) -> dict[str, Any]:
     try:
         write()
     except Exception as error:
-        return {"line": told_in_one_line(error, None), "error": repr(error)}
+        return {"line": fault_line(error), "error": repr(error)}
     return {"line": None, "error": None}
 
 

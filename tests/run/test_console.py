@@ -41,7 +41,7 @@ def test_an_interruption_exits_with_128_plus_the_signal(capfd: pytest.CaptureFix
     [
         (MachineFault("a process was\nended"), "error: a process was ended"),
         (OSError(errno.ENOSPC, "No space left on device", "models/0"), "models/0: no space is left on the disk"),
-        (MemoryError(), "error: memory ran out; free memory"),
+        (MemoryError(), "error: memory ran out: raise the stage's num_accumulation_steps"),
     ],
 )
 def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
@@ -55,7 +55,9 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert said in line
 
 
-def test_a_permission_denied_that_a_reader_took_for_a_broken_file_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_permission_denied_that_a_reader_took_for_a_broken_file_is_reported(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def command() -> None:
         try:
             raise PermissionError(errno.EACCES, "Permission denied", "/")
@@ -65,23 +67,6 @@ def test_a_permission_denied_that_a_reader_took_for_a_broken_file_is_told(capfd:
     assert _exit_code_of(command) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith("error: /: permission denied: / belongs to ")
-
-
-def test_lack_of_memory_comes_with_the_advice_of_its_command_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    console.advise_on_memory("advice of the command before")
-
-    def other() -> None:
-        raise MemoryError
-
-    assert _exit_code_of(other) == 1
-    assert "the command before" not in capfd.readouterr().err
-
-    def command() -> None:
-        console.advise_on_memory("-S pretrain.batch_size=8 [now 16]")
-        raise MemoryError
-
-    assert _exit_code_of(command) == 1
-    assert capfd.readouterr().err.strip() == "error: memory ran out; -S pretrain.batch_size=8 [now 16]"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
@@ -105,7 +90,7 @@ def test_progress_without_a_terminal_ends_with_a_line_that_says_all(capfd: pytes
     assert line.endswith("loss 0.33")
 
 
-def test_the_ui_listens_on_this_machine_only_and_tells_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ui_listens_on_this_machine_only_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands can be listed by every user of a machine, environments cannot."""
     from halfstep.tools import cli
 

@@ -1,15 +1,19 @@
 """Which exceptions are faults of the machine, however a library words them."""
 
 import errno
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import SafetensorError
 
 from halfstep.run.errors import UserError
-from halfstep.run.faults import lacks_memory, storage_fault, told_in_one_line
+from halfstep.run.faults import MEMORY_HINT, fault_line, lacks_memory, storage_fault
+from halfstep.tools.cli import app
 
 
 def _caused_by(outer: Exception, inner: Exception) -> Exception:
@@ -43,7 +47,7 @@ def _caused_by(outer: Exception, inner: Exception) -> Exception:
 )
 def test_faults_of_the_disk_are_known_by_number_or_word(error: Exception, number: int, name: str | None) -> None:
     assert storage_fault(error) == (number, name)
-    line = told_in_one_line(error, None)
+    line = fault_line(error)
     assert line is not None
     assert line.startswith(f"{name or 'a file'}: ")
     assert line.endswith("then the same command goes on")
@@ -60,7 +64,7 @@ def test_faults_of_the_disk_are_known_by_number_or_word(error: Exception, number
 )
 def test_other_errors_are_none(error: Exception) -> None:
     assert storage_fault(error) is None
-    assert told_in_one_line(error, "advice") is None
+    assert fault_line(error) is None
 
 
 def _torch_asks_for_too_much() -> None:
@@ -74,15 +78,24 @@ def _numpy_asks_for_too_much() -> None:
 @pytest.mark.parametrize(
     ("ask", "amount"), [(_torch_asks_for_too_much, "4.19e+06 GiB"), (_numpy_asks_for_too_much, "8.00 PiB")]
 )
-def test_a_lack_of_memory_is_told_with_its_amount(ask, amount: str) -> None:
+def test_a_lack_of_memory_is_reported_with_its_amount(ask, amount: str) -> None:
     with pytest.raises((MemoryError, RuntimeError)) as raised:
         ask()
     assert lacks_memory(raised.value)
-    line = told_in_one_line(raised.value, "take less")
-    assert line == f"memory ran out (it asked for {amount} at once); take less"
+    assert f"{fault_line(raised.value)}".startswith(
+        f"memory ran out (it asked for {amount} at once): raise the stage's "
+    )
 
 
 def test_a_lack_of_memory_on_an_accelerator_is_one() -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ...")
-    assert told_in_one_line(error, "take less") == "memory ran out (it asked for 2.50 GiB at once); take less"
+    assert f"{fault_line(error)}".startswith("memory ran out (it asked for 2.50 GiB at once): raise the stage's ")
     assert not lacks_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_the_hint_for_memory_names_parameters_and_a_command_that_exist() -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+    for section, name in re.findall(r"\b(data|model)\.(\w+)", MEMORY_HINT):
+        assert name in values[section]
+    assert {"num_accumulation_steps", "batch_size"} <= values["pretrain"].keys()
+    assert "fit-batch" in {command.name for command in app.registered_commands}

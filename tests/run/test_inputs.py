@@ -151,7 +151,7 @@ def test_an_unchanged_file_is_read_once(project: Path, monkeypatch: pytest.Monke
 
 
 def test_a_file_that_was_just_written_is_read_again(project: Path) -> None:
-    """Two edits within one tick of the file system's clock cannot be told by times."""
+    """Two edits within one tick of the file system's clock cannot be seen by times."""
     now("prepare", TEXT, "data.path=my")
     assert not (project / ".halfstep" / "hashes.json").exists()
 
@@ -247,7 +247,7 @@ def test_what_is_composed_is_what_the_parameters_name(project: Path) -> None:
         assert (ROOT / none).is_file()
 
 
-def test_parameters_edited_by_hand_so_that_nobody_watches_a_file_are_refused_under_dvc(
+def test_parameters_edited_by_hand_so_that_no_stage_watches_a_file_are_refused_under_dvc(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compose()
@@ -267,7 +267,7 @@ def note(name: str, *overrides: str) -> Any:
     return json.loads(Path(f"inputs/{name}.json").read_text())
 
 
-def test_where_the_files_are_not_what_was_noted_stands(
+def test_where_the_files_are_not_what_was_recorded_is_kept(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in a clone that pulled the results."""
@@ -281,7 +281,7 @@ def test_where_the_files_are_not_what_was_noted_stands(
     assert note("prepare", *overrides) == noted
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"{name} is not on this machine: what was noted of its content stands"
+        f"{name} is not on this machine: the hashes recorded before are kept"
         for name in ("data.path=['my/a.txt', 'my/b.txt']", "data.tokenizer.source=own")
     ]
     # Another value was never noted, and where some of the files are there the others are missed.

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from halfstep.run import launch
-from halfstep.run.console import LastWords
 from halfstep.run.errors import UserError
 from halfstep.run.launch import _failure
 from halfstep.settings import load_params
@@ -99,7 +98,7 @@ def test_lost_processes_and_a_signal_change_nothing(
 
 
 def test_a_command_starts_the_stage_on_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in `start_with` gets this process's own command line, and its exit code is the stage's."""
+    """The command of `start_with` gets this process's own command line, and its exit code is the stage's."""
     starter = tmp_path / "start"
     starter.write_text(f'#!/bin/sh\necho "$HALFSTEP_ON_NODE" "$@" > {tmp_path}/started\nexit 7\n')
     starter.chmod(0o755)
@@ -132,15 +131,14 @@ def test_a_layout_that_cannot_be_is_refused(
         launch.enter(params.launch, params.runtime)
 
 
-def test_what_is_said_of_a_failure(tmp_path: Path) -> None:
-    """The line of the process that spoke first; where none did, which one failed and where its output is."""
-    full = LastWords("error: no space is left", 1, "red")
+def test_the_line_for_a_failure(tmp_path: Path) -> None:
+    """That of the process that failed first; where none left one, which process failed and where its output is."""
+    full = "error: no space is left", 1
     assert _failure(1, 2, full, tmp_path) == full
-    assert _failure(1, 2, None, tmp_path).line.endswith(f"failed with exit code 1; its output is in {tmp_path}")
-    lost = _failure(-9, 2, LastWords("error: stopped after step 3", 1, "red"), tmp_path)
+    assert _failure(1, 2, None, tmp_path)[0].endswith(f"failed with exit code 1; its output is in {tmp_path}")
     outside = "error: one of 2 processes was ended from outside (SIGKILL, perhaps for want of memory)"
-    assert (lost.line, lost.exit_code) == (f"{outside}; stopped after step 3", 1)
-    assert _failure(-9, 2, None, tmp_path).line.endswith("; the same command goes on from the last checkpoint")
+    assert _failure(-9, 2, ("error: stopped after step 3", 1), tmp_path) == (f"{outside}; stopped after step 3", 1)
+    assert _failure(-9, 2, None, tmp_path)[0].endswith("; the same command goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize(

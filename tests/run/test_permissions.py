@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[str, int, Callable[[], object]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_another_users_is_told_in_one_line_with_its_owner_and_the_way_out(project: Path, name: str) -> None:
+def test_what_is_another_users_is_one_line_with_its_owner_and_the_way_out(project: Path, name: str) -> None:
     path, mode, command = REFUSED[name]
     before = stat.S_IMODE((project / path).stat().st_mode)
     (project / path).chmod(mode)
@@ -127,7 +127,7 @@ def test_what_is_another_users_is_told_in_one_line_with_its_owner_and_the_way_ou
     assert f"sudo chown -R {OTHER} " in line
 
 
-def test_ones_own_folder_that_is_not_writable_is_told_with_its_mode(project: Path) -> None:
+def test_ones_own_folder_that_is_not_writable_is_reported_with_its_mode(project: Path) -> None:
     folder = project / "own"
     folder.mkdir()
     os.chown(folder, OTHER, OTHER)
@@ -143,7 +143,7 @@ def test_what_is_missing_in_another_users_folder_is_missing(project: Path) -> No
     assert said.startswith("error: data/manifest.json is not there")
 
 
-def test_a_file_named_on_the_command_line_is_told_in_one_line(project: Path) -> None:
+def test_a_file_named_on_the_command_line_is_refused_in_one_line(project: Path) -> None:
     """Typer would look beforehand, and say in a box that the path is not readable."""
     (project / "params.yaml").chmod(0o600)
     _, said = _run_by(OTHER, project, lambda: console.run_app(cli.app), "summary")

@@ -41,7 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_code_of_a_stage_is_what_dvc_is_told(project: Path) -> None:
+def test_the_code_of_a_stage_is_what_dvc_watches(project: Path) -> None:
     assert list(code_hashes("report")) == ["stages/report.py", "src/halfstep/files.py", "src/halfstep/model/layouts.py"]
     assert list(code_hashes("distill")) == ["stages/distill.py"]
     before = code_hashes("report")
@@ -229,7 +229,7 @@ def test_the_projects_own_environment_takes_over(copy: Path, bare: Path, is_queu
     assert set(done.stdout.splitlines()) == {str(copy / "src/halfstep/__init__.py")}
 
 
-def test_a_python_too_old_is_told_so(copy: Path) -> None:
+def test_a_python_too_old_is_refused(copy: Path) -> None:
     """No old Python is at hand: this one says it is older."""
     source = (copy / "stages/__init__.py").read_text().replace("sys.version_info < (3, 11)", "True")
     (copy / "stages/__init__.py").write_text(source)

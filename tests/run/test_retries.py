@@ -16,6 +16,14 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "_is_offline", lambda: False)
 
 
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds between tries, which do not pass."""
+    seconds: list[float] = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
+
+
 class Read:
     """Fails as often as it has errors, then works."""
 
@@ -42,7 +50,7 @@ def _hub_error(name: str, status: int) -> Exception:
 
 
 def _http_error() -> Exception:
-    """A broken connection as the hub's library of HTTP tells it, behind an error of transformers'."""
+    """A broken connection as the hub's library of HTTP raises it, behind an error of transformers'."""
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import get_session
 
@@ -66,20 +74,18 @@ def _http_error() -> Exception:
         _http_error,
     ],
 )
-def test_a_read_that_fails_twice_and_then_works_works(make: Callable[[], Exception]) -> None:
-    read, slept = Read(make(), make()), []
-    assert with_retries("file", read, sleep=slept.append) == "read"
+def test_a_read_that_fails_twice_and_then_works_works(make: Callable[[], Exception], slept: list[float]) -> None:
+    assert with_retries("file", Read(make(), make())) == "read"
     assert slept == [1.0, 4.0]
 
 
-def test_the_third_failure_is_the_last(capfd: pytest.CaptureFixture[str]) -> None:
-    read, slept = Read(*(OSError(errno.EIO, f"failure {i}") for i in (1, 2, 3))), []
+def test_the_third_failure_is_the_last(slept: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    read = Read(*(OSError(errno.EIO, f"failure {i}") for i in (1, 2, 3)))
     with pytest.raises(OSError, match="failure 3"):
-        with_retries("data set a/b", read, sleep=slept.append)
+        with_retries("data set a/b", read)
     assert (read.num_calls, slept) == (3, [1.0, 4.0])
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert lines[0] == "data set a/b: [Errno 5] failure 1; tried again in 1 s"
-    assert len(lines) == 2
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0] == "data set a/b: [Errno 5] failure 1; tried again in 1 s"
 
 
 @pytest.mark.parametrize(
@@ -92,10 +98,10 @@ def test_the_third_failure_is_the_last(capfd: pytest.CaptureFixture[str]) -> Non
         lambda: _hub_error("HfHubHTTPError", 403),
     ],
 )
-def test_what_would_fail_again_is_not_tried_again(make: Callable[[], Exception]) -> None:
-    read, slept = Read(make()), []
+def test_what_would_fail_again_is_not_tried_again(make: Callable[[], Exception], slept: list[float]) -> None:
+    read = Read(make())
     with pytest.raises(type(make())):
-        with_retries("file", read, sleep=slept.append)
+        with_retries("file", read)
     assert (read.num_calls, slept) == (1, [])
 
 
@@ -115,7 +121,7 @@ def test_offline_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
 def test_reads_of_hub_and_disk_go_through_it(
     kind: str, tmp_path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]
 ) -> None:
-    """Each read fails twice at its library's door; the third call gives an error that is nobody's, which ends it."""
+    """Each read fails twice at its library's door; the third call gives an error that ends it."""
     import datasets
     import huggingface_hub
     import numpy as np
@@ -138,7 +144,6 @@ def test_reads_of_hub_and_disk_go_through_it(
         raise Reached
 
     write_tokens(tmp_path, {"train": np.zeros((2, 3), np.uint16)})
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)

@@ -59,7 +59,7 @@ def tried(
     """(fault, folder, what each writer did)."""
     root, found = run
     if request.param not in found:
-        pytest.skip("this system lets nobody mount")
+        pytest.skip("this system allows no mounts")
     return request.param, root / request.param, found[request.param]
 
 
@@ -84,7 +84,7 @@ def test_no_writer_is_left_out(tried: tuple[str, Path, dict[str, Any]]) -> None:
     assert found.keys() == {writer for writer in WRITTEN if (fault, writer) not in LEFT_OUT}
 
 
-def test_what_stands_under_the_name_was_synced_before_and_its_folder_after(
+def test_what_has_the_name_was_synced_before_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of fsync and rename is what a power cut leaves whole files by."""

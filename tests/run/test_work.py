@@ -12,7 +12,8 @@ import pytest
 from halfstep.run import provenance
 from halfstep.run import work as resumption
 from halfstep.run.errors import Interrupted, MachineFault, UserError
-from halfstep.run.work import Journal, Remember, open_work, stops_at_signals
+from halfstep.run.signals import stops_at_signals
+from halfstep.run.work import Journal, Remember, open_work
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,7 @@ def test_work_is_found_by_the_same_parameters_files_and_code_only(tmp_path: Path
     assert path_of({"rate": 1, "more": {"x": 2}}, [file, folder]) != path
 
 
-def test_the_code_that_dvc_is_told_counts_and_the_file_that_differs_is_named(
+def test_the_code_that_dvc_watches_counts_and_the_file_that_differs_is_named(
     tmp_path: Path, monkeypatch, capsys
 ) -> None:
     project = tmp_path / "project"

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from halfstep.data.seeds import derive_seed
 from halfstep.objectives.base import Objective
 from halfstep.run.errors import UserError
-from halfstep.settings import PretrainSettings, load_params
+from halfstep.settings import load_params
+from halfstep.settings.training import PretrainSettings
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.nonfinite import BATCH_FILE, FAULT_FILE, NUM_KEPT, NonFiniteStep, keep_nonfinite_step

@@ -25,7 +25,8 @@ from halfstep.objectives.sdtt import distillation_objective
 from halfstep.run import ranks
 from halfstep.run.errors import UserError
 from halfstep.run.work import Journal, Work
-from halfstep.settings import load_params, num_parts_of
+from halfstep.settings import load_params
+from halfstep.settings.training import num_parts_of
 from halfstep.training.output import write_model
 from halfstep.training.parallel import is_teacher_shared, lay_out_teacher, make_accelerator
 from halfstep.training.session import fit, seed_weights

@@ -11,12 +11,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.data.corpora import read_json_lines
+from halfstep.data.corpora.base import CORPORA
 from halfstep.data.encoding import encode_pair
+from halfstep.data.reading import read_json_lines
+from halfstep.data.scratch import datasets_cache
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import atomic_path, resolve_user_path, unchanged
 from halfstep.run.retries import with_retries
+from halfstep.settings.data import CorpusSettings
+from halfstep.settings.plugins import plugin_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,12 +58,19 @@ def check_passage(text: str, tokenizer: PreTrainedTokenizerFast, context_length:
         raise UserError(f"the tokenizer cannot tokenize {shown(text)} ({one_line(error)})") from None
 
 
-def load_cloze(source: str, *, cache: Path, check: Callable[[str], object] = split_passage) -> Iterator[str]:
+def passages_of(data: CorpusSettings, seed: int, check: Callable[[str], object] = split_passage) -> Iterable[str]:
+    """The passages that the parameters name, each checked, or else those that the corpus brings, or none."""
+    if data.cloze is not None:
+        return load_cloze(data.cloze, check)
+    corpus = plugin_module(CORPORA, data.source)
+    return corpus.cloze_passages(data, seed) if hasattr(corpus, "cloze_passages") else ()
+
+
+def load_cloze(source: str, check: Callable[[str], object] = split_passage) -> Iterator[str]:
     """Yield the passages of a local JSONL file or of a hub data set's test split, checked one by one.
 
     Args:
         source: a file, from the project's root where it is relative, or else a hub id.
-        cache: where the hub's data set is kept.
         check: raises `UserError` for a passage that will not do.
     Raises:
         UserError: there is no such source, or a passage will not do; names its line.
@@ -70,7 +81,7 @@ def load_cloze(source: str, *, cache: Path, check: Callable[[str], object] = spl
     elif path.exists() or path.suffix.lower() in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
         raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
     else:
-        rows = enumerate(_hub_texts(source, cache), start=1)
+        rows = enumerate(_hub_texts(source), start=1)
     with unchanged(path) if path.is_file() else nullcontext():
         yield from _checked(rows, source, check)
 
@@ -110,7 +121,7 @@ def write_cloze(path: Path, passages: Iterable[str]) -> int:
     return num_passages
 
 
-def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
+def _hub_texts(hub_id: str) -> Iterable[object]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -118,7 +129,7 @@ def _hub_texts(hub_id: str, cache: Path) -> Iterable[object]:
         # Data, of which no code is run, and of which DVC keeps what was fetched.
         rows = with_retries(
             f"data set {hub_id}",
-            lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(cache)),  # nosec B615
+            lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(datasets_cache())),  # nosec B615
         )
     except (OSError, ValueError, DatasetsError) as error:
         if storage_fault(error):

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.data.corpora import is_local
+from halfstep.data.finding import is_local
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import local_or_hub, resolve_user_path
 from halfstep.settings import Params

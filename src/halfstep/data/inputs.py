@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.corpora import find_files, is_local, library_files
+from halfstep.data.corpora.base import CORPORA
+from halfstep.data.finding import find_files, is_local
 from halfstep.run.errors import UserError
 from halfstep.run.inputs import local_files
+from halfstep.settings.plugins import plugin_module
 
 
 def find_input(parameter: str, value: Any) -> Sequence[Path]:
@@ -16,7 +18,7 @@ def find_input(parameter: str, value: Any) -> Sequence[Path]:
         UserError: the value means a file, and there is none.
     """
     if parameter == "data.source":
-        return library_files()
+        return list(plugin_module(CORPORA, value).library_files())
     if parameter == "data.path":
         return find_files([value] if isinstance(value, str) else value)
     if parameter.startswith("evaluate.likelihood_on"):

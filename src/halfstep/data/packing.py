@@ -21,7 +21,7 @@ from halfstep.run.files import file_hash, read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from halfstep.data.corpora import Documents
+    from halfstep.data.corpora.base import Documents
 
 BYTES_PER_PROCESS = 16_000_000
 """Text for which a further process is worth its start."""

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora import hub_corpus, is_local, text_corpus
+from halfstep.data.corpora.base import store_documents
+from halfstep.data.finding import is_local
+from halfstep.data.hub import read_hub
 from halfstep.data.packing import id_type, pack_documents
-from halfstep.data.scratch import datasets_cache, scratch_folder
+from halfstep.data.reading import read_texts
+from halfstep.data.scratch import scratch_folder
 from halfstep.data.tokens import PackedTokens, Tokens
 from halfstep.run.errors import UserError
-from halfstep.settings import TextSourceSettings
+from halfstep.settings.evaluation import TextSourceSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,21 +58,12 @@ def pack_texts(
     folder.mkdir()
     try:
         if is_local(source):
-            documents = text_corpus(
-                [source], text_column=text_column, split_on_blank_lines=0, max_documents=None, folder=folder
-            )
+            texts: Iterable[str | None] = read_texts([source], text_column, split_on_blank_lines=0)
         else:
-            documents = hub_corpus(
-                source,
-                config=hub_config,
-                revision=None,
-                split=split,
-                text_column=text_column,
-                streaming=False,
-                max_documents=None,
-                cache=datasets_cache(),
-                folder=folder,
+            texts = read_hub(
+                source, config=hub_config, revision=None, split=split, text_column=text_column, streaming=False
             )
+        documents = store_documents(texts, None, folder)
         packed = pack_documents(
             documents,
             np.ones(len(documents), np.bool_),

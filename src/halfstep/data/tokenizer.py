@@ -14,6 +14,7 @@ from halfstep.run.errors import UserError, one_line, shown
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import is_there, resolve_user_path
 from halfstep.run.retries import with_retries
+from halfstep.settings.data import TokenizerSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +26,15 @@ WORD_UNITS = r" ?\w+| ?[^\w\s]|\s"
 """Every character is in one unit: a word or a mark with the space before it, or other white space."""
 
 NUM_BYTES = 256
+
+
+def make_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train the tokenizer that the parameters name on texts, or load it; either has the mask token as its last id."""
+    trainers = {"train-words": train_word_tokenizer, "train-bpe": train_bpe_tokenizer}
+    if settings.source not in trainers:
+        return with_mask_token(load_tokenizer(settings.source, settings.revision))
+    assert settings.vocab_size is not None, "settings refuse to train a tokenizer without it"
+    return trainers[settings.source](texts, settings.vocab_size)
 
 
 def train_word_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -9,7 +9,7 @@ from halfstep.run.errors import UserError, first_of, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import is_there
 from halfstep.run.retries import with_retries
-from halfstep.settings import MAX_BLOCKS
+from halfstep.settings.base import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel

@@ -23,7 +23,7 @@ from halfstep.run.errors import UserError, first_of, one_line, shown
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import is_there
 from halfstep.run.retries import with_retries
-from halfstep.settings import MAX_CONTEXT_LENGTH
+from halfstep.settings.base import MAX_CONTEXT_LENGTH
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

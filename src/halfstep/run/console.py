@@ -7,8 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_type_hints
@@ -26,7 +25,7 @@ from rich.progress import (
 
 from halfstep.run import ranks
 from halfstep.run.errors import Interrupted, UserError
-from halfstep.run.faults import refusal_told, told_in_one_line
+from halfstep.run.faults import fault_line, refusal_line
 from halfstep.run.provenance import recorded_is_what_ran
 
 STARTED = time.monotonic()
@@ -35,7 +34,7 @@ STARTED = time.monotonic()
 console = Console(stderr=True, highlight=False)
 
 LAST_WORDS = "HALFSTEP_LAST_WORDS"
-"""Where one of several processes leaves its last line, for the process that started them to print once."""
+"""Variable: the file to which one of several processes writes its last line and exit code; see `leave`."""
 
 EXIT_MACHINE_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -57,7 +56,7 @@ def run(command: Callable[..., None]) -> None:
         with recorded_is_what_ran(Path(command.__code__.co_filename).resolve()):
             command(**arguments)
 
-    # Work that takes long says more about where it stands, by handlers of its own.
+    # Long work has handlers of its own, which report its progress.
     signal.signal(signal.SIGTERM, stop)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(checked)
@@ -72,27 +71,26 @@ def run_app(app: typer.Typer) -> None:
     """
     # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    advise_on_memory(None)
     _leave_files_to_readers(app)
     try:
         app()
     except UserError as error:
-        leave(LastWords(f"error: {refusal_told(error) or error}", EXIT_USER_ERROR, "red"))
+        leave(f"error: {refusal_line(error) or error}", EXIT_USER_ERROR)
     except Interrupted as error:
-        leave(LastWords(str(error), 128 + error.signal_number, "yellow"))
+        leave(str(error), 128 + error.signal_number)
     except KeyboardInterrupt:
-        leave(LastWords("interrupted", 130, "yellow"))
+        leave("interrupted", 130)
     except Exception as error:
-        line = told_in_one_line(error, _memory_advice)
-        if line is None and ranks.tells_lost_process(error):
+        line = fault_line(error)
+        if line is None and ranks.is_lost_process(error):
             line = "stopped, another process having been lost; the same command goes on from what is kept"
         if line is None:
             raise
-        leave(LastWords(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT, "red"))
+        leave(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT)
 
 
 def _leave_files_to_readers(app: typer.Typer) -> None:
-    """Have Typer not look beforehand whether files can be read: who reads them can say whose they are."""
+    """Keep Typer from checking whether files can be read: the reader's own error names the owner and the way out."""
     for command in app.registered_commands:
         for hint in get_type_hints(command.callback, include_extras=True).values():
             for information in getattr(hint, "__metadata__", ()):
@@ -102,54 +100,23 @@ def _leave_files_to_readers(app: typer.Typer) -> None:
             _leave_files_to_readers(group.typer_instance)
 
 
-@dataclass(frozen=True)
-class LastWords:
-    """The line a command ends with, and its exit code."""
-
-    line: str
-    exit_code: int
-    style: str
-
-
-def leave(words: LastWords) -> NoReturn:
+def leave(line: str, exit_code: int) -> NoReturn:
     """End the command with a line.
 
-    One of several processes that share a stage's work leaves the line to the one that started them. To torchrun it
-    has ended well: what was told need not be tried again.
+    One of several processes that share a stage's work writes the line and the exit code to a file for the one that
+    started them (`halfstep.run.launch`), and ends well: torchrun need not start it again.
     """
     path = os.environ.get(LAST_WORDS)
     if path is None:
-        console.print(words.line, style=words.style, markup=False, soft_wrap=True)
-        sys.exit(words.exit_code)
-    try:
-        # The first to speak has the cause; the others follow from it.
-        with open(path, "x", encoding="utf-8") as file:
-            json.dump(asdict(words), file)
-    except FileExistsError:
-        pass
+        style = "red" if exit_code in (EXIT_MACHINE_FAULT, EXIT_USER_ERROR) else "yellow"
+        console.print(line, style=style, markup=False, soft_wrap=True)
+        sys.exit(exit_code)
+    # The first process to fail has the cause; the others follow from it.
+    with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+        json.dump([line, exit_code], file)
     # The agent asks again where another process takes its time.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(0)
-
-
-def forget_last_words() -> None:
-    """Take back what processes said before they were started again."""
-    if LAST_WORDS in os.environ:
-        Path(os.environ[LAST_WORDS]).unlink(missing_ok=True)
-
-
-def read_last_words(path: Path) -> LastWords | None:
-    """What the first of several processes to speak said at its end; None if none spoke."""
-    return LastWords(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-
-_memory_advice: str | None = None
-
-
-def advise_on_memory(advice: str | None) -> None:
-    """Say what helps the running command if memory is short; `run_app` prints it if that comes to pass."""
-    global _memory_advice
-    _memory_advice = advice
 
 
 @contextmanager

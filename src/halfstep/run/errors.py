@@ -8,7 +8,7 @@ from pathlib import Path
 class UserError(Exception):
     """A mistake in parameters, files or names that the user can mend.
 
-    The message is one line: the offending value, where it stands, and the way out. Commands print it without
+    The message is one line: the offending value, where it is, and the way out. Commands print it without
     a traceback and exit with code 2 (see `halfstep.run.console`).
     """
 
@@ -23,7 +23,7 @@ class MachineFault(Exception):
 
 
 def one_line(value: object, limit: int = 200) -> str:
-    """What someone else wrote, as it may stand in a message: in one line, cut, and nothing that moves a cursor.
+    """What someone else wrote, fit for a message: one line, cut, and nothing that moves a cursor.
 
     Args:
         value: text, or an exception, whose message is taken, or its type where it has none.
@@ -43,7 +43,7 @@ def first_of(names: Collection[str], limit: int = 3) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in a message: its `repr`, in one line and cut."""
+    """A value fit for a message: its `repr`, in one line and cut."""
     try:
         return one_line(repr(value), 80)
     except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
@@ -53,7 +53,7 @@ def shown(value: object) -> str:
 class Interrupted(BaseException):
     """A signal asked a command to stop, and what it had done is saved.
 
-    No `Exception`, as KeyboardInterrupt is none: libraries that catch those are not to swallow it.
+    No `Exception`, as KeyboardInterrupt is none: libraries that catch those must not swallow it.
 
     Attributes:
         signal_number: SIGINT or SIGTERM; the command exits with 128 plus it.
@@ -66,8 +66,19 @@ class Interrupted(BaseException):
 
 @contextmanager
 def nan_as_user_error(source: str | Path) -> Iterator[None]:
-    """Within the block, a model that predicts NaN is the user's to mend: say which."""
+    """Within the block NaN predictions of a model raise a `UserError` that names it."""
     try:
         yield
     except FloatingPointError:
         raise UserError(f"{source} predicts NaN: its weights are broken; train it again, more slowly") from None
+
+
+def causes(error: BaseException, *, with_suppressed: bool = False) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on; `raise ... from None` suppresses what was before it."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        is_suppressed = current.__suppress_context__ and not with_suppressed
+        current = current.__cause__ or (None if is_suppressed else current.__context__)

@@ -1,7 +1,6 @@
 """Faults of the machine in one line each: a disk that is full, read-only, broken or somebody else's, and no memory.
 
-Libraries tell them in their own ways, some only by a message, so a fault is looked for in an exception and in those
-behind it.
+Libraries report them in their own ways, some only by a message, so an exception and its causes are searched.
 """
 
 import errno
@@ -10,9 +9,10 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
-from halfstep.run.errors import Interrupted, MachineFault, UserError
+from halfstep.run.errors import Interrupted, MachineFault, UserError, causes
 
 STORAGE_FAULTS = {
     errno.ENOSPC: ("no space is left on the disk", "free space"),
@@ -25,6 +25,11 @@ STORAGE_FAULTS = {
 }
 """What each error number means, and the way out."""
 REFUSALS = (errno.EACCES, errno.EPERM)
+MEMORY_HINT = (
+    "raise the stage's num_accumulation_steps or lower its batch_size (halfstep fit-batch --stage STAGE finds what"
+    " fits); in prepare lower data.num_workers; else lower data.context_length, model.hidden_size or model.num_blocks"
+)
+"""Of these the number of accumulation steps, of workers, and the batch size of sampling leave results as they are."""
 
 # As Python, and pyarrow; as Rust prints an error (tokenizers), and its debug form (safetensors).
 _NUMBER = re.compile(r"\[[Ee]rrno (\d+)\]|\(os error (\d+)\)|\bOs \{ code: (\d+)")
@@ -41,12 +46,12 @@ _AMOUNT = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGTP]iB|\d+ bytes)|[Uu]nab
 
 
 def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
-    """The fault of a disk that an exception tells, itself or through what caused it.
+    """The fault of a disk behind an exception.
 
     Returns:
         (error number, one of `STORAGE_FAULTS`; the file's name if the exception has it); None for other exceptions.
     """
-    for cause in _chain(error):
+    for cause in takewhile(lambda cause: not isinstance(cause, UserError | Interrupted), causes(error)):
         name, number = getattr(cause, "filename", None), _storage_errno(cause)
         # Of a full disk the text may name what was copied, which is not there.
         may_be_refusal = number in REFUSALS or isinstance(cause, FileNotFoundError)
@@ -65,19 +70,14 @@ def _is_kept_from(error: BaseException, name: str | None) -> bool:
     return isinstance(error, FileNotFoundError) and is_shut
 
 
-def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | None:
-    """The line for a fault of the machine; None where an exception is none, so that its traceback should be seen.
-
-    Args:
-        error: what ended the command.
-        memory_advice: what helps this command where memory is short; None for nothing in particular.
-    """
+def fault_line(error: BaseException) -> str | None:
+    """The line for a fault of the machine; None for any other exception, whose traceback should be seen."""
     if isinstance(error, MachineFault):
         return str(error)
     if lacks_memory(error):
         amount = _AMOUNT.search(str(error))
         asked = f" (it asked for {_readable(amount[1] or amount[2])} at once)" if amount else ""
-        return f"memory ran out{asked}; {memory_advice or 'free memory, then give the same command again'}"
+        return f"memory ran out{asked}: {MEMORY_HINT}"
     found = storage_fault(error)
     if found is None:
         return None
@@ -86,11 +86,11 @@ def told_in_one_line(error: BaseException, memory_advice: str | None) -> str | N
     return f"{name or 'a file'}: {what}: {way_out}, then the same command goes on"
 
 
-def refusal_told(error: UserError) -> str | None:
-    """The line for a permission that was denied where a reader made a `UserError` of it; None for all others."""
+def refusal_line(error: UserError) -> str | None:
+    """The line for a denied permission of which a reader made a `UserError`; None for all others."""
     cause = error.__context__
     found = storage_fault(cause) if cause else None
-    return told_in_one_line(cause, None) if cause and found and found[0] in REFUSALS else None
+    return fault_line(cause) if cause and found and found[0] in REFUSALS else None
 
 
 def _refusal(path: Path) -> tuple[str, str]:
@@ -122,16 +122,6 @@ def _refusing(path: Path) -> Iterator[Path]:
     for place, use in ((there, os.R_OK), (folder, os.W_OK), (there, os.W_OK)):
         if not os.access(place, use):
             yield place
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen and not isinstance(current, UserError | Interrupted):
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _storage_errno(error: BaseException) -> int | None:

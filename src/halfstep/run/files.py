@@ -30,7 +30,7 @@ def project_root() -> Path:
 
 def resolve_user_path(path: str | Path) -> Path:
     """A path given as a parameter: `~` expanded, relative paths taken from the project's root."""
-    # os.path leaves the home of a user whom nobody knows as it is; pathlib raises.
+    # os.path leaves the home of an unknown user as it is; pathlib raises.
     return project_root() / os.path.expanduser(path)
 
 
@@ -46,13 +46,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that is renamed to it when the block succeeds.
 
     On an exception nothing is left behind and an existing file or directory at `path` stays as it was. The
-    block may create a file or a directory at the yielded path; parents of `path` are created. What stands under the
-    name has reached the disk: a power cut leaves the whole of it, or what was there before. Whom the umask lets read
-    it can, whatever a library made of its files.
+    block may create a file or a directory at the yielded path; parents of `path` are created. It is synced to the
+    disk before it gets its name: a power cut leaves the whole of it, or what was there before. Whoever the umask lets
+    read it can, whatever mode a library gave its files.
 
     Raises:
-        OSError: the disk is full, read-only, broken or not ours to write to, whichever library told it; with `path` as
-            its file's name.
+        OSError: the disk is full, read-only, broken or not ours to write to, whatever the library raised; it names
+            `path`.
     """
     with storage_faults_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def written_by_main(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_by_all(path: Path) -> Iterator[Path]:
-    """One `atomic_path` for all processes, each of which may write to it; it stands when all have left the block."""
+    """One `atomic_path` for all processes, each of which may write to it; it is there when all have left the block."""
     if ranks.is_main():
         with atomic_path(path) as temporary:
             yield ranks.from_main(temporary)
@@ -111,10 +111,10 @@ def storage_faults_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def unchanged(path: Path) -> Iterator[None]:
-    """Within the block a file is read, which nobody may write to meanwhile.
+    """Refuse a file that changes while the block reads it.
 
     Raises:
-        UserError: its size or the time of its last change is another one after the block.
+        UserError: its size or the time of its last change differs after the block.
     """
     before = path.stat()
     yield

@@ -1,7 +1,7 @@
-"""What the files hold that parameters name: neither DVC nor the parameters' values tell when these are edited.
+"""Hashes of the files that parameters name: neither DVC nor the parameters' values change when these are edited.
 
-The stage `inputs` notes it in a file on which the stages that read them depend, and it is part of the key under which
-their work is gone on with.
+The stage `inputs` writes them to a file on which the stages that read those files depend, and they are part of the key
+under which work is resumed.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Starting a stage once for every device: by torchrun's agent on a machine, by a cluster's own command on several."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -8,15 +9,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from halfstep.run import ranks
-from halfstep.run.console import LAST_WORDS, LastWords, console, forget_last_words, leave, read_last_words
+from halfstep.run.console import LAST_WORDS, console, leave
 from halfstep.run.device import select_device
 from halfstep.run.errors import UserError
 from halfstep.run.files import make_folder, project_root
-from halfstep.settings import LaunchSettings, RuntimeSettings
+from halfstep.run.signals import on_signals
+from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
 
 ON_NODE = "HALFSTEP_ON_NODE"
 """Set where a cluster's command has started this process on a node."""
@@ -38,8 +39,9 @@ def enter(launch: LaunchSettings, runtime: RuntimeSettings) -> None:
         is_cpu = select_device(runtime.device).type == "cpu"
         ranks.join(is_cpu=is_cpu, timeout_seconds=launch.timeout_seconds)
         if ranks.is_main():
-            # Those before a restart had the last word no longer.
-            forget_last_words()
+            # Those of processes before a restart are out of date.
+            if LAST_WORDS in os.environ:
+                Path(os.environ[LAST_WORDS]).unlink(missing_ok=True)
         else:
             console.quiet = True
             logging.disable(logging.WARNING)
@@ -67,13 +69,8 @@ def _start_on_nodes(launch: LaunchSettings) -> NoReturn:
             f"launch.start_with begins with {launch.start_with[0]!r}, which cannot be started ({error.strerror}): give"
             " a command of this machine, as launch.start_with=[srun,--ntasks-per-node=1]"
         ) from None
-
-    def forward(signal_number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal_number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
-    code = process.wait()
+    with on_signals(process.send_signal):
+        code = process.wait()
     sys.exit(128 - code if code < 0 else code)
 
 
@@ -109,26 +106,24 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
             log_dir=str(outputs), redirects=dict.fromkeys(range(1, launch.processes_per_node), Std.ALL)
         ),
     )
-    failure: LastWords | None = None
     os.environ[LAST_WORDS] = str(words_path)
     try:
         elastic_launch(config, sys.executable)(*command)
+        words = _read_last_words(words_path)
     except ChildFailedError as error:
-        said = read_last_words(words_path)
-        failure = _failure(error.get_first_failure()[1].exitcode, launch.num_processes, said, outputs)
+        exit_code = error.get_first_failure()[1].exitcode
+        words = _failure(exit_code, launch.num_processes, _read_last_words(words_path), outputs)
     except SignalException as error:
-        # The processes have ended by now. They said where they stopped, unless they had no time for it.
-        failure = read_last_words(words_path) or LastWords(
-            "stopped; the same command goes on from what is kept", 128 + error.sigval, "yellow"
-        )
+        # The processes have ended by now, with a line unless they had no time for it.
+        words = _read_last_words(words_path)
+        words = words or ("stopped; the same command goes on from what is kept", 128 + error.sigval)
     finally:
         del os.environ[LAST_WORDS]
-    words = failure or read_last_words(words_path)
-    if words is None or str(outputs) not in words.line:
+    if words is None or str(outputs) not in words[0]:
         shutil.rmtree(outputs, ignore_errors=True)
     if words is None:
         sys.exit(0)
-    leave(words)
+    leave(*words)
 
 
 def _divide_devices(num_processes: int, device_name: str) -> None:
@@ -163,21 +158,28 @@ def _rendezvous(launch: LaunchSettings) -> str:
     return f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '29400')}"
 
 
-def _failure(exit_code: int, num_processes: int, said: LastWords | None, outputs: Path) -> LastWords:
-    """What to say of processes of which one failed.
+LastWords = tuple[str, int]
+"""A line and an exit code."""
+
+
+def _read_last_words(path: Path) -> LastWords | None:
+    """With what the first of several processes left (`console.leave`); None if none did."""
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _failure(exit_code: int, num_processes: int, words: LastWords | None, outputs: Path) -> LastWords:
+    """The line and the exit code for processes of which one failed.
 
     Args:
-        exit_code: of the first that failed; minus the signal's number if one ended it.
+        exit_code: of the first that failed; minus the signal's number if a signal ended it.
         num_processes: of all nodes.
-        said: what the first to speak said: the cause, or what followed from it.
+        words: of the first to leave with a line: the cause, or what followed from it.
         outputs: folder with what each but the first has written.
     """
     if exit_code >= 0:
-        if said is not None:
-            return said
         line = f"error: one of {num_processes} processes failed with exit code {exit_code}; its output is in {outputs}"
-        return LastWords(line, 1, "red")
+        return words or (line, 1)
     name = signal.Signals(-exit_code).name
-    goes_on = said.line.removeprefix("error: ") if said else "the same command goes on from the last checkpoint"
+    goes_on = words[0].removeprefix("error: ") if words else "the same command goes on from the last checkpoint"
     line = f"error: one of {num_processes} processes was ended from outside ({name}, perhaps for want of memory)"
-    return LastWords(f"{line}; {goes_on}", 1, "red")
+    return f"{line}; {goes_on}", 1

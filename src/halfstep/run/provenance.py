@@ -4,6 +4,7 @@ DVC hashes a stage's dependencies after the stage: what was edited meanwhile wou
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,18 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
 
 
 def _dependencies(stage: str) -> list[Path]:
-    """What dvc.yaml lists for a stage, but for what has a parameter in its name; nothing for what is no stage."""
+    """What dvc.yaml lists for a stage, nothing for what is no stage; of plug-ins all, of data none that are chosen."""
     try:
         text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     entry = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"].get(stage, {})
-    return [ROOT / path for path in entry.get("do", entry).get("deps", []) if "${" not in path]
+    patterns = [re.sub(r"\$\{.*?\}", "*", path) for path in entry.get("do", entry).get("deps", [])]
+    return [
+        found
+        for path in patterns
+        for found in ([ROOT / path] if "*" not in path else ROOT.glob(path) if path.startswith(CODE) else [])
+    ]
 
 
 def _is_code(path: Path) -> bool:
@@ -85,7 +91,7 @@ def _is_code(path: Path) -> bool:
 
 
 def _states(paths: Iterable[Path]) -> dict[str, str]:
-    """What tells whether files, and those in folders, are other ones: of code a hash, whatever its line ends."""
+    """What changes with each file, also in folders: of code a hash (whatever its line ends), of data size and time."""
     states = {}
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

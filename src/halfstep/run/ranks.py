@@ -1,4 +1,4 @@
-"""The processes that share a stage's work, one for each device: which one this is, and what they tell each other.
+"""The processes that share a stage's work, one for each device: which one this is, and what they exchange.
 
 Usually there is one. Then nothing here waits for anybody, or imports torch.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _group: Any = None
-"""Of all processes, over the CPU's network: what they tell each other does not wait for a device."""
+"""Of all processes, over the CPU's network: what they exchange does not wait for a device."""
 
 
 def join(*, is_cpu: bool, timeout_seconds: float) -> None:
@@ -114,7 +114,7 @@ def share() -> slice:
     return slice(rank(), None, num_ranks())
 
 
-def tells_lost_process(error: BaseException) -> bool:
+def is_lost_process(error: BaseException) -> bool:
     """Whether an exception comes of another process having ended, or not having answered in time."""
     if _group is None or not isinstance(error, RuntimeError):
         return False

@@ -1,14 +1,17 @@
 """Reads that fail for a moment are tried again: of the hub, and of disks that hang on a network."""
 
 import errno
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-from halfstep.run.console import console
+from halfstep.run.errors import causes, one_line
 
 Result = TypeVar("Result")
+
+_LOG = logging.getLogger(__name__)
 
 WAIT_SECONDS = (1.0, 4.0)
 """Before the second and the third try."""
@@ -28,17 +31,12 @@ FINAL_NAMES = {
 """What the hub answers for good: it would answer the same again."""
 
 
-def with_retries(what: str, read: Callable[[], Result], *, sleep: Callable[[float], None] | None = None) -> Result:
-    """Call `read`, and again after a while where what went wrong may pass; three times in all.
+def with_retries(what: str, read: Callable[[], Result]) -> Result:
+    """Call `read`, up to three times if its error may pass; a warning names what is read and the error.
 
     Args:
-        what: is read, for the line that says so.
-        read: without side effects that a second call would mind.
-        sleep: waits for so many seconds; None is `time.sleep`.
-    Returns:
-        what `read` returns.
-    Raises:
-        whatever its last call raises.
+        what: is read.
+        read: may be called again.
     """
     for seconds in WAIT_SECONDS:
         try:
@@ -46,21 +44,17 @@ def with_retries(what: str, read: Callable[[], Result], *, sleep: Callable[[floa
         except Exception as error:
             if not may_pass(error):
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            console.print(
-                f"{what}: {reason}; tried again in {seconds:g} s", style="yellow", markup=False, soft_wrap=True
-            )
-        (sleep or time.sleep)(seconds)
+            _LOG.warning("%s: %s; tried again in %g s", what, one_line(error), seconds)
+        time.sleep(seconds)
     return read()
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether an exception tells of something that may be over in a moment.
+    """Whether what an exception reports may be over in a moment.
 
-    Libraries wrap errors of the network in others, so those behind an exception are looked at as well; one that is
-    an answer for good decides.
+    Libraries wrap errors of the network in others, so its causes count as well; one of `FINAL_NAMES` decides.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error, with_suppressed=True))
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     return not names & FINAL_NAMES and not _is_offline() and any(map(_passes, chain))
 
@@ -75,16 +69,7 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, TimeoutError) or bool(kinds & PASSING_NAMES)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
 def _is_offline() -> bool:
-    """Whether the hub's library was told to stay away from the network; without the library nothing was."""
+    """Whether the hub's library, if it is imported, must stay away from the network."""
     constants = sys.modules.get("huggingface_hub.constants")
     return constants is not None and constants.is_offline_mode()

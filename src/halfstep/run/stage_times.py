@@ -40,7 +40,7 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
 
     Args:
         stage: as DVC names it, such as `distill@2`.
-        output: a file whose content tells this run from others.
+        output: a file whose content identifies this run.
         device: where the stage computed.
 
     Of several processes the main one does.
@@ -78,7 +78,7 @@ def _hardware(device: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; its architecture where the system does not tell it."""
+    """The processor's name; its architecture where the system has no name for it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -8,9 +8,7 @@ the contents of the files read, the code, torch's version.
 import base64
 import hashlib
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,10 +23,11 @@ from filelock import FileLock, Timeout
 
 from halfstep.run import ranks
 from halfstep.run.console import console
-from halfstep.run.errors import Interrupted, UserError
+from halfstep.run.errors import UserError
 from halfstep.run.files import file_hash, project_root, read_json, write_json
 from halfstep.run.inputs import Inputs, fingerprint
 from halfstep.run.provenance import code_hashes, refuse_changes
+from halfstep.run.signals import stops_at_signals
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -248,33 +246,6 @@ def open_work(
         if not _holds_work(path):
             shutil.rmtree(path, ignore_errors=True)
         lock.release()
-
-
-@contextmanager
-def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM stop the command at once with a line; what it did is to be kept already.
-
-    Args:
-        message: where the work stands and how to go on.
-    Raises:
-        Interrupted: a signal came.
-    """
-    process = os.getpid()
-
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:
-            raise Interrupted(signal_number, message())
-        # Ctrl-C reaches worker processes too. They wait for the main process to end them, and leave by unwinding:
-        # killed, they would take the pool's locks with them.
-        if signal_number == signal.SIGTERM:
-            raise SystemExit(128 + signal_number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _content_hash(path: Path) -> str:

@@ -237,7 +237,7 @@ def summary(
     from halfstep.report.results import load_metrics
     from halfstep.report.table import rounds_table
     from halfstep.settings import load_params
-    from halfstep.tracking import RUNS_FILE, read_runs
+    from halfstep.tracking.complete import RUNS_FILE, read_runs
 
     params = load_params(params_path)
     Console().print(rounds_table(load_metrics(metrics, params.models)))
@@ -354,7 +354,8 @@ def compare(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open the MLflow UI on 127.0.0.1, on the runs of this project (or of MLFLOW_TRACKING_URI)."""
-    from halfstep.tracking import tracking_uri, ui_url, without_credentials
+    from halfstep.tracking.client import tracking_uri, without_credentials
+    from halfstep.tracking.complete import ui_url
 
     if tracking_uri().startswith(("http:", "https:")):
         print(f"MLFLOW_TRACKING_URI names a server, which has the UI: {ui_url(without_credentials(tracking_uri()))}")
@@ -371,7 +372,7 @@ def _check_can_serve(uri: str, host: str, port: int) -> None:
     """Say in one line what MLflow would say in a page."""
     import sqlite3
 
-    from halfstep.tracking import check_database, without_credentials
+    from halfstep.tracking.client import check_database, without_credentials
 
     try:
         check_database(uri)

@@ -11,7 +11,6 @@ from pathlib import Path
 from halfstep.run.device import select_device
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
-from halfstep.run.memory_advice import divisors
 from halfstep.settings import Params
 from halfstep.tools.trial import EXIT_TOO_MUCH
 
@@ -86,7 +85,8 @@ def fit_batch(params: Params, params_path: Path, stage: str, *, limit_bytes: int
         largest = largest_that_fits(round_numbers(most), lambda n: fits(n, 1))
         return Fit(trials, [] if largest is None else [f"sample.batch_size={largest}"])
     batch_size = getattr(params, stage).batch_size
-    at_once = largest_that_fits(divisors(batch_size), lambda n: fits(batch_size, batch_size // n))
+    divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+    at_once = largest_that_fits(divisors, lambda n: fits(batch_size, batch_size // n))
     if at_once is not None:
         return Fit(trials, [f"{stage}.num_accumulation_steps={batch_size // at_once}"])
     # Validation computes a batch at once, so that the batch size matters even where a step's parts are single.

@@ -30,7 +30,8 @@ from halfstep.run.device import autocast, peak_memory_bytes, select_device, sele
 from halfstep.run.faults import lacks_memory
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms
-from halfstep.settings import Params, TrainingSettings, load_params
+from halfstep.settings import Params, load_params
+from halfstep.settings.training import TrainingSettings
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train
 from halfstep.training.optimizer import build_optimizer

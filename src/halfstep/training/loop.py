@@ -1,11 +1,9 @@
 """The one training loop: pretraining, the baseline and every distillation round run through it."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import FrameType
 from typing import Literal
 
 import torch
@@ -18,6 +16,7 @@ from halfstep.run import ranks
 from halfstep.run.console import console
 from halfstep.run.errors import Interrupted, MachineFault, UserError
 from halfstep.run.faults import storage_fault
+from halfstep.run.signals import on_signals
 from halfstep.training.nonfinite import NonFiniteStep, nonfinite_gradients
 from halfstep.training.parallel import without_sync
 from halfstep.training.sharding import whole
@@ -185,7 +184,7 @@ def _lost_process_told(
     try:
         yield
     except RuntimeError as error:
-        if not ranks.tells_lost_process(error):
+        if not ranks.is_lost_process(error):
             raise
         # Nothing is exchanged between the update and the count of its step: what is there is the state after a step.
         if save_alone is not None:
@@ -260,14 +259,10 @@ def _stop_signals() -> Iterator[list[int]]:
     """Within the block SIGINT and SIGTERM are noted, to be honoured after the step; a second one acts at once."""
     received: list[int] = []
 
-    def note(signal_number: int, frame: FrameType | None) -> None:
+    def note(signal_number: int) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(signal_number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(note):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halfstep.run import ranks
 from halfstep.run.device import select_device, select_precision, set_num_threads
-from halfstep.settings import LaunchSettings, RuntimeSettings
+from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
 
 
 def make_accelerator(runtime: RuntimeSettings) -> Accelerator:

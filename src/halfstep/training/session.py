@@ -19,7 +19,8 @@ from halfstep.run.console import console, progress
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import read_json
 from halfstep.run.work import Work
-from halfstep.settings import LaunchSettings, RuntimeSettings, TrainingSettings, num_parts_of
+from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
+from halfstep.settings.training import TrainingSettings, num_parts_of
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.loop import train

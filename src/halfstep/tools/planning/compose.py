@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from halfstep.run.errors import UserError, one_line
-from halfstep.settings import Params, load_params, nearest_key
+from halfstep.settings import Params, load_params
+from halfstep.settings.messages import nearest_key
 
 
 def composed_params(overrides: Sequence[str], root: Path) -> Params:
@@ -39,7 +40,7 @@ def composed_params(overrides: Sequence[str], root: Path) -> Params:
         # A plugin's resolver raises plain exceptions.
         except (HydraException, OmegaConfBaseException, DvcException, ValueError) as error:
             refused = re.search(r"Could not override '(.+?)'", str(error))
-            nearest = nearest_key(refused[1]) if refused else None
+            nearest = nearest_key(refused[1], Params) if refused else None
             hint = f"; is {nearest} meant?" if nearest else ""
             raise UserError(f"{one_line(given)} cannot be composed: {one_line(error)}{hint}") from None
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import read_json, resolve_user_path
-from halfstep.settings import HubSettings, Params, load_params
+from halfstep.settings import Params, load_params
 
 HUB_TOKENIZERS = dict.fromkeys(
     [name for size in ("", "-medium", "-large", "-xl") for name in (f"gpt2{size}", f"openai-community/gpt2{size}")],
@@ -82,8 +82,9 @@ def known_num_tokens(params: Params, manifest: dict[str, Any] | None, given: int
     if manifest is not None:
         total = manifest["train"]["num_tokens"] + manifest["valid"]["num_tokens"]
         return Known(total, "data/tokens/manifest.json")
-    if isinstance(params.data, HubSettings) and params.data.hub_id in HUB_CORPORA and params.data.max_documents is None:
-        return Known(HUB_CORPORA[params.data.hub_id], f"about, {params.data.hub_id} under GPT-2's tokenizer")
+    hub_id = getattr(params.data, "hub_id", None)
+    if hub_id in HUB_CORPORA and params.data.max_documents is None:
+        return Known(HUB_CORPORA[hub_id], f"about, {hub_id} under GPT-2's tokenizer")
     return None
 
 

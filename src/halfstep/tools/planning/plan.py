@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfstep.run.files import read_json, resolve_user_path
-from halfstep.run.memory_advice import divisors
-from halfstep.settings import BASELINE, Params, TrainingSettings, num_parts
+from halfstep.settings import Params
+from halfstep.settings.graph import BASELINE
+from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.corpus import HUB_TOKENIZERS, Known
 from halfstep.tools.planning.devices import GPUS, Gpu
 from halfstep.tools.planning.disk import Disk, disk_of
@@ -399,7 +400,7 @@ def _training_fits(params: Params, network: Network, stage: str) -> dict[str, st
         return training_load(params.model_copy(update={stage: settings.model_copy(update=changed)}), network, stage)
 
     size, now = settings.batch_size, settings.num_accumulation_steps
-    finer = [n for n in divisors(size) if n >= now and not size % num_parts(n, num_devices)]
+    finer = [n for n in range(now, size + 1) if not size % num_parts(n, num_devices)]
     tried = [(f"{stage}.num_accumulation_steps={n}" if n != now else "", peak(size, n)) for n in finer]
     tried += [(f"{stage}.batch_size={n}", peak(n, n)) for n in _halved(size // 2) if not n % num_devices]
     return {gpu.name: next((answer for answer, held in tried if _is_held(held, gpu)), None) for gpu in GPUS}

@@ -1,0 +1,185 @@
+"""What `params.yaml` holds: one frozen model per section, no defaults, unknown keys refused.
+
+`params.yaml` is composed from `pipeline/conf` by Hydra and never edited, so every value is stated there and
+nowhere else. `load_params` reads and checks all of it; a stage unpacks its own section into plain values.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from halfstep.run.errors import UserError, one_line, shown
+from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, Settings
+from halfstep.settings.data import CorpusSettings
+from halfstep.settings.evaluation import EvaluateSettings, LatencySettings, SampleSettings
+from halfstep.settings.graph import InputSettings, RoundSettings, models_of, schedule_of, scores_by_baseline
+from halfstep.settings.messages import describe
+from halfstep.settings.plugins import Plugin
+from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
+from halfstep.settings.tracking import TrackingSettings
+from halfstep.settings.training import (
+    WITHOUT_INFLUENCE,
+    BaselineSettings,
+    DistillSettings,
+    ModelSettings,
+    NoiseSettings,
+    PretrainSettings,
+    TrainingSettings,
+    num_parts_of,
+)
+
+MAX_PARAMS_BYTES = 2**20
+"""A file larger than this is not one of parameters."""
+
+
+class Params(Settings):
+    """All of `params.yaml`."""
+
+    preset: str
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
+    schedule: dict[str, RoundSettings]
+    models: list[str]
+    inputs: InputSettings
+    runtime: RuntimeSettings
+    launch: LaunchSettings
+    data: Annotated[CorpusSettings, Plugin("halfstep.data.corpora", key="source", group="data")]
+    model: ModelSettings
+    noise: NoiseSettings
+    pretrain: PretrainSettings
+    baseline: BaselineSettings
+    distill: DistillSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings
+    latency: LatencySettings
+    tracking: TrackingSettings
+
+    def deciding(self, *sections: str) -> dict[str, Any]:
+        """Some sections as plain values, without those that change no step."""
+        without = {name: WITHOUT_INFLUENCE for name in sections if isinstance(getattr(self, name), TrainingSettings)}
+        without["data"] = {"num_workers"}
+        return self.model_dump(mode="json", include=set(sections), exclude=without)
+
+
+def named_inputs(params: Params) -> dict[str, dict[str, str | tuple[str, ...]]]:
+    """For each stage that may read files which no other stage wrote: the parameters that name them, with their values.
+
+    A value may be a hub id as well: only its reader can tell. A corpus that reads the user's files has them in `path`;
+    `pydocs` reads the running Python's own.
+    """
+    data, evaluate = params.data, params.evaluate
+    named: dict[str, dict[str, Any]] = {
+        "prepare": {
+            "data.source": "pydocs" if data.source == "pydocs" else None,
+            "data.path": getattr(data, "path", None),
+            "data.cloze": data.cloze,
+            "data.tokenizer.source": None if data.tokenizer.source.startswith("train-") else data.tokenizer.source,
+        },
+        "pretrain": {"pretrain.init_from": params.pretrain.init_from},
+        "baseline": {"baseline.init_from": params.baseline.init_from},
+        "evaluate": {
+            "evaluate.scorer": None if scores_by_baseline(evaluate.scorer) else evaluate.scorer,
+            **{f"evaluate.likelihood_on.{text.name}": text.source for text in evaluate.likelihood_on},
+            "evaluate.downstream_include_path": evaluate.downstream_include_path if evaluate.downstream_tasks else None,
+        },
+    }
+    return {stage: {key: value for key, value in of.items() if value is not None} for stage, of in named.items()}
+
+
+def load_params(path: Path) -> Params:
+    """Read and check the composed parameters.
+
+    Raises:
+        UserError: the file is missing, is not YAML, has an unknown key or a value that does not fit, or
+            contradicts itself (the schedule is not what `rounds` gives, a length exceeds the context).
+    """
+    values = _read_yaml(path)
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe(error, path, Params, values)) from None
+    _check_schedule(params, path)
+    _check_inputs(params, path)
+    _check_lengths(params, path)
+    _check_steps(params, path)
+    _check_batches(params, path)
+    _check_buckets(params, path)
+    return params
+
+
+def _read_yaml(path: Path) -> Any:
+    way_out = "it is composed from pipeline/conf: dvc exp run"
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file; {way_out}")
+        if (size := path.stat().st_size) > MAX_PARAMS_BYTES:
+            raise UserError(f"{path} has {size} bytes, too many for parameters; {way_out}")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run in the project's root, or compose it: dvc exp run") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; {way_out}") from None
+
+
+def _check_schedule(params: Params, path: Path) -> None:
+    if params.schedule != schedule_of(params.rounds) or params.models != models_of(params.rounds):
+        raise UserError(
+            f"{path} contradicts itself: rounds is {params.rounds}, but schedule holds rounds"
+            f" {shown(list(params.schedule))} and models {shown(params.models)}; the file is composed, not edited:"
+            f" dvc exp run -S rounds={params.rounds}"
+        )
+
+
+def _check_inputs(params: Params, path: Path) -> None:
+    stages = [stage for stage, named in named_inputs(params).items() if named]
+    # By hand a stage needs nobody who watches its inputs.
+    if "DVC_STAGE" in os.environ and params.inputs.stages != stages:
+        raise UserError(
+            f"{path} contradicts itself: files are read by the stages {shown(stages)}, but inputs.stages is"
+            f" {shown(params.inputs.stages)}; the file is composed, not edited: dvc exp run -S KEY=VALUE"
+        )
+
+
+def _check_lengths(params: Params, path: Path) -> None:
+    context = params.data.context_length
+    lengths = {
+        "sample.continuation_length": params.sample.continuation_length,
+        "latency.length": params.latency.length or context,
+    }
+    for key, length in lengths.items():
+        if length > context:
+            raise UserError(
+                f"{path}: {key} is {length}, more than data.context_length {context};"
+                f" give fewer: dvc exp run -S {key}={context}"
+            )
+
+
+def _check_steps(params: Params, path: Path) -> None:
+    fewest = params.distill.num_teacher_steps**params.rounds
+    if params.rounds and params.distill.base_num_steps < fewest:
+        raise UserError(
+            f"{path}: distill.base_num_steps is {params.distill.base_num_steps}, but rounds {params.rounds} with"
+            f" {params.distill.num_teacher_steps} teacher steps each need {fewest} or more:"
+            f" dvc exp run -S distill.base_num_steps={fewest}"
+        )
+
+
+def _check_batches(params: Params, path: Path) -> None:
+    for section in ("pretrain", "baseline", *(["distill"] if params.rounds else [])):
+        try:
+            num_parts_of(getattr(params, section), section, params.launch.num_processes)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _check_buckets(params: Params, path: Path) -> None:
+    num_texts = params.sample.num_prefixes * (1 + params.sample.continuations_per_prefix)
+    buckets = params.evaluate.mauve_num_buckets
+    if buckets != "auto" and buckets > num_texts:
+        raise UserError(
+            f"{path}: evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
+            " sample.num_prefixes and their continuations: dvc exp run -S evaluate.mauve_num_buckets=auto"
+        )

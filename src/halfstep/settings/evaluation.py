@@ -1,0 +1,91 @@
+"""What is drawn from the models, and how they are judged and timed."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
+
+from halfstep.settings.base import MAX_INT, NonNegativeInt, PositiveInt, PositiveInts, Settings, each_once
+
+
+class SampleSettings(Settings):
+    """Which samples are drawn from every model; lengths are in tokens and include the prefix."""
+
+    num_steps: PositiveInts
+    num_samples: PositiveInt
+    num_prefixes: PositiveInt
+    prefix_length: PositiveInt
+    continuation_length: PositiveInt
+    continuations_per_prefix: PositiveInt
+    batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _prefix_leaves_room(self) -> "SampleSettings":
+        if self.prefix_length >= self.continuation_length:
+            raise ValueError(
+                f"prefix_length {self.prefix_length} leaves nothing to continue in continuation_length"
+                f" {self.continuation_length}"
+            )
+        return self
+
+
+class TextSourceSettings(Settings):
+    """Other text to judge by likelihood: local files (as data.path of the text corpus) or a data set of the hub.
+
+    `name` becomes the name of a folder, so it is one, beginning with a letter or digit.
+    `hub_config` and `split` are for the hub; `text_column` is for it and for `.jsonl` and `.parquet` files.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
+    source: Annotated[str, Field(min_length=1)]
+    hub_config: str | None = None
+    split: Annotated[str, Field(min_length=1)] = "test"
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+
+
+class EvaluateSettings(Settings):
+    """How models are judged. `scorer` is a causal language model: a local folder or a hub id.
+
+    `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
+    `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`, which may
+    name Python functions beside them and templates: lm-eval runs these, so take only a folder whose code you would run;
+    `downstream_limit` is in documents (null: all), `num_downstream_draws` are a denoiser's draws of a log-likelihood.
+    `num_bootstrap_resamples` are behind each confidence interval; a sample that shares more than `longest_copy_tokens`
+    tokens in a row with the training text counts as copied.
+    """
+
+    scorer: Annotated[str, Field(min_length=1)]
+    scorer_revision: str | None
+    batch_size: PositiveInt
+    num_valid_sequences: PositiveInt
+    num_nelbo_draws: PositiveInt
+    mauve_scaling_factor: PositiveFloat
+    mauve_num_buckets: PositiveInt | Literal["auto"]
+    mauve_num_seeds: Annotated[int, Field(gt=0, le=1000)]
+    num_bootstrap_resamples: NonNegativeInt
+    longest_copy_tokens: NonNegativeInt
+    num_cloze_passages: PositiveInt | None
+    num_cloze_maskings: PositiveInt
+    likelihood_on: Annotated[tuple[TextSourceSettings, ...], Field(strict=False)]
+    num_likelihood_sequences: PositiveInt | None
+    downstream_tasks: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False), AfterValidator(each_once)
+    ]
+    downstream_include_path: str | None
+    downstream_limit: PositiveInt | None
+    num_downstream_draws: PositiveInt
+
+    @field_validator("likelihood_on")
+    @classmethod
+    def _each_name_once(cls, texts: tuple[TextSourceSettings, ...]) -> tuple[TextSourceSettings, ...]:
+        each_once(tuple(text.name for text in texts))
+        return texts
+
+
+class LatencySettings(Settings):
+    """What the latency comparison times; `length` null is the context length."""
+
+    num_steps: PositiveInts
+    batch_size: PositiveInt
+    length: Annotated[int, Field(ge=2, le=MAX_INT)] | None
+    num_warmups: NonNegativeInt
+    num_repeats: PositiveInt

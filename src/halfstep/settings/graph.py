@@ -1,0 +1,58 @@
+"""The models of a run by name, the rounds that make them, and the stages that read files of the user."""
+
+import posixpath
+import re
+
+from halfstep.run.errors import UserError, shown
+from halfstep.settings.base import Settings
+
+BASELINE = "ar"
+"""Name of the autoregressive model among the models of a pipeline run."""
+
+
+class RoundSettings(Settings):
+    """One entry of the schedule: the model that teaches this round."""
+
+    teacher: str
+
+
+def schedule_of(rounds: int) -> dict[str, RoundSettings]:
+    """The rounds as stages: round k, from 1, has model k-1 as its teacher."""
+    return {str(k): RoundSettings(teacher=str(k - 1)) for k in range(1, rounds + 1)}
+
+
+def models_of(rounds: int) -> list[str]:
+    """Every model of a pipeline run: the baseline, the first teacher 0, and the student of each round."""
+    return [BASELINE, *(str(k) for k in range(rounds + 1))]
+
+
+class InputFiles(Settings):
+    """For each stage that may read files which parameters name: where it is noted what they hold, or that none are."""
+
+    prepare: str
+    pretrain: str
+    baseline: str
+    evaluate: str
+
+
+class InputSettings(Settings):
+    """The stages that do read such files, and the notes on which all four depend."""
+
+    stages: list[str]
+    files: InputFiles
+
+
+def scores_by_baseline(scorer: str) -> bool:
+    """Whether a scorer is the pipeline's own autoregressive model, rather than files of the user."""
+    return posixpath.normpath(scorer) == f"models/{BASELINE}"
+
+
+def check_model_name(name: str) -> str:
+    """The name of a model as a person gives it to a stage: it becomes part of the paths that are read and written.
+
+    Raises:
+        UserError: it is neither `ar` nor a number.
+    """
+    if not re.fullmatch(rf"{BASELINE}|0|[1-9][0-9]{{0,3}}", name):
+        raise UserError(f"model {shown(name)} is not known: give {BASELINE}, 0, 1, ...; folders are given by --model")
+    return name
