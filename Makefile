@@ -1,9 +1,11 @@
-# `make run` rebuilds everything, `make test` passes the tests (`make test-slow` the long ones), `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests (`make test-unit` the quick ones, `make test-slow` the long ones), `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 
-.PHONY: run test test-slow ui server lint audit setup clean-venv
+PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: run test test-unit test-slow ui server lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -11,7 +13,11 @@ run: setup
 	halfstep summary
 
 test: setup
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# No DVC, no other processes, no stages: for while you work.
+test-unit: setup
+	$(PYTEST) -m unit
 
 # The long versions of some tests: more kills, more rounds, more stages.
 test-slow: setup
@@ -25,7 +31,7 @@ lint: setup
 # Reports, which fail nothing: neither a finding nor an index that cannot be reached.
 audit: setup
 	-python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 5 --constraint constraints.txt --editable '.[audit]'
-	-python scripts/audit
+	-python scripts/audit.py
 
 ui: setup
 	halfstep ui

@@ -13,11 +13,10 @@ def main(
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Written.")] = Path("metrics/latency.json"),
 ) -> None:
-    """Time a denoiser in several numbers of steps against GPT-2 of the same size with a KV cache.
+    """Time a denoiser with several samplers against GPT-2 of the same size with a KV cache.
 
-    Reads the parameters and the vocabulary's size; writes seconds, spread and tokens per second. The weights
-    are
-    random: time does not depend on them.
+    Reads the parameters and the vocabulary's size; writes seconds, spread and tokens per second. The weights are
+    random: an evaluation takes the same time, but a sampler that goes by what is predicted takes the most steps.
     """
     import torch
 
@@ -29,10 +28,12 @@ def main(
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json
     from halfstep.run.stage_times import record_stage
+    from halfstep.samplers.base import samplers_of
     from halfstep.settings import load_params
 
     params = load_params(params_path)
     settings = params.latency
+    samplers = samplers_of(settings.samplers, f"{params_path}: latency.samplers")
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     precision = select_precision(params.runtime.precision, device)
@@ -55,7 +56,7 @@ def main(
         times = time_generation(
             denoiser.eval().to(device).logits_at,
             autoregressive.eval().to(device),
-            num_steps=settings.num_steps,
+            samplers=samplers,
             batch_size=settings.batch_size,
             length=length,
             mask_token_id=vocab_size - 1,
@@ -87,11 +88,11 @@ def main(
 def _print(times: dict) -> None:
     from rich.table import Table
 
-    table = Table("", "steps", "evaluations", "seconds", "tokens/s", title="Time per batch, random weights")
-    rows = [("denoiser", str(entry["num_steps"]), entry) for entry in times["denoiser"]]
-    for name, steps, entry in [*rows, ("autoregressive, KV cache", "", times["autoregressive"])]:
+    table = Table("", "setting", "evaluations", "seconds", "tokens/s", title="Time per batch, random weights")
+    rows = [(f"denoiser, {entry['sampler']}", entry["setting"], entry) for entry in times["denoiser"]]
+    for name, setting, entry in [*rows, ("autoregressive, KV cache", "", times["autoregressive"])]:
         seconds = f"{entry['seconds']['value']:.4g} ({entry['seconds_min']:.4g} to {entry['seconds_max']:.4g})"
-        table.add_row(name, steps, f"{entry['nfe']:.1f}", seconds, f"{entry['tokens_per_second']:.0f}")
+        table.add_row(name, setting, f"{entry['nfe']:.1f}", seconds, f"{entry['tokens_per_second']:.0f}")
     console.console.print(table)
 
 

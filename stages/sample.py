@@ -9,7 +9,7 @@ import typer
 from halfstep.run import console
 
 if TYPE_CHECKING:
-    from halfstep.samples.draw import Batch
+    from halfstep.samples.table import Batch
 
 
 def main(
@@ -19,35 +19,35 @@ def main(
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
 ) -> None:
-    """Draw samples from a model at every number of denoising steps, each decided by its seed and index alone.
+    """Draw samples from a model with every sampler, each decided by its seed and index alone.
 
     Reads the parameters, the model and the validation tokens (whose first tokens are the prefixes); writes
-    unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token unmasked.
+    unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token was written.
     Killed, it goes on after the last batch.
     """
-    import torch
-
     from halfstep.data.fits import check_prefixes
     from halfstep.data.manifest import MANIFEST_FILE
     from halfstep.data.seeds import derive_seed
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens import load_tokens
-    from halfstep.model.denoiser import Denoiser
-    from halfstep.model.gpt2 import load_autoregressive
+    from halfstep.model.base import MaskedModel
+    from halfstep.model.opening import open_model
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.errors import nan_as_user_error
     from halfstep.run.files import written_by_main
     from halfstep.run.launch import enter
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samples.draw import autoregressive_sampler, denoiser_sampler, draw_batches
+    from halfstep.samplers.base import samplers_of
+    from halfstep.samples.draw import AUTOREGRESSIVE, draw_batches, requests_of
     from halfstep.samples.table import write_samples
     from halfstep.settings import load_params
-    from halfstep.settings.graph import BASELINE, check_model_name
+    from halfstep.settings.graph import check_model_name
 
     params = load_params(params_path)
     settings = params.sample
     check_model_name(model_name)
+    samplers = samplers_of(settings.samplers, f"{params_path}: sample.samplers")
     enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
@@ -56,77 +56,39 @@ def main(
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")
     check_prefixes(params, len(valid_tokens))
-    rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
-    context_length = params.data.context_length
-    # kind: (prefixes, the validation row each comes from, tokens per sample)
-    requests = {
-        "unconditional": (
-            torch.empty(settings.num_samples, 0, dtype=torch.int64),
-            [-1] * settings.num_samples,
-            context_length,
-        ),
-        "continuations": (
-            torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype("int64")),
-            rows,
-            settings.continuation_length,
-        ),
-    }
-    is_baseline = model_name == BASELINE
-    model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
-    check_vocabulary(
-        tokenizer,
-        model_path,
-        vocab_size=model.config.vocab_size,
-        mask_token_id=None if is_baseline else model.config.mask_token_id,
-    )
-    model.to(device)
+    model = open_model(model_path).to(device)
+    is_masked = isinstance(model, MaskedModel)
+    mask_token_id = model.config.mask_token_id if is_masked else None
+    check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
+    samplers = samplers if is_masked else [AUTOREGRESSIVE]
     precision = select_precision(params.runtime.precision, device)
     inputs = [model_path, tokens_path / MANIFEST_FILE]
     with (
         open_work(f"sample-{model_name}", params.deciding("seed", "runtime", "sample"), inputs) as work,
-        work.journal() as journal,
+        work.batches() as batches_path,
     ):
-        with (
-            written_by_main(samples_path) as folder,
-            autocast(device, precision),
-            nan_as_user_error(model_path),
-        ):
+        with written_by_main(samples_path) as folder, autocast(device, precision), nan_as_user_error(model_path):
             folder.mkdir()
-            for kind, (prefixes, prefix_rows, length) in requests.items():
-                seed = derive_seed(params.seed, kind)
-                if is_baseline:
-                    sampler = autoregressive_sampler(
-                        model,
-                        mask_token_id=tokenizer.mask_token_id,
-                        bos_token_id=tokenizer.bos_token_id,
-                        seed=seed,
-                        device=device,
-                    )
-                    num_steps = [length - max(prefixes.shape[1], 1)]
-                else:
-                    sampler = denoiser_sampler(model, seed=seed, device=device)
-                    num_steps = sorted(settings.num_steps)
-                total = len(num_steps) * len(prefixes)
-                with console.progress(f"sample {model_name}, {kind}", total, unit="sample") as show:
+            for request in requests_of(settings, valid_tokens, params.data.context_length):
+                total = len(samplers) * len(request.prefixes)
+                with console.progress(f"sample {model_name}, {request.kind}", total, unit="sample") as show:
                     batches = draw_batches(
-                        sampler,
-                        prefixes,
-                        prefix_rows,
-                        length=length,
-                        num_steps=num_steps,
+                        model,
+                        samplers,
+                        request,
+                        tokenizer=tokenizer,
+                        seed=derive_seed(params.seed, request.kind),
                         batch_size=settings.batch_size,
-                        remember=journal.memory_of(kind),
+                        device=device,
+                        folder=batches_path / request.kind,
                     )
+                    prefix_length = request.prefixes.shape[1]
+                    metadata = {"model": model_name, "seed": params.seed, "prefix_length": prefix_length}
                     write_samples(
-                        folder / f"{kind}.parquet",
+                        folder / f"{request.kind}.parquet",
                         _shown(batches, show),
                         decode=tokenizer.decode,
-                        metadata={
-                            "model": model_name,
-                            "seed": params.seed,
-                            "prefix_length": prefixes.shape[1],
-                            "length": length,
-                        },
+                        metadata={**metadata, "length": request.length},
                     )
         record_stage(f"sample@{model_name}", samples_path / "unconditional.parquet", device)
         work.finish()
@@ -138,7 +100,7 @@ def _shown(batches: "Iterable[Batch]", show: Callable[[int, str], None]) -> "Ite
     for batch in batches:
         yield batch
         done += len(batch.indices)
-        show(done, f"{batch.num_steps} steps")
+        show(done, f"{batch.sampler} {batch.setting}".rstrip())
 
 
 if __name__ == "__main__":

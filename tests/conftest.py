@@ -2,8 +2,10 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -74,9 +76,41 @@ def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "__file__", str(Path(manager.__file__).parent / "arc" / "manager.py"))
 
 
+MARKS = ("unit", "stage", "system")
+processes_started: list[str] = []
+sys.addaudithook(
+    lambda event, arguments: (
+        processes_started.append(event) if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") else None
+    )
+)
+
+
+def mark_of(module: ModuleType) -> str:
+    """Of a test without a mark of its own: system if its file imports `subprocess`, stage if it imports a stage."""
+    values = list(vars(module).values())
+    if any(value is subprocess for value in values):
+        return "system"
+    origins = (
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "") for value in values
+    )
+    return "stage" if any(str(origin).split(".")[0] == "stages" for origin in origins) else "unit"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The pipeline first: where processes share the files of tests, one of them is busy with it from start to end."""
-    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+    """Give each test its mark; the longest first: processes that share the tests' files are busy to the end."""
+    for item in items:
+        if not any(map(item.get_closest_marker, MARKS)):
+            item.add_marker(mark_of(item.module))
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
+@pytest.fixture(autouse=True)
+def only_tests_of_the_system_start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    processes_started.clear()
+    yield
+    if not request.node.get_closest_marker("system"):
+        assert processes_started == [], "@pytest.mark.system is missing"
 
 
 TREE = pytest.StashKey[set[str]]()

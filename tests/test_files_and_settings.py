@@ -104,6 +104,10 @@ def test_the_committed_parameters_are_sound() -> None:
         (lambda v: v["launch"].update(processes_per_node=3), r"pretrain\.batch_size is 64, .* 3 processes .*=66"),
         (lambda v: v["launch"].update(num_nodes=2, processes_per_node=3), r"batch_size is 64, which 6 processes"),
         (lambda v: v["baseline"].update(batch_size=1) or v["launch"].update(num_nodes=2), r"baseline\.batch_size is 1"),
+        (
+            lambda v: v["evaluate"].update(metrics=["rouge"]),
+            r"'rouge' is not a metric; there are .* mauve",
+        ),
         (lambda v: v["evaluate"].update(mauve_num_buckets=193), r"mauve_num_buckets is 193, more than the 192 texts"),
         (lambda v: v["latency"].update(length=1), r"latency\.length is 1: it should be 2 or more"),
         (lambda v: v["data"].update(context_length=2**20 + 1, tokens_per_shard=2**30), r"data\.context_length"),

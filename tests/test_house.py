@@ -71,11 +71,14 @@ def made_imports(file: Path) -> set[str]:
 
 
 def files_behind(file: Path) -> set[Path]:
-    """The files of ours that a script imports, directly or through others, with their packages."""
+    """The files of ours that a script imports, directly or through others, with their packages.
+
+    Imports for type checkers are never made, and decide nothing.
+    """
     seen: set[Path] = set()
     pending = [file]
     while pending:
-        for name in imported_modules(pending.pop()):
+        for name in made_imports(pending.pop()):
             parts = name.split(".")
             for end in range(1, len(parts) + 1):
                 found = module_file(".".join(parts[:end])) if parts[0] == "halfstep" else None
@@ -145,6 +148,13 @@ def test_every_script_is_a_stage_and_every_stage_runs_its_script() -> None:
         assert re.match(rf"python -m stages\.{name}( |$)", stage["cmd"])
 
 
+def plugins(name: str) -> list[Path]:
+    """The files that a stage imports by the names that the default parameters give."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    names = {"evaluate": [f"evaluation/metrics/{metric}" for metric in params["evaluate"]["metrics"]]}
+    return [SOURCE / "halfstep" / f"{name}.py" for name in names.get(name, [])]
+
+
 def watched_files(name: str) -> set[str]:
     """The files whose change can change what a stage writes: its script, and what it imports of the watched rooms.
 
@@ -152,10 +162,17 @@ def watched_files(name: str) -> set[str]:
     """
     script = ROOT / "stages" / f"{name}.py"
     rooms = {*ROOMS} - (NOT_WATCHED - {{"report": "report", "track": "tracking"}.get(name)})
-    files = {
-        path for path in files_behind(script) if room_of(module_name(path)) in rooms and path.name != "__init__.py"
-    }
+    chosen = {*plugins(name), *chosen_samplers(name)}
+    imported = chosen | {file for root in (script, *chosen) for file in files_behind(root)}
+    files = {path for path in imported if room_of(module_name(path)) in rooms and path.name != "__init__.py"}
     return {path.relative_to(ROOT).as_posix() for path in {script, *files}}
+
+
+def chosen_samplers(name: str) -> set[Path]:
+    """The files of the samplers that the default parameters of a stage name: it imports them by name."""
+    section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")).get(name)
+    entries = section.get("samplers", []) if isinstance(section, dict) else []
+    return {SOURCE / "halfstep" / "samplers" / f"{entry['name']}.py" for entry in entries}
 
 
 # Of these files one is chosen by a parameter: the stages list it by DVC's template, and no import says which it is.
@@ -291,7 +308,7 @@ def test_stages_find_a_python_where_the_path_has_none(tmp_path: Path, monkeypatc
 
 
 # Rooms, or parts of them, that dvc.yaml lists as a whole. Of the others each file is something to choose.
-FOLDERS = ("diffusion", "model", "training", "evaluation/lm_eval", "metrics", "samples", "report", "tracking")
+FOLDERS = ("diffusion", "model", "training", "evaluation/lm_eval", "metrics", "report", "tracking")
 
 
 def dependency_list(name: str) -> list[str]:

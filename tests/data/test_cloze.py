@@ -10,7 +10,7 @@ from dvc.fs import LocalFileSystem
 
 from halfstep.data.cloze import check_passage, load_cloze, split_passage, write_cloze
 from halfstep.data.tokenizer import train_word_tokenizer
-from halfstep.evaluation.lm_eval.cloze import load_passages
+from halfstep.evaluation.metrics.cloze import load_passages
 from halfstep.run.errors import UserError
 
 

@@ -1,6 +1,7 @@
 """Every measure, cut off after each of its batches and called again, gives what it gives in one go."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from halfstep.evaluation.likelihood import autoregressive_likelihood, denoiser_l
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.evaluation.scorer import Scorer, features, text_features, token_nlls
-from halfstep.run.work import Arrays, Journal, Remember, anew
+from halfstep.run.files import atomic_path
 
 SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], [0, 4, 4], [6, 6, 6, 6]]
 REQUESTS = [
@@ -27,31 +28,18 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-class OneBatchACall:
-    """Ends the process with every piece of work that is done, and counts them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_done = 0
-
-    def remember(
-        self, kind: str, pieces: Iterable[Any], inputs_of: Callable[[Any], Any], compute: Callable[[Any], Arrays]
-    ) -> Iterator[tuple[Any, Arrays]]:
-        journal = Journal(self.path)
-        num_known = journal.num_known
-        for piece, arrays in journal.remember(kind, pieces, inputs_of, compute):
-            if journal.num_known > num_known:
-                self.num_done += 1
-                raise Killed
-            yield piece, arrays
+@contextmanager
+def kept_and_killed(path: Path) -> Iterator[Path]:
+    with atomic_path(path) as temporary:
+        yield temporary
+    raise Killed
 
 
-def in_many_calls(measure: Callable[[Remember], Any], path: Path) -> tuple[Any, int]:
-    """(what a measure gives in the end, how many pieces of work were done)."""
-    calls = OneBatchACall(path)
-    for _ in range(100):
+def in_many_calls(measure: Callable[[Path], Any], folder: Path) -> tuple[Any, int]:
+    """(what a measure gives in the end, how often it was killed), each time with a batch that it has kept."""
+    for num_killed in range(100):
         try:
-            return measure(calls.remember), calls.num_done
+            return measure(folder), num_killed
         except Killed:
             continue
     raise AssertionError("no progress")
@@ -63,41 +51,39 @@ def one_row(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return table[xt.roll(1, dims=1)[at]]
 
 
-def denoiser_lm(tokenizer, remember):
+def denoiser_lm(tokenizer, folder):
     settings = {"max_length": 16, "mask_token_id": tokenizer.mask_token_id, "num_draws": 5, "batch_size": 3}
-    return DenoiserLM(one_row, tokenizer, **settings, seed=0, device=torch.device("cpu"), remember=remember)
+    return DenoiserLM(one_row, tokenizer, **settings, seed=0, device=torch.device("cpu"), folder=folder)
 
 
-def held_out_nelbo(remember: Remember):
+def held_out_nelbo(folder: Path | None):
     tokens = np.random.default_rng(0).integers(0, 13, size=(5, 12)).astype(np.uint16)
     settings = {"schedule": LogLinearSchedule(1e-3), "min_time": 1e-5, "mask_token_id": 13, "num_draws": 3}
     return denoiser_likelihood(
-        one_row, tokens, **settings, batch_size=4, seed=0, device=torch.device("cpu"), remember=remember
+        one_row, tokens, **settings, batch_size=4, seed=0, device=torch.device("cpu"), folder=folder
     )
 
 
 @pytest.fixture
-def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Remember], Any], int]]:
+def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Path | None], Any], int]]:
     """By name: a measure, and how many batches it has."""
     tokens = np.array([[0, 3, 4], [0, 5, 6], [0, 7, 8]])
+    scorer = Scorer(gpt2, tokenizer)
     return {
-        "nlls": (lambda r: token_nlls(gpt2, SEQUENCES, batch_size=2, remember=r), 3),
-        "features": (lambda r: features(gpt2, SEQUENCES, batch_size=4, remember=r).tolist(), 2),
+        "nlls": (lambda at: token_nlls(gpt2, SEQUENCES, batch_size=2, folder=at), 3),
+        "features": (lambda at: features(gpt2, SEQUENCES, batch_size=4, folder=at).tolist(), 2),
         "text features": (
-            lambda r: text_features(SEQUENCES, tokenizer, Scorer(gpt2, tokenizer, r), batch_size=4).tolist(),
-            2,
+            lambda at: text_features(SEQUENCES, tokenizer, scorer, batch_size=4, folder=at).tolist(), 2,
         ),
         "denoiser's likelihood": (held_out_nelbo, 4),
         "autoregressive likelihood": (
-            lambda r: autoregressive_likelihood(gpt2, tokens, batch_size=2, remember=r),
-            2,
+            lambda at: autoregressive_likelihood(gpt2, tokens, batch_size=2, folder=at), 2,
         ),
-        "denoiser's tasks": (lambda r: denoiser_lm(tokenizer, r).loglikelihood(REQUESTS, disable_tqdm=True), 3),
+        "denoiser's tasks": (lambda at: denoiser_lm(tokenizer, at).loglikelihood(REQUESTS, disable_tqdm=True), 3),
         "autoregressive tasks": (
-            lambda r: AutoregressiveLM(gpt2, tokenizer, batch_size=2, remember=r).loglikelihood(REQUESTS, True),
-            3,
+            lambda at: AutoregressiveLM(gpt2, tokenizer, batch_size=2, folder=at).loglikelihood(REQUESTS, True), 3,
         ),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -110,6 +96,7 @@ def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Remember], Any], int]
 def test_cut_off_after_every_batch(measures, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("halfstep.evaluation.lm_eval.autoregressive_lm.REQUESTS_AT_ONCE", 1)
     measure, num_batches = measures[name]
-    found, num_done = in_many_calls(measure, tmp_path / "journal")
-    assert found == measure(anew)
-    assert num_done == num_batches
+    monkeypatch.setattr("halfstep.run.work.atomic_path", kept_and_killed)
+    found, num_killed = in_many_calls(measure, tmp_path / "batches")
+    assert found == measure(None)
+    assert num_killed == num_batches

@@ -3,6 +3,7 @@ import torch
 
 from halfstep.evaluation.latency import time_calls, time_generation
 from halfstep.model.gpt2 import new_gpt2
+from halfstep.samplers.base import Sampler
 
 
 def test_rounds_alternate_between_calls_and_warmups_do_not_count():
@@ -38,7 +39,7 @@ def test_both_models_generate_the_same_number_of_tokens():
     result = time_generation(
         logits_at,
         gpt2.eval(),
-        num_steps=[64, 1],
+        samplers=[Sampler("confidence", {"threshold": 0.0}), Sampler("ancestral", {"num_steps": 64})],
         batch_size=3,
         length=length,
         mask_token_id=vocab - 1,
@@ -47,7 +48,8 @@ def test_both_models_generate_the_same_number_of_tokens():
         device=torch.device("cpu"),
     )
     one, many = result["denoiser"]
-    assert (one["num_steps"], many["num_steps"]) == (1, 64)
+    assert [one[key] for key in ("sampler", "setting", "num_steps")] == ["confidence", "threshold=0.0", None]
+    assert [many[key] for key in ("sampler", "setting", "num_steps")] == ["ancestral", "num_steps=64", 64]
     assert one["nfe"] == 1
     assert 1 < many["nfe"] <= length - 1
     # Two repeats: sequences evaluated in all are twice the batch times the evaluations of each.

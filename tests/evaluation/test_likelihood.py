@@ -39,7 +39,7 @@ def test_uniform_denoiser_costs_log_of_the_clean_vocabulary():
     # Five standard errors: a false alarm of 6e-7 if the seed were free.
     assert abs(estimate.value - math.log(MASK)) < 5 * estimate.standard_error
     assert estimate.standard_error < 0.02 * math.log(MASK)
-    assert (estimate.count, estimate.unit, result.is_bound) == (300, "nats", True)
+    assert (estimate.count, estimate.unit, len(result.by_time)) == (300, "nats", 10)
     assert result.perplexity.value == pytest.approx(math.exp(estimate.value))
     assert result.perplexity.standard_error == pytest.approx(result.perplexity.value * estimate.standard_error)
 
@@ -81,11 +81,11 @@ def test_exact_nll_of_an_autoregressive_model(gpt2):
     expected = -log_p.gather(-1, ids[:, 1:, None]).mean().item()
     assert result.nll_per_token.value == pytest.approx(expected, rel=1e-5)
     assert result.perplexity.value == pytest.approx(math.exp(expected), rel=1e-5)
-    assert (result.nll_per_token.count, result.is_bound) == (5, False)
+    assert (result.nll_per_token.count, result.by_time) == (5, ())
 
 
 def test_bits_per_byte_are_total_bits_over_total_bytes():
-    likelihood = Likelihood((3 * math.log(2), 5 * math.log(2), 7 * math.log(2)), (4, 4, 4), None)
+    likelihood = Likelihood((3 * math.log(2), 5 * math.log(2), 7 * math.log(2)), (4, 4, 4))
     bits = likelihood.bits_per_byte((2, 3, 0))
     assert (bits.value, bits.count, bits.unit) == (pytest.approx(3.0), 3, "bits")
     # The ratio's residuals are 3 - 6, 5 - 9 and 7 - 0 bits, and the mean is 5 / 3 bytes.
@@ -100,12 +100,12 @@ def test_a_uniform_denoiser_takes_the_bits_of_its_vocabulary(tokenizer):
     ids = [tokenizer.bos_token_id, *tokenizer.encode("the cat saw a red dog"), tokenizer.eos_token_id]
     tokens = np.array([ids] * 40, dtype=np.uint16)
     result = nelbo(uniform, tokens, mask_token_id=tokenizer.mask_token_id, num_draws=64)
-    written = result.as_dict(decoded_bytes(tokenizer, tokens))
-    assert (written["num_bytes"], written["num_tokens"]) == (40 * len("the cat saw a red dog"), 40 * 8)
-    assert (written["num_draws"], written["is_bound"], written["num_unknown_tokens"]) == (64, True, 0)
-    bits = written["bits_per_byte"]
+    text = decoded_bytes(tokenizer, tokens)
+    assert (sum(text.num_bytes), sum(result.num_tokens)) == (40 * len("the cat saw a red dog"), 40 * 8)
+    assert text.num_unknown_tokens == 0
+    bits = result.bits_per_byte(text.num_bytes)
     expected = 8 * math.log2(len(tokenizer) - 1) / len("the cat saw a red dog")
-    assert abs(bits["value"] - expected) < 5 * bits["standard_error"] < 0.1 * expected
+    assert abs(bits.value - expected) < 5 * bits.standard_error < 0.1 * expected
 
 
 def test_bytes_are_those_of_the_text_without_special_tokens(tokenizer, make_tokenizer):
@@ -121,7 +121,7 @@ def test_bytes_are_those_of_the_text_without_special_tokens(tokenizer, make_toke
     assert decoded_bytes(accented, ids).num_bytes == (5 + 1 + 6,)
 
 
-def test_broken_weights_are_told(gpt2):
+def test_broken_weights_are_an_error(gpt2):
     def broken(xt, at):
         return torch.full((int(at.sum()), VOCAB), math.nan)
 

@@ -445,12 +445,16 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
     if stage == "evaluate":
         from halfstep.samplers.base import Samples
-        from halfstep.samples.draw import Batch
+        from halfstep.samples.table import Batch
 
         ones = torch.ones(2, 4, dtype=torch.int64)
-        batch = Batch(range(2), 4, [-1, -1], Samples(ones, torch.ones(2, dtype=torch.int64), ones))
+        batch = Batch(
+            "ancestral", "num_steps=4", 4, range(2), [-1, -1], Samples(ones, torch.ones(2, dtype=torch.int64), ones)
+        )
         for kind in ("unconditional", "continuations"):
-            write_samples(tmp_path / "samples" / "0" / f"{kind}.parquet", [batch], decode=str, metadata={})
+            write_samples(
+                tmp_path / "samples" / "0" / f"{kind}.parquet", [batch], decode=str, metadata={"prefix_length": 0}
+            )
     run_stage("tokenizers", importlib.import_module(f"stages.{stage}").main, *arguments, named=(folder.name, "50"))
 
 

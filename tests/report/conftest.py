@@ -1,96 +1,30 @@
 """Hand-written results of a small run, as the stages would have left them."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.paired import write_samples_table
+from halfstep.metrics.record import Record, Row, write_record
 from halfstep.report import figures
+from halfstep.report.experiment import Experiment, load_experiment
 from halfstep.report.page import write_report
-from halfstep.report.results import load_curves, load_latency, load_metrics, load_stage_times
-from halfstep.report.samples import load_samples, tokens_together
 
 MODELS = ["ar", "0", "1", "2"]
-STEPS = (4, 16)
-# Teacher and students at 4 and 16 steps: (generative perplexity, its standard error).
-PERPLEXITY = {
-    "0": ((80.0, 1.0), (40.0, 0.5)),
-    "1": ((50.0, 0.8), (36.0, 0.5)),
-    "2": ((32.0, 0.6), (30.0, 0.4)),
+# Teacher and students at 4 and 16 steps: generative perplexity, its standard error, entropy.
+MEASURED = {
+    "0": {4: (80.0, 1.0, 4.50), 16: (40.0, 0.5, 4.40)},
+    "1": {4: (50.0, 0.8, 4.45), 16: (36.0, 0.5, 4.38)},
+    "2": {4: (32.0, 0.6, 4.42), 16: (30.0, 0.4, 4.36)},
 }
-ENTROPY = {"0": (4.50, 4.40), "1": (4.45, 4.38), "2": (4.42, 4.36)}
-ENTROPY_ERROR = 0.01
-
-
-def estimate(value: float, error: float | None = None, count: int = 1024, unit: str = "1") -> dict[str, Any]:
-    return {"value": value, "standard_error": error, "count": count, "unit": unit}
-
-
-def model_values(model: str) -> dict[str, Any]:
-    is_ar = model == "ar"
-    entries = [
-        {
-            "num_steps": 63 if is_ar else steps,
-            "nfe": estimate(63 if is_ar else steps - 0.5),
-            "generative_perplexity": estimate(*((20.0, 0.3) if is_ar else PERPLEXITY[model][i])),
-            "entropy": estimate(4.3 if is_ar else ENTROPY[model][i], ENTROPY_ERROR, unit="nats"),
-            "mauve": estimate(0.9, 0.01),
-            "num_truncated": 0,
-        }
-        for i, steps in enumerate(STEPS[:1] if is_ar else STEPS)
-    ]
-    return {
-        "model": model,
-        "kind": "autoregressive" if is_ar else "denoiser",
-        "round_index": None if is_ar else int(model),
-        "seed": 0,
-        "num_parameters": 1000,
-        "validation": {
-            "nll_per_token": estimate(3.0, 0.01, unit="nats"),
-            "perplexity": estimate(20.1, 0.2),
-            "is_bound": not is_ar,
-        },
-        "loss_by_time": None
-        if is_ar
-        else [
-            {"t_low": 0.0, "t_high": 0.5, "nats_per_token": estimate(2.0 + 0.1 * int(model), 0.01, unit="nats")},
-            {"t_low": 0.5, "t_high": 1.0, "nats_per_token": estimate(4.0, 0.01, unit="nats")},
-        ],
-        "cloze": {"accuracy": estimate(0.25, 0.03, 200), "perplexity": estimate(9.0, 1.0, 200)},
-        "samples": entries,
-        "scorer": {"name": "models/ar", "retokenized": False},
-        "mauve_settings": {},
-        "data": {
-            "generative_perplexity": estimate(18.0, 0.2),
-            "entropy": estimate(4.41, ENTROPY_ERROR, unit="nats"),
-        },
-    }
-
-
-def latency_values() -> dict[str, Any]:
-    def entry(seconds: float) -> dict[str, Any]:
-        timed = estimate(seconds, None, 5, "seconds")
-        return {"seconds": timed, "seconds_min": 0.9 * seconds, "seconds_max": 1.2 * seconds}
-
-    return {
-        "device": "cpu",
-        "num_threads": 2,
-        "dtype": "fp32",
-        "torch": "2.9.0",
-        "batch_size": 8,
-        "length": 64,
-        "num_parameters": {"denoiser": 1000, "autoregressive": 1000},
-        "denoiser": [
-            {"num_steps": n, "nfe": float(n), "tokens_per_second": 5000.0 / n, **entry(0.04 * n)} for n in STEPS
-        ],
-        "autoregressive": {"nfe": 63.0, "kv_cache": True, "tokens_per_second": 900.0, **entry(0.56)},
-    }
-
-
 HOSTILE = (
     """</script><script>window.ran = 1</script><img src=x onerror="window.ran = 1"><svg onload=window.ran=1>'"&lt;$x"""
 )
@@ -98,113 +32,138 @@ HOSTILE = (
 WORDS = ["Once", " upon", " a", " time", " <script>alert('sample')</script>", " there", " was", " one"]
 
 
-def decode(token_ids: list[int]) -> str:
-    """Text of the made-up tokens, each a word."""
-    return "".join(WORDS[token_id] for token_id in token_ids)
-
-
-def write_samples(path: Path, prefix_length: int, num_steps: list[int], *, is_autoregressive: bool = False) -> None:
-    """Three samples of eight tokens at every number of steps, of which two tokens unmask in each of the first steps."""
-    rows = [(i, n) for n in num_steps for i in range(3)]
-    tokens = [[0, 1, *((j + i) % 6 + 2 for j in range(6))] for i, _ in rows]
-    unmask = [
-        [
-            0 if j < prefix_length else (j + 1 - prefix_length if is_autoregressive else min(j // 2 + 1, n))
-            for j in range(8)
-        ]
-        for _, n in rows
-    ]
-    table = pa.table(
-        {
-            "sample_index": [i for i, _ in rows],
-            "num_steps": [n for _, n in rows],
-            "nfe": [min(n, 4) for _, n in rows],
-            "token_ids": tokens,
-            "unmask_step": unmask,
-            "text": [decode(ids) for ids in tokens],
-        },
-        metadata={b"halfstep": json.dumps({"prefix_length": prefix_length}).encode()},
-    )
+def write_samples(path: Path, prefix_length: int, num_steps: list[int | None]) -> None:
+    """Three samples of eight tokens in every setting, of which two tokens unmask in each of the first steps."""
+    rows: dict[str, list[Any]] = {}
+    for steps in num_steps:
+        for i in range(3):
+            row = {
+                "sampler": "ancestral" if steps else "autoregressive",
+                "setting": f"num_steps={steps}" if steps else "",
+                "temperature": 1.0,
+                "num_steps": steps,
+                "sample_index": i,
+                "prefix_row": -1,
+                "nfe": min(steps or 8 - prefix_length, 4),
+                "token_ids": [0, 1, *((j + i) % 6 + 2 for j in range(6))],
+                "unmask_step": [
+                    0 if j < prefix_length else min(j // 2 + 1, steps) if steps else j + 1 - prefix_length
+                    for j in range(8)
+                ],
+                "text": "",
+            }
+            for name, value in row.items():
+                rows.setdefault(name, []).append(value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    metadata = {b"halfstep": json.dumps({"prefix_length": prefix_length}).encode()}
+    pq.write_table(pa.table(rows).replace_schema_metadata(metadata), path)
 
 
 class Project:
-    """A finished pipeline run in a folder."""
+    """A finished pipeline run in a folder; `rows` and `latency` may be changed before it is read."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, words: list[str] = WORDS) -> None:
         self.root = root
-        self.values = {model: model_values(model) for model in MODELS}
-        self.latency = latency_values()
+        self.rows: dict[str, dict[tuple[str, str | None, str | None], Estimate]] = {model: {} for model in MODELS}
+        self.scorer = "models/ar"
+        self.latency: dict[str, Any] = {
+            "device": "cpu", "num_threads": 2, "dtype": "fp32", "torch": "2.9.0", "batch_size": 8, "length": 64,
+            "num_parameters": {"denoiser": 1000, "autoregressive": 1000},
+            "denoiser": [
+                {"sampler": "ancestral", "setting": f"num_steps={n}", "nfe": float(n), **timed(0.04 * n)}
+                for n in (4, 16)
+            ],
+            "autoregressive": {"nfe": 63.0, **timed(0.56)},
+        }  # fmt: skip
         for model in MODELS:
-            steps = [63] if model == "ar" else list(STEPS)
-            folder = root / "samples" / model
-            write_samples(folder / "unconditional.parquet", 0, steps, is_autoregressive=model == "ar")
-            write_samples(folder / "continuations.parquet", 2, steps, is_autoregressive=model == "ar")
+            self.set(model, "validation_perplexity", 20.1, 0.2)
+            self.set(model, "cloze_accuracy", 0.25, 0.03, count=200)
+            self.set(model, "cloze_perplexity", 9.0, 1.0, count=200)
+            self.set(model, "data_generative_perplexity", 18.0, 0.2)
+            self.set(model, "data_entropy", 4.41, 0.01, unit="nats")
+            for steps, (perplexity, error, entropy) in MEASURED.get(model, {None: (20.0, 0.3, 4.3)}).items():
+                self.set(model, "nfe", steps - 0.5 if steps else 63.0, steps=steps)
+                self.set(model, "generative_perplexity", perplexity, error, steps=steps)
+                self.set(model, "entropy", entropy, 0.01, steps=steps, unit="nats")
+                self.set(model, "mauve", 0.9, 0.01, steps=steps)
+            for kind, prefix_length in (("unconditional", 0), ("continuations", 2)):
+                path = root / "samples" / model / f"{kind}.parquet"
+                write_samples(path, prefix_length, [None] if model == "ar" else [4, 16])
+            (root / "metrics" / model).mkdir(parents=True)
+            write_samples_table(root / "metrics" / model / "samples.csv", [])
             (root / "curves").mkdir(exist_ok=True)
             (root / "curves" / f"{model}.csv").write_text(
                 "step,loss,learning_rate,grad_norm,valid_loss\n1,5.0,0.1,1.0,\n2,4.0,0.1,1.0,4.5\n"
             )
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+        backend.decoder = decoders.Fuse()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+        tokenizer.save_pretrained(root / "data" / "tokenizer")
+        self.write_params()
 
-    def metrics(self) -> Any:
-        folder = self.root / "metrics"
-        folder.mkdir(exist_ok=True)
-        for model, values in self.values.items():
-            (folder / f"{model}.json").write_text(json.dumps(values))
-        (folder / "latency.json").write_text(json.dumps(self.latency))
-        return load_metrics(folder, MODELS)
+    def set(
+        self, model: str, metric: str, value: float, error: float | None = None, *,
+        steps: int | None = None, drawn: tuple[str, str] | None = None, count: int = 1024, unit: str = "1",
+    ) -> None:  # fmt: skip
+        """Set a measured value; of samples at `steps`, of an autoregressive model's, or of those drawn otherwise."""
+        if metric in ("nfe", "generative_perplexity", "entropy", "mauve", "self_bleu"):
+            drawn = drawn or (("ancestral", f"num_steps={steps}") if steps else ("autoregressive", ""))
+        self.rows[model][metric, *(drawn or (None, None))] = Estimate(value, error, count, unit)
 
-    def report(
-        self,
-        name: str = "reports",
-        preset: str = "laptop",
-        params_text: str = "preset: laptop\nseed: 0\n",
-        decode: Callable[[list[int]], str] = decode,
-    ) -> Path:
-        metrics = self.metrics()
-        write_report(
-            self.root / name,
-            metrics=metrics,
-            latencies=load_latency(self.root / "metrics" / "latency.json"),
-            curves=load_curves(self.root / "curves", MODELS),
-            samples=load_samples(
-                self.root / "samples", MODELS, num_unconditional=2, num_continuations=1, decode=decode
-            ),
-            together=tokens_together(self.root / "samples", "0"),
-            stages=load_stage_times(
-                MODELS,
-                tokens_path=self.root / "data" / "tokens",
-                curves_path=self.root / "curves",
-                samples_path=self.root / "samples",
-                metrics_path=self.root / "metrics",
-            ),
-            params_text=params_text,
-            distance="kl_student_teacher",
-            preset=preset,
-            paired_ratio=None,
-        )
+    def forget(self, *metrics: str, models: list[str] = MODELS) -> None:
+        """Metrics were not measured."""
+        for model in models:
+            self.rows[model] = {key: value for key, value in self.rows[model].items() if key[0] not in metrics}
+
+    def write_params(self, **changes: Any) -> None:
+        """The project's parameters with two rounds and some values changed, by dotted name with __ for dots."""
+        values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+        schedule = {"1": {"teacher": "0"}, "2": {"teacher": "1"}}
+        for name, value in {"rounds": 2, "schedule": schedule, "models": MODELS, **changes}.items():
+            *groups, last = name.split("__")
+            place = values
+            for group in groups:
+                place = place[group]
+            place[last] = value
+        (self.root / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def write_metrics(self) -> None:
+        for model, values in self.rows.items():
+            rows = tuple(Row(metric, value, *drawn) for (metric, *drawn), value in values.items())
+            losses = () if model == "ar" else ((0.0, 0.5, 2.0 + 0.1 * int(model)), (0.5, 1.0, 4.0))
+            buckets = tuple({"t_low": a, "t_high": b, "value": v, "error": 0.01, "count": 9} for a, b, v in losses)
+            kind, round_index = ("autoregressive", None) if model == "ar" else ("denoiser", int(model))
+            record = Record(model, kind, round_index, 1000, self.scorer, False, rows, buckets, {})
+            write_record(self.root / "metrics" / f"{model}.json", record)
+        (self.root / "metrics" / "latency.json").write_text(json.dumps(self.latency))
+
+    def experiment(self, name: str = "workspace", **changes: Any) -> Experiment:
+        """The run as it is read; `changes` of its parameters."""
+        self.write_metrics()
+        if changes:
+            self.write_params(**changes)
+        return load_experiment(name, self.root)
+
+    def report(self, name: str = "reports") -> Path:
+        write_report(self.root / name, self.experiment())
         return self.root / name
 
 
-def remembering(render: Callable[..., bytes], drawn: dict[str, bytes]) -> Callable[..., bytes]:
-    """`render`, but what stands in `drawn` is not drawn again: seven figures in three versions take seconds."""
-
-    def remember(*arguments: Any) -> bytes:
-        what = repr(arguments)
-        if what not in drawn:
-            drawn[what] = render(*arguments)
-        return drawn[what]
-
-    return remember
+def timed(seconds: float) -> dict[str, Any]:
+    ends = {"seconds_min": 0.9 * seconds, "seconds_max": 1.2 * seconds}
+    return {"seconds": {"value": seconds}, "tokens_per_second": 5.0, **ends}
 
 
-@pytest.fixture(scope="package", autouse=True)
-def drawn_before() -> Iterator[dict[str, bytes]]:
-    """Figures by what is drawn: the same one is not drawn again for another test, unless that clears this."""
-    drawn: dict[str, bytes] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "render", remembering(figures.render, drawn))
-        yield drawn
+@pytest.fixture(autouse=True)
+def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures, which take seconds, are drawn only for fixtures that tests share and where `drawn` is asked for."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "render", lambda chart, file_format: b"<svg/>")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Figures are drawn."""
 
 
 @pytest.fixture
@@ -213,9 +172,9 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def make_estimate() -> Callable[..., dict[str, Any]]:
-    """`estimate`: an estimate as it stands in a metrics file."""
-    return estimate
+def make_project() -> type[Project]:
+    """`Project`."""
+    return Project
 
 
 @pytest.fixture(scope="package")
@@ -232,13 +191,13 @@ def hostile() -> str:
 @pytest.fixture(scope="package")
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report in which everything that comes from a corpus, a sample or a parameter is `HOSTILE`."""
-    project = Project(tmp_path_factory.mktemp("hostile"))
-    for values in project.values.values():
-        values["scorer"]["name"] = HOSTILE
-        perplexity, bits = estimate(9.0, 0.1), estimate(1.0, 0.1)
-        values["likelihood_on"] = {HOSTILE: {"perplexity": perplexity, "bits_per_byte": bits, "is_bound": False}}
-        values["downstream"] = {HOSTILE: {"metrics": {HOSTILE: estimate(0.5, 0.1)}}}
+    project = Project(tmp_path_factory.mktemp("hostile"), [f"{HOSTILE}{i}" for i in range(8)])
+    for model in MODELS:
+        project.set(model, f"likelihood_on.{HOSTILE}.perplexity", 9.0, 0.1)
+        project.set(model, f"downstream.{HOSTILE}.{HOSTILE}", 0.5, 0.1)
+        for metric in ("nfe", "generative_perplexity", "mauve", HOSTILE):
+            project.set(model, metric, 9.0, 0.1, drawn=(HOSTILE, HOSTILE))
+    project.scorer = HOSTILE
     project.latency |= {"device": HOSTILE, "dtype": HOSTILE, "torch": HOSTILE}
-    return project.report(
-        preset=HOSTILE, params_text=f"preset: {HOSTILE}\n", decode=lambda ids: "".join(HOSTILE for _ in ids)
-    )
+    project.write_params(preset=HOSTILE)
+    return project.report()

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from halfstep.data.tokenizer import train_bpe_tokenizer, train_word_tokenizer
 from halfstep.report.samples import browser_data, load_samples, token_pieces, tokens_together
-from halfstep.run.errors import UserError
 from halfstep.tools import cli
 
 
@@ -136,50 +135,55 @@ def test_a_text_that_is_shown_keeps_the_spaces_of_its_tokenizer(monkeypatch: pyt
     assert frames[0] == tokenizer.decode(ids[:3]) + cli.MASK_GLYPH * (len(ids) - 3)
 
 
-def test_the_same_index_is_read_of_every_model_at_every_number_of_steps(project: Any) -> None:
+def test_the_same_index_is_read_of_every_model_in_every_setting(project: Any) -> None:
     words = ["Once", " upon", " a", " time", " x", " there", " was", " one"]
-    samples = load_samples(
-        project.root / "samples",
-        ["0", "ar"],
-        num_unconditional=1,
-        num_continuations=2,
-        decode=lambda ids: "".join(words[i] for i in ids),
-    )
-    assert {(s.kind, s.sample_index, s.num_steps) for s in samples if s.model == "0"} == {
-        *(("unconditional", 0, n) for n in (4, 16)),
-        *(("continuations", i, n) for i in (0, 1) for n in (4, 16)),
-    }
-    continuation = next(s for s in samples if s.kind == "continuations" and s.sample_index == 1)
-    assert continuation.prefix == "Once upon"
-    assert continuation.text == " time x there was one a"
+    samples = load_samples(project.root / "samples", ["0", "ar"], lambda ids: "".join(words[i] for i in ids))
+    assert [(s.model, s.kind, s.drawn, s.index) for s in samples] == [
+        (model, kind, drawn, index)
+        for model, settings in (
+            ("0", [("ancestral", "num_steps=4"), ("ancestral", "num_steps=16")]),
+            ("ar", [("autoregressive", "")]),
+        )
+        for kind in ("unconditional", "continuations")
+        for drawn in settings
+        for index in (0, 1)
+    ]
+    continuation = next(s for s in samples if s.kind == "continuations" and s.index == 1)
+    assert continuation.num_given == 2
+    assert "".join(continuation.pieces) == "Once upon time x there was one a"
     assert continuation.unmask_step == (0, 0, 2, 2, 3, 3, 4, 4)
 
-    data = browser_data(samples, {"0": "teacher", "ar": "autoregressive"}, {"0": "denoising steps", "ar": "tokens"})
-    assert data["prompts"] == ["from nothing, sample 0", *["continue “Once upon”"] * 2]
-    entry = next(e for e in data["samples"] if e["prompt"] == 2 and e["model"] == 0)
-    assert "".join(data["pieces"][piece] for piece in entry["pieces"]) == continuation.prefix + continuation.text
+    data = browser_data(samples, {"0": "teacher", "ar": "autoregressive"})
+    assert data["settings"] == ["4 steps", "16 steps"]
+    assert data["prompts"][0] == "from nothing, sample 0"
+    assert data["prompts"][2:] == ["continue “Once upon”"] * 2
+    entry = next(e for e in data["samples"] if e["prompt"] == 3 and e["model"] == 0)
+    assert [data["pieces"][piece] for piece in entry["pieces"]] == list(continuation.pieces)
     assert len(set(data["pieces"])) == len(data["pieces"])
-
-
-def write_steps(path: Path, rows: list[tuple[int, list[int]]]) -> None:
-    path.parent.mkdir(parents=True)
-    columns = {"num_steps": [n for n, _ in rows], "unmask_step": [steps for _, steps in rows]}
-    pq.write_table(
-        pa.table(columns, schema=pa.schema({"num_steps": pa.int64(), "unmask_step": pa.list_(pa.int16())})), path
-    )
+    # The autoregressive model writes one token after the other, of six that are not given.
+    last = data["samples"][-1]
+    assert (last["setting"], last["steps"], last["unit"], last["nfe"]) == (-1, 6, "tokens", 4)
 
 
 def test_tokens_together_are_weighted_by_token_and_given_ones_left_out(tmp_path: Path) -> None:
-    # Three tokens together and one alone: (3 * 3 + 1) / 4. Two samples of one token each: 1.
-    write_steps(tmp_path / "0" / "unconditional.parquet", [(2, [0, 1, 1, 1, 2]), (4, [0, 0, 3]), (4, [0, 0, 3])])
+    # Three tokens together and one alone: (3 * 3 + 1) / 4. Two samples of one token each: 1. Other samplers: none.
+    (tmp_path / "0").mkdir()
+    ways = [("ancestral", 2), ("ancestral", 4), ("ancestral", 4), ("confidence", None)]
+    columns = {
+        "sampler": [sampler for sampler, _ in ways],
+        "setting": [f"num_steps={steps}" if steps else "threshold=0.9" for _, steps in ways],
+        "temperature": [1.0] * 4,
+        "num_steps": [steps for _, steps in ways],
+        "sample_index": [0, 0, 1, 0],
+        "prefix_row": [-1] * 4,
+        "nfe": [1] * 4,
+        "token_ids": [[1]] * 4,
+        "unmask_step": [[0, 1, 1, 1, 2], [0, 0, 3], [0, 0, 3], [1]],
+        "text": [""] * 4,
+    }
+    table = pa.table(columns).replace_schema_metadata({b"halfstep": b'{"prefix_length": 1}'})
+    pq.write_table(table, tmp_path / "0" / "unconditional.parquet")
     together = tokens_together(tmp_path, "0")
     assert (together[2].value, together[2].count, together[2].interval) == (2.5, 4, (1, 3))
     assert (together[4].value, together[4].count) == (1, 2)
-
-
-def test_no_samples_are_no_counts_and_a_broken_file_is_named(tmp_path: Path) -> None:
-    write_steps(tmp_path / "0" / "unconditional.parquet", [])
-    assert tokens_together(tmp_path, "0") == {}
-    (tmp_path / "0" / "unconditional.parquet").write_text("no parquet")
-    with pytest.raises(UserError, match=r"unconditional\.parquet is not what sample writes"):
-        tokens_together(tmp_path, "0")
+    assert set(together) == {2, 4}

@@ -26,7 +26,8 @@ from halfstep.data.packing import pack_documents
 from halfstep.data.scratch import scratch_folder
 from halfstep.data.stories import stories
 from halfstep.data.tokenizer import train_bpe_tokenizer
-from halfstep.evaluation.steps_table import write_steps
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.record import Row, write_rows
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
@@ -63,10 +64,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     points = [CurvePoint(i, i / 7, i / 11, i / 13, None, 0) for i in range(3000)]
     tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
     batch = Batch(range(64), 4, [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens)))
-    entry = {
-        "num_steps": 4, "nfe": {"value": 1 / 3},
-        **{key: {"value": 1 / 3, "standard_error": 1 / 7} for key in ("generative_perplexity", "entropy", "mauve")},
-    }  # fmt: skip
+    row = Row("entropy", Estimate(1 / 3, 1 / 7, 4, "nats"), "ancestral", "num_steps=4", 1.0)
 
     def whole_folder(name: str, save: Callable[[Path], object]) -> None:
         with atomic_path(folder / name) as temporary:
@@ -113,7 +111,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
             folder / "samples.parquet", [batch], decode=lambda ids: str(ids), metadata={}
         ),
         "metrics.json": lambda: write_json(folder / "metrics.json", WORDS * 2),
-        "steps.csv": lambda: write_steps(folder / "steps.csv", [entry] * 1000),
+        "rows.csv": lambda: write_rows(folder / "rows.csv", [row] * 1000),
         "cloze.jsonl": lambda: write_cloze(folder / "cloze.jsonl", TEXTS * 2),
         "reports": lambda: report_project(source).report(str(folder / "reports")),
         "corpus": corpus,
@@ -129,7 +127,16 @@ def report_project(source: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    figures.render = module.remembering(figures.render, {})
+    render, drawn = figures.render, {}
+
+    def remember(*arguments: Any) -> bytes:
+        """The same figure is not drawn again."""
+        what = repr(arguments)
+        if what not in drawn:
+            drawn[what] = render(*arguments)
+        return drawn[what]
+
+    figures.render = remember
     return module.Project(source)
 
 

@@ -28,7 +28,7 @@ WRITTEN = {
     "curve.csv": "curve.csv",
     "samples.parquet": "samples.parquet",
     "metrics.json": "metrics.json",
-    "steps.csv": "steps.csv",
+    "rows.csv": "rows.csv",
     "cloze.jsonl": "cloze.jsonl",
     "reports": "reports/",
     "corpus": ".halfstep",

@@ -13,7 +13,7 @@ from halfstep.run import provenance
 from halfstep.run import work as resumption
 from halfstep.run.errors import Interrupted, MachineFault, UserError
 from halfstep.run.signals import stops_at_signals
-from halfstep.run.work import Journal, Remember, open_work
+from halfstep.run.work import cached, open_work
 
 
 @pytest.fixture(autouse=True)
@@ -27,67 +27,54 @@ def arrays(value: float) -> dict[str, np.ndarray]:
     return {"a": np.array([value, 1 / 3, np.inf]), "b": np.arange(6, dtype=np.int32).reshape(2, 3), "c": np.array([])}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-
-
 def never(piece: object) -> dict[str, np.ndarray]:
     raise AssertionError("done a second time")
 
 
-def done(remember: Remember, kind: str, piece: object, compute=never) -> dict[str, np.ndarray]:
-    """What one piece of work gives."""
-    [(found, kept)] = remember(kind, [piece], lambda piece: piece, compute)
-    assert found is piece
-    return kept
+def assert_kept(folder: Path, pieces: list[float], compute=never) -> None:
+    for (piece, found), expected in zip(cached(folder, pieces, compute), pieces, strict=True):
+        assert piece == expected
+        assert found.keys() == arrays(piece).keys()
+        for name, array in arrays(piece).items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
 
 
-def test_a_piece_of_work_is_done_once(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    for number in range(3):
-        assert_same(done(journal.remember, "kind", [number, "x"], lambda piece: arrays(piece[0])), arrays(number))
-    for again in (journal, Journal(tmp_path / "journal")):
-        assert again.num_known == 3
-        for number in range(3):
-            assert_same(done(again.remember, "kind", [number, "x"]), arrays(number))
-    assert_same(done(journal.remember, "another kind", [0, "x"], lambda piece: arrays(7)), arrays(7))
-    assert_same(done(journal.memory_of("one"), "kind", [0, "x"], lambda piece: arrays(8)), arrays(8))
-    assert_same(done(journal.memory_of("other"), "kind", [0, "x"], lambda piece: arrays(9)), arrays(9))
+def test_a_piece_of_work_is_done_once_and_without_a_folder_always(tmp_path: Path) -> None:
+    assert_kept(tmp_path / "kind", [0.5, 1.5, 2.5], arrays)
+    assert_kept(tmp_path / "kind", [0.5, 1.5, 2.5])
+    assert_kept(tmp_path / "another kind", [7], arrays)
+    with pytest.raises(AssertionError, match="a second time"):
+        list(cached(None, [0], never))
 
 
-def test_cut_anywhere_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    journal = Journal(whole)
-    ends = [0]
-    for _ in journal.remember("kind", range(3), lambda number: number, arrays):
-        ends.append(whole.stat().st_size)
-    content = whole.read_bytes()
-    for cut in range(len(content) + 1):
-        file = tmp_path / "cut"
-        file.write_bytes(content[:cut])
-        journal = Journal(file)
-        num_whole = sum(end <= cut for end in ends[1:])
-        assert journal.num_known == num_whole
-        if cut % 97 == 0:
-            for number in range(3):
-                compute = never if number < num_whole else arrays
-                assert_same(done(journal.remember, "kind", number, compute), arrays(number))
-            assert file.read_bytes() == content
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    assert_kept(tmp_path, [0, 1], arrays)
+    whole = (tmp_path / "000001.npz").read_bytes()
+    for damaged in (whole[:0], whole[:300], whole[:-1], whole.replace(np.array(1 / 3).tobytes(), bytes(8))):
+        assert damaged != whole
+        (tmp_path / "000001.npz").write_bytes(damaged)
+        list(cached(tmp_path, [0], never))
+        assert_kept(tmp_path, [0, 1], lambda piece: arrays(piece) if piece else never(piece))
+        assert (tmp_path / "000001.npz").read_bytes() == whole
 
 
-def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
-    file = tmp_path / "journal"
-    journal = Journal(file)
-    done(journal.remember, "kind", 0, arrays)
-    first = file.stat().st_size
-    done(journal.remember, "kind", 1, arrays)
-    content = bytearray(file.read_bytes())
-    content[first + 60] ^= 1
-    file.write_bytes(content)
-    assert Journal(file).num_known == 1
+def test_work_goes_on_after_the_batches_that_are_whole(capsys) -> None:
+    with open_work("stage", {}, []) as work, work.batches() as folder:
+        list(cached(folder / "kind", [0, 1], arrays))
+        # A process that was killed while it wrote leaves this.
+        (folder / "kind" / ".000002.npz.123").mkdir()
+        (folder / "kind" / ".000002.npz.123" / "000002.npz").write_bytes(b"PK")
+    assert capsys.readouterr().err == ""
+
+    def stopped() -> None:
+        with open_work("stage", {}, []) as work, work.batches():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    with pytest.raises(Interrupted, match="the same command goes on after 2 batches"):
+        stopped()
+    assert "stage: goes on after 2 batches" in capsys.readouterr().err
 
 
 def path_of(values: dict, inputs: list[Path]) -> Path:
@@ -98,7 +85,7 @@ def path_of(values: dict, inputs: list[Path]) -> Path:
 
 def test_work_that_kept_nothing_leaves_nothing(root: Path) -> None:
     def refused() -> None:
-        with open_work("stage", {}, []) as work, work.journal():
+        with open_work("stage", {}, []) as work, work.batches():
             raise UserError("no")
 
     with pytest.raises(UserError):

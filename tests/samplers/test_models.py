@@ -10,7 +10,7 @@ from halfstep.model.base import MaskedModel
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.samplers.ancestral import Ancestral, sample, unmask_steps
 from halfstep.samplers.base import fill, sample_uniforms
-from halfstep.samplers.confidence import sample_by_confidence
+from halfstep.samplers.confidence import Confidence
 
 MASK, EXCLUDED, VOCAB, LENGTH = 2, (0, 5), 7, 6
 
@@ -48,7 +48,7 @@ def test_ids_that_are_excluded_are_never_drawn_nor_is_a_mask_in_mid_vocabulary()
     x_init = torch.full((200, LENGTH), MASK)
     u_time, u_token = sample_uniforms(0, range(200), LENGTH)
     drawn = sample(model, x_init, num_steps=3, mask_token_id=MASK, u_time=u_time, u_token=u_token).tokens
-    surest = sample_by_confidence(model, x_init, threshold=0.9, mask_token_id=MASK, u_token=u_token).tokens
+    surest = fill(model, x_init, Confidence(0.9, MASK), mask_token_id=MASK, u_token=u_token).tokens
     allowed = {*range(VOCAB)} - {MASK, *EXCLUDED}
     assert set(drawn.flatten().tolist()) == set(surest.flatten().tolist()) == allowed
 
@@ -60,7 +60,7 @@ def test_a_model_is_told_the_time_at_which_a_step_begins() -> None:
     sample(model, x_init, num_steps=4, mask_token_id=MASK, u_time=u_time, u_token=u_time)
     assert [t.tolist() for t in model.times] == [[1.0], [0.75], [0.5], [0.25]]
     model.times.clear()
-    sample_by_confidence(model, x_init, threshold=2.0, mask_token_id=MASK, u_token=u_time)
+    fill(model, x_init, Confidence(2.0, MASK), mask_token_id=MASK, u_token=u_time)
     assert torch.cat(model.times).tolist() == [n / 6 for n in (6, 5, 4, 3, 2, 1)]
 
 

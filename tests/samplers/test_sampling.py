@@ -14,8 +14,8 @@ from halfstep.diffusion.subs import subs_log_probs
 from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
 from halfstep.samplers.ancestral import even_unmask_steps, sample, unmask_steps
 from halfstep.samplers.autoregressive import sample_autoregressive
-from halfstep.samplers.base import sample_uniforms
-from halfstep.samplers.confidence import sample_by_confidence
+from halfstep.samplers.base import fill, sample_uniforms
+from halfstep.samplers.confidence import Confidence
 
 VOCAB, MASK, LENGTH = 3, 2, 3
 
@@ -349,12 +349,12 @@ def test_confidence_decodes_all_at_once_or_the_surest_first() -> None:
     x_init[:25, 1] = 0
     u_time, u_token = sample_uniforms(2, range(50), LENGTH)
     options = {"mask_token_id": MASK, "u_token": u_token}
-    at_once = sample_by_confidence(denoiser.logits_at, x_init, threshold=0.0, **options)
+    at_once = fill(denoiser.logits_at, x_init, Confidence(0.0, MASK), **options)
     one_step = sample(denoiser.logits_at, x_init, num_steps=1, u_time=u_time, **options)
     assert torch.equal(at_once.tokens, one_step.tokens)
     assert at_once.nfe.tolist() == [1] * 50
 
-    one_by_one = sample_by_confidence(denoiser.logits_at, x_init, threshold=1.0, **options)
+    one_by_one = fill(denoiser.logits_at, x_init, Confidence(1.0, MASK), **options)
     assert one_by_one.nfe.tolist() == [2] * 25 + [3] * 25
     assert (one_by_one.unmask_step[25:].sort(dim=1).values == torch.arange(1, 4)).all()
     p = subs_log_probs(denoiser.full(x_init), x_init, MASK).exp().amax(-1)
@@ -362,20 +362,20 @@ def test_confidence_decodes_all_at_once_or_the_surest_first() -> None:
     assert torch.equal((one_by_one.unmask_step == 1).int().argmax(dim=1), first)
     # In between: exactly what is sure enough goes first.
     threshold = float(p[-1].sort().values[1])
-    some = sample_by_confidence(denoiser.logits_at, x_init, threshold=threshold, **options)
+    some = fill(denoiser.logits_at, x_init, Confidence(threshold, MASK), **options)
     assert torch.equal(some.unmask_step[25:] == 1, p[25:] >= threshold)
     assert int((some.unmask_step[-1] == 1).sum()) == 2
     with pytest.raises(ValueError, match="x_init has shape"):
-        sample_by_confidence(denoiser.logits_at, x_init[:2], threshold=1.0, **options)
+        fill(denoiser.logits_at, x_init[:2], Confidence(1.0, MASK), **options)
 
 
 def test_confidence_shows_its_steps_and_adjusts_what_it_draws() -> None:
     seen = []
     x_init = torch.full((1, LENGTH), MASK)
-    samples = sample_by_confidence(
+    samples = fill(
         TableDenoiser().logits_at,
         x_init,
-        threshold=1.5,
+        Confidence(1.5, MASK),
         mask_token_id=MASK,
         u_token=torch.full((1, LENGTH), 1 - 2**-53, dtype=torch.float64),
         adjust=lambda logits: keep_top_k(logits, 1),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from itertools import islice
 from pathlib import Path
@@ -9,101 +10,176 @@ import torch
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.run.errors import UserError, nan_as_user_error
-from halfstep.run.work import Journal
-from halfstep.samplers.base import Samples
-from halfstep.samples.draw import Batch, autoregressive_sampler, denoiser_sampler, draw_batches
-from halfstep.samples.table import METADATA_KEY, write_samples
+from halfstep.samplers.base import Sampler, fill, sample_uniforms, samplers_of
+from halfstep.samplers.confidence import Confidence
+from halfstep.samples.draw import AUTOREGRESSIVE, Request, draw, draw_batches
+from halfstep.samples.table import METADATA_KEY, Batch, read_sample_sets, write_samples
 
 CPU = torch.device("cpu")
+TWO_FIVE = samplers_of([{"name": "ancestral", "num_steps": [5, 2]}], "test")
+FOUR = torch.arange(12).view(4, 3)
+
+
+class Tokenizer:
+    mask_token_id, bos_token_id = 96, 1
 
 
 @pytest.fixture
-def sampler(published: Path):
-    return denoiser_sampler(Denoiser.from_pretrained(published), seed=3, device=CPU)
+def denoiser(published: Path) -> Denoiser:
+    return Denoiser.from_pretrained(published)
 
 
-def _tokens(sampler, prefixes: torch.Tensor, batch_size: int) -> list[list[int]]:
-    rows = [-1] * len(prefixes)
-    batches = draw_batches(sampler, prefixes, rows, length=16, num_steps=[2, 5], batch_size=batch_size)
-    return [row for batch in batches for row in batch.samples.tokens.tolist()]
+def _batches(model, prefixes=FOUR, batch_size=3, samplers=TWO_FIVE, **options) -> list[Batch]:
+    request = Request("continuations", prefixes, [*range(7, 7 + len(prefixes))], 16)
+    options = {"tokenizer": Tokenizer(), "seed": 3, "device": CPU, **options}
+    return draw_batches(model, samplers, request, batch_size=batch_size, **options)
 
 
-def test_the_batch_size_does_not_change_the_samples(sampler) -> None:
+def _tokens(*args, **options) -> list[list[int]]:
+    return [row for batch in _batches(*args, **options) for row in batch.samples.tokens.tolist()]
+
+
+def test_ancestral_samples_of_a_seed_are_what_they_always_were(denoiser: Denoiser) -> None:
+    batches = list(_batches(denoiser, batch_size=4))
+    hashes = [hashlib.sha256(batch.samples.tokens.numpy().tobytes()).hexdigest()[:16] for batch in batches]
+    assert hashes == ["76cae164b415a80b", "605185381bb83a37"]
+    assert [batch.samples.nfe.tolist() for batch in batches] == [[2, 2, 2, 2], [4, 5, 4, 4]]
+
+
+def test_the_batch_size_does_not_change_the_samples(denoiser: Denoiser) -> None:
     prefixes = torch.zeros(7, 0, dtype=torch.int64)
-    assert _tokens(sampler, prefixes, 7) == _tokens(sampler, prefixes, 2) == _tokens(sampler, prefixes, 1)
+    samplers = [*TWO_FIVE, Sampler("confidence", {"threshold": 0.025})]
+    at_once, by_two, alone = (_tokens(denoiser, prefixes, size, samplers) for size in (7, 2, 1))
+    assert at_once == by_two == alone
 
 
-def test_prefixes_stay_and_no_mask_is_left(sampler) -> None:
-    prefixes = torch.arange(12).view(4, 3)
-    tokens = torch.tensor(_tokens(sampler, prefixes, 3))
-    assert torch.equal(tokens[:4, :3], prefixes)
-    assert torch.equal(tokens[4:, :3], prefixes)
+def test_prefixes_stay_and_no_mask_is_left(denoiser: Denoiser) -> None:
+    tokens = torch.tensor(_tokens(denoiser))
+    assert torch.equal(tokens[:, :3], FOUR.repeat(2, 1))
     assert (tokens != 96).all()
 
 
-def test_the_autoregressive_sampler_starts_at_bos_and_its_cache_changes_nothing() -> None:
+def test_a_sampler_is_its_policy_in_the_one_loop(denoiser: Denoiser) -> None:
+    threshold = 0.9
+    denoiser.output_layer.linear.weight.data *= 30
+    (batch,) = _batches(denoiser, batch_size=4, samplers=[Sampler("confidence", {"threshold": threshold})])
+    assert (batch.sampler, batch.setting, batch.num_steps) == ("confidence", "threshold=0.9", None)
+    x_init = torch.full((4, 16), 96)
+    x_init[:, :3] = FOUR
+    _, u_token = sample_uniforms(3, range(4), 16)
+    expected = fill(denoiser, x_init, Confidence(threshold, 96), mask_token_id=96, u_token=u_token)
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(batch.samples, name), tensor)
+    assert 1 < int(expected.nfe.max()) < 13
+
+
+def test_a_causal_model_starts_at_bos_and_its_cache_changes_nothing() -> None:
     torch.manual_seed(0)
-    model = new_gpt2(vocab_size=9, length=16, hidden_size=8, num_blocks=2, num_heads=2, dropout=0.0).eval()
+    model = new_gpt2(vocab_size=97, length=16, hidden_size=8, num_blocks=2, num_heads=2, dropout=0.0).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)
-    draw = autoregressive_sampler(model, mask_token_id=8, bos_token_id=1, seed=0, device=CPU)
-    samples = draw(torch.zeros(3, 0, dtype=torch.int64), 10, range(3), 0)
+    (batch,) = _batches(model, torch.zeros(3, 0, dtype=torch.int64), samplers=[AUTOREGRESSIVE])
+    assert (batch.sampler, batch.setting, batch.num_steps) == ("autoregressive", "", 15)
+    samples = batch.samples
     assert (samples.tokens[:, 0] == 1).all()
-    assert (samples.tokens != 8).all()
+    assert (samples.tokens != 96).all()
     # What was drawn so far, given again as a prefix without a cache, is continued in the same way.
-    again = draw(samples.tokens[:, :6], 10, range(3), 0)
-    assert torch.equal(again.tokens, samples.tokens)
+    assert _tokens(model, samples.tokens[:, :6], samplers=[AUTOREGRESSIVE]) == samples.tokens.tolist()
+    # Of the likeliest token alone nothing is left to chance, and every token is a step.
+    seen: list[int] = []
+    u_time, u_token = sample_uniforms(0, range(3), 16)
+    greedy = draw(
+        model, AUTOREGRESSIVE, samples.tokens[:, :6], length=16, mask_token_id=96, u_time=u_time, u_token=u_token,
+        adjust=lambda logits: logits.masked_fill(logits < logits.amax(-1, keepdim=True), -torch.inf),
+        on_step=lambda step, tokens: seen.append(step),
+    )  # fmt: skip
+    with torch.inference_mode():
+        logits = model(greedy.tokens).logits[:, 5:-1, :96]
+    assert torch.equal(greedy.tokens[:, 6:], logits.argmax(dim=-1))
+    assert seen == [*range(1, 11)]
 
 
-def test_samples_are_written_with_their_settings(sampler, tmp_path: Path) -> None:
-    prefixes = torch.arange(6).view(2, 3)
-    batches = draw_batches(sampler, prefixes, [4, 9], length=8, num_steps=[2, 3], batch_size=2)
+def test_samples_are_written_and_read_with_how_they_were_drawn(denoiser: Denoiser, tmp_path: Path) -> None:
     path = tmp_path / "samples.parquet"
-    write_samples(path, batches, decode=lambda ids: " ".join(map(str, ids)), metadata={"seed": 3})
-    table = pq.read_table(path)
-    assert json.loads(table.schema.metadata[METADATA_KEY]) == {"seed": 3}
-    rows = table.to_pylist()
-    assert [(r["sample_index"], r["prefix_row"], r["num_steps"]) for r in rows] == [
-        (0, 4, 2), (1, 9, 2), (0, 4, 3), (1, 9, 3),
+    samplers = [*TWO_FIVE, Sampler("confidence", {"threshold": 0.5})]
+    batches = list(_batches(denoiser, samplers=samplers))
+    about = {"seed": 3, "prefix_length": 3}
+    write_samples(path, batches, decode=lambda ids: " ".join(map(str, ids)), metadata=about)
+    assert json.loads(pq.read_schema(path).metadata[METADATA_KEY]) == about
+    sets = read_sample_sets(path)
+    assert [(*s.drawn, s.num_steps) for s in sets] == [
+        ("ancestral", "num_steps=2", 1.0, 2), ("ancestral", "num_steps=5", 1.0, 5),
+        ("confidence", "threshold=0.5", 1.0, None),
     ]  # fmt: skip
-    for row in rows:
-        assert row["text"] == " ".join(map(str, row["token_ids"]))
-        assert [step == 0 for step in row["unmask_step"]] == [True] * 3 + [False] * 5
-        assert row["nfe"] == len(set(row["unmask_step"]) - {0})
+    for number, found in enumerate(sets):
+        drawn = [batch.samples for batch in batches[2 * number : 2 * number + 2]]
+        assert found.token_ids == torch.cat([samples.tokens for samples in drawn]).tolist()
+        assert found.nfe == torch.cat([samples.nfe for samples in drawn]).tolist()
+        assert (found.prefix_rows, found.prefix_length) == ([7, 8, 9, 10], 3)
+        assert found.texts == [" ".join(map(str, ids)) for ids in found.token_ids]
+        for steps, nfe in zip(found.unmask_step, found.nfe, strict=True):
+            assert [step == 0 for step in steps] == [True] * 3 + [False] * 13
+            assert nfe == len({*steps} - {0})
+    first = read_sample_sets(path, num_samples=1)
+    assert [s.token_ids for s in first] == [s.token_ids[:1] for s in sets]
 
 
-def test_a_model_that_predicts_nan_is_told_instead_of_drawn_from(published: Path) -> None:
-    denoiser = Denoiser.from_pretrained(published)
+def test_a_model_that_predicts_nan_is_told_instead_of_drawn_from(denoiser: Denoiser) -> None:
     torch.nn.init.constant_(denoiser.output_layer.linear.bias, float("nan"))
-    sampler = denoiser_sampler(denoiser, seed=0, device=CPU)
     with pytest.raises(UserError, match=r"models/3 predicts NaN"), nan_as_user_error("models/3"):
-        _tokens(sampler, torch.zeros(2, 0, dtype=torch.int64), 2)
+        _tokens(denoiser)
 
 
-def test_batches_that_were_drawn_before_are_not_drawn_again(sampler, tmp_path: Path) -> None:
-    prefixes = torch.arange(12).view(4, 3)
-    arguments = {"length": 16, "num_steps": [2, 5], "batch_size": 3}
-    expected = list(draw_batches(sampler, prefixes, [7, 8, 9, 10], **arguments))
-    calls: list[int] = []
+def test_batches_that_were_drawn_before_are_not_drawn_again(
+    denoiser: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(_batches(denoiser))
+    calls: list[str] = []
+    sample = Sampler.sample
 
-    def counted(*request) -> Samples:
-        calls.append(request[-1])
-        return sampler(*request)
+    def counted(sampler: Sampler, *args, **options):
+        calls.append(sampler.setting)
+        return sample(sampler, *args, **options)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
 
     def drawn(num_batches: int) -> list[Batch]:
-        batches = draw_batches(
-            counted, prefixes, [7, 8, 9, 10], **arguments, remember=Journal(tmp_path / "journal").remember
-        )
-        return list(islice(batches, num_batches))
+        return list(islice(_batches(denoiser, folder=tmp_path / "batches"), num_batches))
 
     assert len(drawn(3)) == len(calls) == 3
     found = drawn(4)
-    assert calls == [2, 2, 5, 5]
+    assert calls == ["num_steps=2"] * 2 + ["num_steps=5"] * 2
     for batch, other in zip(found, expected, strict=True):
-        assert (batch.indices, batch.num_steps, batch.prefix_rows) == (
-            other.indices, other.num_steps, other.prefix_rows,
-        )  # fmt: skip
+        same = ("sampler", "setting", "num_steps", "indices", "prefix_rows")
+        assert [getattr(batch, name) for name in same] == [getattr(other, name) for name in same]
         for name, tensor in vars(other.samples).items():
             assert torch.equal(getattr(batch.samples, name), tensor)
             assert getattr(batch.samples, name).dtype == tensor.dtype
+
+
+def test_every_combination_of_settings_is_one_way_to_draw() -> None:
+    entries = [{"name": "ancestral", "num_steps": [16, 4]}, {"name": "confidence", "threshold": (0.5, 1)}]
+    assert [(sampler.name, sampler.setting, sampler.num_steps) for sampler in samplers_of(entries, "test")] == [
+        ("ancestral", "num_steps=4", 4), ("ancestral", "num_steps=16", 16),
+        ("confidence", "threshold=0.5", None), ("confidence", "threshold=1.0", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"name": "surest"}], "there is no sampler 'surest'; there are ancestral, confidence"),
+        ([{"name": "autoregressive"}], "there is no sampler 'autoregressive'"),
+        ([{"num_steps": [4]}], "there is no sampler None"),
+        ([{"name": "confidence", "threshold": [1.5]}], r"threshold\.0 of confidence is 1\.5: .* less than"),
+        ([{"name": "confidence", "threshold": []}], r"threshold of confidence is \[\]"),
+        ([{"name": "confidence"}], "confidence needs threshold"),
+        ([{"name": "ancestral", "threshold": [0.5]}], "ancestral has no setting threshold"),
+        ([{"name": "ancestral", "num_steps": [4]}] * 2, "ancestral with num_steps=4 is given twice"),
+    ],
+)  # fmt: skip
+def test_samplers_that_cannot_be_are_one_line(entries: list[dict], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^sample\.samplers: .*{message}") as caught:
+        samplers_of(entries, "sample.samplers")
+    assert "\n" not in str(caught.value)

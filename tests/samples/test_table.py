@@ -1,24 +1,13 @@
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from halfstep.run.errors import UserError
-from halfstep.samples.table import SampleSet, pair_sample_sets, read_sample_sets
-
-ROWS = [
-    {"sample_index": 1, "prefix_row": 5, "num_steps": 16, "nfe": 7, "token_ids": [1, 2], "unmask_step": [0, 3]},
-    {"sample_index": 0, "prefix_row": 4, "num_steps": 16, "nfe": 8, "token_ids": [3, 4], "unmask_step": [0, 1]},
-    {"sample_index": 0, "prefix_row": 4, "num_steps": 4, "nfe": 4, "token_ids": [5, 6], "unmask_step": [2, 1]},
-]
-
-
-def test_sets_are_sorted_by_steps_and_index(tmp_path):
-    path = tmp_path / "samples.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), path)
-    assert read_sample_sets(path) == [
-        SampleSet(4, [4], [[5, 6]], [4], 0),
-        SampleSet(16, [8, 7], [[3, 4], [1, 2]], [4, 5], 1),
-    ]
+from halfstep.samplers.base import Samples
+from halfstep.samples.table import Batch, SampleSet, pair_sample_sets, read_sample_sets, write_samples
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -29,20 +18,29 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot be read") as error:
         read_sample_sets(path)
     assert "\n" not in str(error.value)
-    pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), path)
-    with pytest.raises(UserError, match="holds no samples"):
+    ones = torch.ones(1, 2, dtype=torch.int64)
+    batch = Batch("ancestral", "num_steps=4", 4, [0], [-1], Samples(ones, ones[:, 0], ones))
+    for metadata, batches, message in (({}, [batch], "prefix_length"), ({"prefix_length": 0}, [], "holds no samples")):
+        write_samples(path, batches, decode=str, metadata=metadata)
+        with pytest.raises(UserError, match=message):
+            read_sample_sets(path)
+    pq.write_table(pa.table({"num_steps": [4]}), path)
+    with pytest.raises(UserError, match="cannot be read"):
         read_sample_sets(path)
 
 
-def test_sets_of_both_kinds_are_paired():
-    four, sixteen = SampleSet(4, [], [], [], 0), SampleSet(16, [], [], [], 0)
-    assert pair_sample_sets([four, sixteen], [four, sixteen], by_num_steps=True) == [
-        (four, four),
-        (sixteen, sixteen),
-    ]
-    assert pair_sample_sets([four], [sixteen], by_num_steps=False) == [(four, sixteen)]
-    for by_num_steps in (True, False):
+def test_sets_of_both_kinds_are_paired_where_they_were_drawn_in_the_same_way():
+    four = SampleSet("ancestral", "num_steps=4", 1.0, 4, [], [], [], [], 0, [])
+    others = [
+        replace(four, setting="num_steps=16"), replace(four, sampler="confidence"), replace(four, temperature=0.9),
+    ]  # fmt: skip
+    assert pair_sample_sets([four, *others], [four, *others]) == [(one, one) for one in (four, *others)]
+    # An autoregressive model writes another number of tokens in continuations.
+    of_ar = (
+        replace(four, sampler="autoregressive", setting="", num_steps=63),
+        replace(four, sampler="autoregressive", setting=""),
+    )
+    assert pair_sample_sets([of_ar[0]], [of_ar[1]]) == [of_ar]
+    for continuations in ([four], *([four, other, other] for other in others)):
         with pytest.raises(UserError, match="different runs"):
-            pair_sample_sets([four, sixteen], [four], by_num_steps=by_num_steps)
-    with pytest.raises(UserError, match="different runs"):
-        pair_sample_sets([four], [sixteen], by_num_steps=True)
+            pair_sample_sets([four, others[0]], continuations)

@@ -94,19 +94,19 @@ def test_training_keeps_its_batch_where_accumulation_helps(
 ) -> None:
     """Memory here is the batch, which validation holds at once, and twice what a step holds beyond the first."""
     _known(monkeypatch, lambda batch, parts: batch + (2 * (batch // parts) if batch > parts else 1))
-    found = fit_batch(load_params(params_path), params_path, stage, limit_bytes=limit, vocab_size=20)
-    assert found.overrides == overrides
-    assert all(trial.batch_size % trial.num_accumulation_steps == 0 for trial in found.trials)
-    assert all(trial.fits == (trial.peak_bytes is not None) for trial in found.trials)
+    trials, found = fit_batch(load_params(params_path), params_path, stage, limit_bytes=limit, vocab_size=20)
+    assert found == overrides
+    assert all(trial.batch_size % trial.num_accumulation_steps == 0 for trial in trials)
+    assert all(trial.fits == (trial.peak_bytes is not None) for trial in trials)
 
 
 def test_sampling_gets_its_largest_batch(params_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _known(monkeypatch, lambda batch, parts: batch)
     params = load_params(params_path)
-    found = fit_batch(params, params_path, "sample", limit_bytes=53, vocab_size=20)
-    assert found.overrides == ["sample.batch_size=52"]
-    found = fit_batch(params, params_path, "sample", limit_bytes=10**6, vocab_size=20)
-    assert found.overrides == [f"sample.batch_size={params.sample.num_samples}"]
+    _, found = fit_batch(params, params_path, "sample", limit_bytes=53, vocab_size=20)
+    assert found == ["sample.batch_size=52"]
+    _, found = fit_batch(params, params_path, "sample", limit_bytes=10**6, vocab_size=20)
+    assert found == [f"sample.batch_size={params.sample.num_samples}"]
 
 
 # `baseline` is measured below.
@@ -184,12 +184,8 @@ def test_the_limit_is_the_users_or_below_what_is_available(params_path: Path, tm
     params = load_params(params_path)
     assert memory_limit(params, 0.5) == GIB // 2
     assert memory_limit(params, None) > peak_memory_bytes() / 10
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 4096 kB\nMemAvailable: 2048 kB\n")
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("1000\n")
-    (group / "memory.current").write_text("300\n")
-    assert list(fit._available(tmp_path)) == [2048 * 1024, 700]
-    (group / "memory.max").write_text("max\n")
-    assert list(fit._available(tmp_path)) == [2048 * 1024]
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert min(fit._left_by_control_group(tmp_path)) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert min(fit._left_by_control_group(tmp_path)) == float("inf")

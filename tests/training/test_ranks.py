@@ -24,7 +24,7 @@ from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import distillation_objective
 from halfstep.run import ranks
 from halfstep.run.errors import UserError
-from halfstep.run.work import Journal, Work
+from halfstep.run.work import Work, cached
 from halfstep.settings import load_params
 from halfstep.settings.training import num_parts_of
 from halfstep.training.output import write_model
@@ -207,31 +207,33 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
         num_parts_of(settings, "pretrain", 3)
 
 
-def _remember(path: Path, broken: int | None) -> None:
+def _divide(folder: Path, broken: int | None) -> None:
     def compute(piece: int) -> dict[str, np.ndarray]:
         if piece == broken:
             raise UserError(f"piece {piece} is broken")
-        (path.parent / f"{piece}-by-{ranks.rank()}").touch()
+        (folder.parent / f"{piece}-by-{ranks.rank()}").touch()
         return {"square": np.array(piece**2)}
 
-    journal = Journal(path)
+    pieces = cached(folder, range(7), compute)
     if broken is None:
-        found = [(piece, int(kept["square"])) for piece, kept in journal.remember("k", range(7), int, compute)]
-        assert found == [(piece, piece**2) for piece in range(7)]
-        assert journal.num_known == 7
+        assert [(piece, int(kept["square"])) for piece, kept in pieces] == [(piece, piece**2) for piece in range(7)]
     else:
         with pytest.raises(UserError, match=f"piece {broken} is broken"):
-            list(journal.remember("k", range(7), int, compute))
+            list(pieces)
 
 
 def test_processes_divide_the_pieces_and_keep_what_one_keeps(tmp_path: Path) -> None:
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone, shared = tmp_path / "alone" / "kind", tmp_path / "shared" / "kind"
     for folder in (alone, shared):
-        folder.mkdir()
-    _remember(alone / "journal", None)
+        folder.parent.mkdir()
+
+    def kept(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    _divide(alone, None)
     # One process meets a broken piece, both hear of it; what was done before is kept.
-    in_ranks(2, partial(_remember, shared / "journal", 5))
-    assert Journal(shared / "journal").num_known == 5
-    in_ranks(2, partial(_remember, shared / "journal", None))
-    assert (shared / "journal").read_bytes() == (alone / "journal").read_bytes()
-    assert sorted(path.name for path in shared.glob("*-by-*")) == [f"{piece}-by-{piece % 2}" for piece in range(7)]
+    in_ranks(2, partial(_divide, shared, 5))
+    assert len(kept(shared)) == 5
+    in_ranks(2, partial(_divide, shared, None))
+    assert kept(shared) == kept(alone)
+    assert sorted(path.name for path in shared.parent.glob("*-by-*")) == [f"{i}-by-{i % 2}" for i in range(7)]

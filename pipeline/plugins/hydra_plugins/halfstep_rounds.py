@@ -12,6 +12,7 @@ import sys
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+NO_INPUTS = "pipeline/no-inputs.json"
 MAX_ROUNDS = 30
 """As in `halfstep.settings`, which nothing here may import."""
 
@@ -38,13 +39,14 @@ def inputs(_root_: DictConfig) -> DictConfig:
     def value(key: str) -> object:
         return OmegaConf.select(_root_, key)
 
+    scores_by_baseline = posixpath.normpath(str(value("evaluate.scorer"))) == "models/ar"
     reads = {
         "prepare": value("data.source") in ("text", "pydocs")
         or value("data.cloze") is not None
         or not str(value("data.tokenizer.source")).startswith("train-"),
         "pretrain": value("pretrain.init_from") is not None,
         "baseline": value("baseline.init_from") is not None,
-        "evaluate": posixpath.normpath(str(value("evaluate.scorer"))) != "models/ar"
+        "evaluate": not scores_by_baseline
         or bool(value("evaluate.likelihood_on"))
         or (bool(value("evaluate.downstream_tasks")) and value("evaluate.downstream_include_path") is not None),
     }
@@ -53,9 +55,10 @@ def inputs(_root_: DictConfig) -> DictConfig:
             "stages": [stage for stage, is_reading in reads.items() if is_reading],
             "files": {
                 # A dependency that is left out where there are no such files is beyond DVC.
-                stage: f"inputs/{stage}.json" if is_reading else "pipeline/no-inputs.json"
+                stage: f"inputs/{stage}.json" if is_reading else NO_INPUTS
                 for stage, is_reading in reads.items()
-            },
+            }
+            | {"scorer": "models/ar" if scores_by_baseline else NO_INPUTS},
         }
     )
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import LogitsAt, sample_uniforms
+from halfstep.samplers.base import LogitsAt, Sampler, sample_uniforms
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -60,7 +59,7 @@ def time_generation(
     denoiser_logits_at: LogitsAt,
     autoregressive: "GPT2LMHeadModel",
     *,
-    num_steps: Sequence[int],
+    samplers: Sequence[Sampler],
     batch_size: int,
     length: int,
     mask_token_id: int,
@@ -70,39 +69,32 @@ def time_generation(
 ) -> dict[str, Any]:
     """Time both kinds of models on the same task: from a first token to `length` tokens, in batches.
 
-    The denoiser draws its samples in each number of steps, always with the same randomness. The
-    autoregressive model is transformers' `generate`, drawing from its whole distribution, with a KV cache and
-    no early stop.
+    The denoiser draws its samples with each sampler, always with the same randomness. The autoregressive model is
+    transformers' `generate`, drawing from its whole distribution, with a KV cache and no early stop.
 
     Args:
         denoiser_logits_at: in evaluation mode, see `LogitsAt`.
         autoregressive: in evaluation mode, without an EOS token that would stop it.
-        num_steps: numbers of denoising steps.
+        samplers: of the denoiser.
         batch_size: texts at once.
         length: tokens of a text, the first one given.
         mask_token_id: id of the absorbing state; the given token is id 0.
         num_warmups, num_repeats: see `time_calls`.
         device: where both compute.
     Returns:
-        {"denoiser": [entry per number of steps, ascending], "autoregressive": entry}; an entry has the
-        median, least and greatest seconds of a call, the tokens generated per second, and the network
-        evaluations per text.
+        {"denoiser": [entry per sampler], "autoregressive": entry}; an entry has the median, least and greatest seconds
+        of a call, the tokens generated per second, and the network evaluations per text.
     """
     x_init = torch.full((batch_size, length), mask_token_id, device=device)
     x_init[:, 0] = 0
     u_time, u_token = (u.to(device) for u in sample_uniforms(0, range(batch_size), length))
     nfe: dict[int, float] = {}
 
-    def denoise(steps: int) -> None:
-        samples = sample(
-            denoiser_logits_at,
-            x_init,
-            num_steps=steps,
-            mask_token_id=mask_token_id,
-            u_time=u_time,
-            u_token=u_token,
+    def denoise(number: int) -> None:
+        samples = samplers[number].sample(
+            denoiser_logits_at, x_init, mask_token_id=mask_token_id, u_time=u_time, u_token=u_token
         )
-        nfe[steps] = samples.nfe.double().mean().item()
+        nfe[number] = samples.nfe.double().mean().item()
 
     def decode() -> None:
         tokens = autoregressive.generate(
@@ -117,20 +109,22 @@ def time_generation(
         if tokens.shape[1] != length:
             raise ValueError(f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token")
 
-    steps_ascending = sorted(num_steps)
-    calls: dict[str, Callable[[], object]] = {f"denoise {n}": partial(denoise, n) for n in steps_ascending}
+    calls: dict[str, Callable[[], object]] = {f"{i}": partial(denoise, i) for i in range(len(samplers))}
     calls["decode"] = decode
     seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
     num_tokens = batch_size * (length - 1)
     return {
         "denoiser": [
-            {"num_steps": n, "nfe": nfe[n], **_entry(seconds[f"denoise {n}"], num_tokens)} for n in steps_ascending
+            {
+                "sampler": sampler.name,
+                "setting": sampler.setting,
+                "num_steps": sampler.num_steps,
+                "nfe": nfe[i],
+                **_entry(seconds[f"{i}"], num_tokens),
+            }
+            for i, sampler in enumerate(samplers)
         ],
-        "autoregressive": {
-            "nfe": float(length - 1),
-            "kv_cache": True,
-            **_entry(seconds["decode"], num_tokens),
-        },
+        "autoregressive": {"nfe": float(length - 1), "kv_cache": True, **_entry(seconds["decode"], num_tokens)},
     }
 
 

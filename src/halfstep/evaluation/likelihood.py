@@ -1,9 +1,9 @@
 """How likely a model finds held-out text."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from halfstep.diffusion.nelbo import nelbo_per_token
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.evaluation.loss_by_time import TimeBucket, loss_by_time
+from halfstep.evaluation.loss_by_time import loss_by_time
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate
 from halfstep.run.errors import UserError
-from halfstep.run.work import Arrays, Remember, anew
+from halfstep.run.work import Arrays, batched, cached
 from halfstep.samplers.base import LogitsAt
 
 if TYPE_CHECKING:
@@ -33,20 +33,12 @@ class Likelihood:
     Attributes:
         nlls: negative log-likelihood of each sequence, nats.
         num_tokens: tokens that each sum covers.
-        num_draws: noise levels behind each sum, where the model is a denoiser and they are upper bounds; None where it
-            is autoregressive and they are exact.
-        by_time: of a denoiser, the bound's integrand by time.
+        by_time: of a denoiser, for which all this is an upper bound, the bound's integrand by time; else empty.
     """
 
     nlls: tuple[float, ...]
     num_tokens: tuple[int, ...]
-    num_draws: int | None
-    by_time: tuple[TimeBucket, ...] | None = None
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether these are upper bounds."""
-        return self.num_draws is not None
+    by_time: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def nll_per_token(self) -> Estimate:
@@ -79,20 +71,6 @@ class Likelihood:
             count=per_byte.count,
             unit="bits",
         )
-
-    def as_dict(self, text: "DecodedText") -> dict[str, Any]:
-        """Plain values for a metrics file; `text` is what the sequences decode to."""
-        bits = self.bits_per_byte(text.num_bytes)
-        return {
-            "nll_per_token": self.nll_per_token.as_dict(),
-            "perplexity": self.perplexity.as_dict(),
-            "bits_per_byte": bits and bits.as_dict(),
-            "is_bound": self.is_bound,
-            "num_draws": self.num_draws,
-            "num_tokens": sum(self.num_tokens),
-            "num_bytes": sum(text.num_bytes),
-            "num_unknown_tokens": text.num_unknown_tokens,
-        }
 
 
 @dataclass(frozen=True)
@@ -142,7 +120,7 @@ def denoiser_likelihood(
     batch_size: int,
     seed: int,
     device: torch.device,
-    remember: Remember = anew,
+    folder: Path | None = None,
 ) -> Likelihood:
     """The negative ELBO of a denoiser, per token, all positions counted.
 
@@ -159,7 +137,7 @@ def denoiser_likelihood(
         batch_size: noised sequences per forward pass.
         seed: of the noise.
         device: where the denoiser computes.
-        remember: keeps the batches, see `halfstep.run.work`.
+        folder: for the batches, see `cached`.
     Raises:
         UserError: the network gives NaN or infinity.
     Source: Sahoo et al. 2024, arXiv:2406.07524, Eq. 10 and 11; the paper draws one time per sequence.
@@ -174,15 +152,14 @@ def denoiser_likelihood(
         log_p = masked_log_probs(logits_at(xt, is_masked), mask_token_id)
         return {"nelbos": nelbo_per_token(log_p, x0, is_masked, t, schedule).double().sum(dim=1).cpu().numpy()}
 
-    batches = iter(lambda: list(islice(looks, batch_size)), [])
-    pieces = ([torch.stack(part) for part in zip(*batch, strict=True)] for batch in batches)
-    for parts, kept in remember("nelbos", pieces, lambda parts: [part.tolist() for part in parts], nelbos_of):
+    pieces = ([torch.stack(part) for part in zip(*batch, strict=True)] for batch in batched(looks, batch_size))
+    for parts, kept in cached(folder, pieces, nelbos_of):
         times += parts[2].tolist()
         nelbos += kept["nelbos"].tolist()
     per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
-    likelihood = _likelihood(per_look.mean(axis=1).tolist(), [tokens.shape[1]] * len(tokens), num_draws)
+    nlls = _finite(per_look.mean(axis=1).tolist())
     by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])
-    return replace(likelihood, by_time=tuple(by_time))
+    return Likelihood(nlls, (tokens.shape[1],) * len(tokens), tuple(by_time))
 
 
 def _noised(
@@ -202,7 +179,7 @@ def _noised(
 
 
 def autoregressive_likelihood(
-    model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int, remember: Remember = anew
+    model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int, folder: Path | None = None
 ) -> Likelihood:
     """The negative log-likelihood of an autoregressive model, per scored token: all but the first.
 
@@ -210,19 +187,19 @@ def autoregressive_likelihood(
         model: causal language model in evaluation mode.
         tokens: held-out sequences, integers [num_sequences, length].
         batch_size: sequences per forward pass.
-        remember: keeps the batches, see `halfstep.run.work`.
+        folder: for the batches, see `cached`.
     Raises:
         UserError: the network gives NaN or infinity.
     """
-    scored = token_nlls(model, tokens.tolist(), batch_size=batch_size, remember=remember)
-    return _likelihood(scored.nlls, scored.num_tokens, None)
+    scored = token_nlls(model, tokens.tolist(), batch_size=batch_size, folder=folder)
+    return Likelihood(_finite(scored.nlls), tuple(scored.num_tokens))
 
 
-def _likelihood(nlls: Sequence[float], num_tokens: Sequence[int], num_draws: int | None) -> Likelihood:
+def _finite(nlls: Sequence[float]) -> tuple[float, ...]:
     bad = [row for row, nll in enumerate(nlls) if not math.isfinite(nll)]
     if bad:
         raise UserError(
             f"the model gives {nlls[bad[0]]} for {len(bad)} of {len(nlls)} sequences, the first in row {bad[0]}: its"
             " weights are broken, train it again with a lower learning rate"
         )
-    return Likelihood(tuple(nlls), tuple(num_tokens), num_draws)
+    return tuple(nlls)

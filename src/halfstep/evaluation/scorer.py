@@ -2,22 +2,24 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from halfstep.data.tokenizer import num_ids
 from halfstep.model.gpt2 import load_autoregressive
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.retries import with_retries
-from halfstep.run.work import Arrays, Remember, anew
+from halfstep.run.work import Arrays, batched, cached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,12 +32,10 @@ class Scorer:
     Attributes:
         model: on its device.
         tokenizer: the model's own.
-        remember: keeps the batches of a run that may be cut off, see `halfstep.run.work`.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    remember: Remember = anew
 
     @property
     def max_length(self) -> int | None:
@@ -58,14 +58,13 @@ class TokenNlls:
     num_truncated: int
 
 
-def load_scorer(source: str, revision: str | None, device: torch.device, remember: Remember = anew) -> Scorer:
+def load_scorer(source: str, revision: str | None, device: torch.device) -> Scorer:
     """Load a causal language model and its tokenizer, from safetensors, running no code that comes with it.
 
     Args:
         source: local folder or hub id.
         revision: branch, tag or commit of a hub id.
         device: where the model computes.
-        remember: see `Scorer`.
     Raises:
         UserError: it is neither a causal model's folder nor to be had from the hub, or has no tokenizer.
     """
@@ -80,7 +79,7 @@ def load_scorer(source: str, revision: str | None, device: torch.device, remembe
             f"tokenizer {source}",
             lambda: AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False),
         )
-    # Nobody says what the readers of all kinds of tokenizers raise on files that are not theirs.
+    # The readers of the many kinds of tokenizers may raise anything on files that are not theirs.
     except Exception as error:
         if storage_fault(error):
             raise
@@ -93,7 +92,7 @@ def load_scorer(source: str, revision: str | None, device: torch.device, remembe
             f"evaluate.scorer {source} knows {model.config.vocab_size} tokens, but its tokenizer has {len(tokenizer)}:"
             " give evaluate.scorer a model with its own tokenizer, such as -S evaluate.scorer=models/ar"
         )
-    return Scorer(model.to(device), tokenizer, remember)
+    return Scorer(model.to(device), tokenizer)
 
 
 @torch.inference_mode()
@@ -103,7 +102,7 @@ def token_nlls(
     *,
     batch_size: int,
     max_length: int | None = None,
-    remember: Remember = anew,
+    folder: Path | None = None,
 ) -> TokenNlls:
     """Negative log-likelihood of each sequence under a causal model.
 
@@ -115,13 +114,13 @@ def token_nlls(
         sequences: token ids, of any lengths, empty ones included.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
-        remember: keeps the batches, see `halfstep.run.work`.
+        folder: for the batches, see `cached`.
     Raises:
         UserError: the model gives NaN or infinity.
     """
     cut = [list(ids[:max_length]) for ids in sequences]
     nlls: list[float] = []
-    for _, kept in remember("nlls", _batches(cut, batch_size), list, partial(_batch_nlls, model)):
+    for _, kept in cached(folder, batched(cut, batch_size), partial(_batch_nlls, model)):
         nlls += kept["nlls"].tolist()
     num_tokens = [max(len(ids) - 1, 0) for ids in cut]
     num_truncated = sum(len(short) < len(ids) for short, ids in zip(cut, sequences, strict=True))
@@ -155,7 +154,7 @@ def features(
     *,
     batch_size: int,
     max_length: int | None = None,
-    remember: Remember = anew,
+    folder: Path | None = None,
 ) -> Tensor:
     """One vector per text: the last layer's hidden state at the text's last token.
 
@@ -164,7 +163,7 @@ def features(
         sequences: token ids, at least one token each.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: longer sequences are cut to it; None is no limit.
-        remember: keeps the batches, see `halfstep.run.work`.
+        folder: for the batches, see `cached`.
     Returns:
         float32 [num_sequences, hidden_size], on the CPU.
     Raises:
@@ -174,7 +173,7 @@ def features(
     if not all(sequences):
         raise ValueError("a text without tokens has no features")
     cut = [list(ids[:max_length]) for ids in sequences]
-    kept = remember("features", _batches(cut, batch_size), list, partial(_batch_features, model))
+    kept = cached(folder, batched(cut, batch_size), partial(_batch_features, model))
     return torch.cat([torch.from_numpy(arrays["features"]) for _, arrays in kept])
 
 
@@ -185,8 +184,26 @@ def _batch_features(model: "PreTrainedModel", sequences: Sequence[list[int]]) ->
     return {"features": hidden[torch.arange(len(sequences), device=hidden.device), last].float().cpu().numpy()}
 
 
+def text_nlls(
+    samples: Sequence[Sequence[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    scorer: Scorer,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
+) -> TokenNlls:
+    """`token_nlls` of samples as the scorer reads them."""
+    ids, _ = to_scorer_ids(samples, tokenizer, scorer)
+    return token_nlls(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
+
+
 def text_features(
-    samples: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase", scorer: Scorer, *, batch_size: int
+    samples: Sequence[Sequence[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    scorer: Scorer,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
 ) -> np.ndarray:
     """`features` of samples as the scorer reads them, float32 [num_samples, hidden_size].
 
@@ -195,9 +212,7 @@ def text_features(
     ids, _ = to_scorer_ids(samples, tokenizer, scorer)
     nothing = [scorer.tokenizer.eos_token_id or 0]
     texts = [text or nothing for text in ids]
-    return features(
-        scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length, remember=scorer.remember
-    ).numpy()
+    return features(scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length, folder=folder).numpy()
 
 
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:
@@ -243,17 +258,8 @@ def _meaning(tokenizer: "PreTrainedTokenizerBase") -> Any:
     return vocabulary, (model["type"], pieces, model.get("merges"))
 
 
-def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[Sequence[Sequence[int]]]:
-    for start in range(0, len(sequences), batch_size):
-        yield sequences[start : start + batch_size]
-
-
 def _pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """(token ids padded on the right with id 0, which of them are tokens), each int64 [batch, longest]."""
-    longest = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    is_token = torch.zeros_like(tokens)
-    for i, ids in enumerate(sequences):
-        tokens[i, : len(ids)] = torch.as_tensor(ids, dtype=torch.int64)
-        is_token[i, : len(ids)] = 1
+    rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
+    tokens, is_token = (pad_sequence(some, batch_first=True) for some in (rows, list(map(torch.ones_like, rows))))
     return tokens.to(device), is_token.to(device)

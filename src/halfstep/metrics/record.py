@@ -1,5 +1,6 @@
 """The one schema of measured values: rows, in one JSON file for each model, that every table, chart and run reads."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.run.errors import UserError
-from halfstep.run.files import read_json, write_json
+from halfstep.run.files import atomic_path, read_json, write_json
 
 AUTOREGRESSIVE = "autoregressive"
+COLUMNS = ("sampler", "setting", "temperature", "metric", "value", "error", "low", "high", "count", "unit")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,14 @@ def write_record(path: Path, record: Record) -> None:
     write_json(path, {**asdict(replace(record, rows=())), "rows": [row.as_dict() for row in record.rows]})
 
 
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows to CSV, one a line."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.as_dict() for row in rows)
+
+
 def read_record(path: Path) -> Record:
     """Read what `write_record` wrote.
 
@@ -107,7 +117,8 @@ def read_record(path: Path) -> Record:
     """
     try:
         values = read_json(path)
-        return Record(**{**values, "rows": tuple(map(row_from, values["rows"]))})
+        lists = {"rows": tuple(map(row_from, values["rows"])), "loss_by_time": tuple(values["loss_by_time"])}
+        return Record(**{**values, **lists})
     except FileNotFoundError:
         raise UserError(f"{path} is not there: make it with dvc repro") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

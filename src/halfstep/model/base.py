@@ -1,7 +1,8 @@
 """What the house asks of a network: samplers, objectives and measures know masked models by this protocol alone."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -31,6 +32,7 @@ class MaskedModel(Protocol):
 
     @property
     def config(self) -> MaskedConfig: ...
+    def to(self, device: torch.device) -> Self: ...
 
     def hidden_at(self, xt: Tensor, at: Tensor, *, t: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
         """The body: what the projection makes logits of.

@@ -11,6 +11,9 @@ from halfstep.model.config import DenoiserConfig
 Layout = Literal["plain", "mdlm", "sdtt"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
+MODEL_TYPE = "mdlm"
+"""What `config.json` names a denoiser, where it names it."""
+
 WEIGHT_PREFIX: dict[Layout, str] = {"plain": "", "mdlm": "backbone.", "sdtt": "backbone."}
 """What stands before the names of the tensors: the published weights are those of a wrapper around the network."""
 
@@ -86,7 +89,7 @@ def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
         }
     length, hidden_size = ("length", "hidden_size") if layout == "plain" else ("model_length", "hidden_dim")
     return {
-        "model_type": "mdlm",
+        "model_type": MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "mask_index": config.mask_token_id,
         length: config.length,

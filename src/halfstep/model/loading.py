@@ -7,6 +7,7 @@ can hand in is executed: weights are safetensors, or a training checkpoint that 
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -87,40 +88,39 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: neither a model's folder or file nor a hub id that can be reached.
     """
+    found = locate(source, revision, CONFIG_FILE, WEIGHTS_FILE)
+    if found.is_dir():
+        return _weights_in(found)
+    if found.suffix != SAFETENSORS_SUFFIX and found.suffix not in PICKLED_SUFFIXES:
+        raise UserError(
+            f"{found} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
+        )
+    return found
+
+
+def locate(source: str | Path, revision: str | None, *files: str) -> Path:
+    """A model's folder or file; of a hub id, the folder to which some of its files were downloaded.
+
+    Raises:
+        UserError: it is neither there nor a hub id that can be reached.
+    """
     path = Path(os.path.expanduser(source))
-    if is_there(path) and path.is_dir():
-        return _weights_in(path)
-    if is_there(path) and path.is_file():
-        if path.suffix != SAFETENSORS_SUFFIX and path.suffix not in PICKLED_SUFFIXES:
-            raise UserError(
-                f"{path} is not a file of weights: give one of {SAFETENSORS_SUFFIX}, {', '.join(PICKLED_SUFFIXES)}"
-            )
+    if is_there(path) and (path.is_dir() or path.is_file()):
         return path
-    if not _looks_like_hub_id(source):
+    # A hub id is OWNER/NAME.
+    if not isinstance(source, str) or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
             f"{one_line(source)} is not there, or is no file: give a model's folder (config.json and"
             " model.safetensors) or a hub id"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = with_retries(
-            f"model {source}",
-            lambda: snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]),
-        )
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        OSError,
-    ) as error:
+        download = partial(snapshot_download, source, revision=revision, allow_patterns=list(files))
+        return Path(with_retries(f"model {source}", download))
+    # What the hub's client raises of networks, servers and caches is an OSError.
+    except (HFValidationError, OSError) as error:
         if storage_fault(error):
             raise
         at_revision = f" at revision {revision!r}" if revision else ""
@@ -128,7 +128,6 @@ def locate_weights(source: str | Path, revision: str | None = None) -> Path:
             f"model {source!r}{at_revision} is neither a local folder nor to be had from the hub ({one_line(error)});"
             " without network give a local folder, such as pretrain.init_from=FOLDER"
         ) from None
-    return _weights_in(Path(folder))
 
 
 def _weights_in(folder: Path) -> Path:
@@ -143,10 +142,6 @@ def _weights_in(folder: Path) -> Path:
     return found[0]
 
 
-def _looks_like_hub_id(source: str | Path) -> bool:
-    return isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
 def read_config(path: Path) -> DenoiserConfig:
     """Read any of the layouts of config.json.
 
@@ -155,11 +150,19 @@ def read_config(path: Path) -> DenoiserConfig:
     """
     if not path.is_file():
         raise UserError(f"{path} is not there: {path.parent} is not a denoiser's folder; {ANOTHER}")
+    return _checked_config(read_values(path), path)
+
+
+def read_values(path: Path) -> Any:
+    """What a config.json holds.
+
+    Raises:
+        UserError: it is not JSON.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {one_line(error)}; {ANOTHER}") from None
-    return _checked_config(values, path)
 
 
 def _checked_config(values: Any, path: Path) -> DenoiserConfig:

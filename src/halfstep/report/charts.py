@@ -1,4 +1,4 @@
-"""The report's figures as data: which lines, on which axes, and the sentence that they come to.
+"""The page's figures as data: which lines, on which axes, and the sentences that they come to.
 
 A chart is drawn by `halfstep.report.figures`, and its points are what `dvc plots` draws.
 """
@@ -7,19 +7,27 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.report import takeaways
-from halfstep.report.results import Curve, Latencies, Metrics, ModelMetrics, SampleMetrics
-from halfstep.report.table import autoregressive_of, denoisers_of, describe_model, step_counts
+from halfstep.metrics.record import Record
+from halfstep.report import words
+from halfstep.report.experiment import Experiment
+from halfstep.report.records import (
+    ANCESTRAL,
+    Drawn,
+    Records,
+    autoregressive_of,
+    denoisers_of,
+    describe_drawn,
+    describe_model,
+    drawn_of,
+    in_words,
+    own_value,
+    steps_of,
+)
+from halfstep.report.samples import tokens_together
 from halfstep.run.files import atomic_path
-
-SampleValue = Callable[[SampleMetrics], Estimate | None]
-ModelValue = Callable[[ModelMetrics], Estimate | None]
-"""Picks a value out of a model's metrics, or of those of its samples; None is one that was not measured."""
-
-Role = Literal["teacher", "series", "category", "autoregressive", "data"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,13 @@ class Style:
         role: the teacher, one of an ordered series, one of unordered categories, or what these are compared with.
         index: place in the series or among the categories.
         count: how many there are.
+        variant: which sampler drew its samples.
     """
 
-    role: Role
+    role: Literal["teacher", "series", "category", "autoregressive", "data"]
     index: int = 0
     count: int = 1
+    variant: int = 0
 
 
 TEACHER, AUTOREGRESSIVE, DATA = Style("teacher"), Style("autoregressive"), Style("data")
@@ -70,15 +80,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        y_label: with the unit.
-        lines: may be empty.
-        references: horizontal lines.
-        is_log: whether y is logarithmic.
-        title: over the panel; empty for none.
-    """
+    """One pair of axes: y's label with its unit, lines that may be empty, horizontal references."""
 
     y_label: str
     lines: Sequence[Line]
@@ -99,29 +101,26 @@ class Chart:
     Attributes:
         name: file name without ending.
         title: heading over it.
-        takeaway: the sentence that its numbers come to.
-        caption: what is seen.
+        caption: what its reader must know.
         absent: the sentence in its place when it has no points.
         x_label: with the unit.
         panels: row by row.
+        takeaways: what its numbers come to, a sentence for each experiment.
         x_scale: `linear`, `log`, `steps` (logarithmic, base 2) or `rounds` (0 is the teacher).
         num_columns: of panels.
-        top_ticks: a second x axis, value to label, and its title `top_label`.
-        orientation: what the paper found in the setting of this run; empty in any other setting.
+        top_ticks: a second x axis of denoising steps, value to label.
     """
 
     name: str
     title: str
-    takeaway: str
     caption: str
     absent: str
     x_label: str
     panels: Sequence[Panel]
+    takeaways: Sequence[str] = ()
     x_scale: Literal["linear", "log", "steps", "rounds"] = "linear"
     num_columns: int = 1
     top_ticks: Mapping[float, str] = field(default_factory=dict)
-    top_label: str = ""
-    orientation: str = ""
 
     @property
     def has_points(self) -> bool:
@@ -131,199 +130,230 @@ class Chart:
 
 @dataclass(frozen=True)
 class Member:
-    """A denoiser that has a line of its own."""
+    """A denoiser that has a line and a row of its own."""
 
     label: str
     style: Style
-    model: ModelMetrics
-    latencies: Latencies | None = None
+    record: Record
+    experiment: Experiment
 
 
-@dataclass(frozen=True)
-class Family:
-    """A teacher and its students, who have a line over the rounds."""
+def members_of(experiments: Sequence[Experiment]) -> list[Member]:
+    """Of one experiment the teacher and every student; of several the last students, after their distinct teachers."""
+    if len(experiments) == 1:
+        (experiment,) = experiments
+        denoisers = denoisers_of(experiment.records)
+        styles = [TEACHER, *(Style("series", i, len(denoisers) - 1) for i in range(len(denoisers) - 1))]
+        return [
+            Member(describe_model(record), style, record, experiment)
+            for record, style in zip(denoisers, styles, strict=True)
+        ]
+    teachers: list[Member] = []
+    lasts = []
+    for i, experiment in enumerate(experiments):
+        teacher, *_ = [*_, last] = denoisers_of(experiment.records)
+        if all(teacher.rows != known.record.rows for known in teachers):
+            label = f"teacher of {experiment.label}"
+            teachers.append(Member(label, Style("teacher", len(teachers)), teacher, experiment))
+        lasts.append(Member(experiment.label, Style("category", i, len(experiments)), last, experiment))
+    return [*([replace(teachers[0], label="teacher")] if len(teachers) == 1 else teachers), *lasts]
 
-    label: str
-    style: Style
-    denoisers: Sequence[ModelMetrics]
+
+def shared_references(experiments: Sequence[Experiment]) -> Records:
+    """The records of the first experiment if all have its autoregressive model and text, else none."""
+
+    def compared(records: Records) -> object:
+        autoregressive, any_model = autoregressive_of(records), next(iter(records.values()))
+        of_text = any_model.get("data_generative_perplexity"), any_model.get("data_entropy")
+        return autoregressive and autoregressive.rows, of_text
+
+    first, *others = (experiment.records for experiment in experiments)
+    return first if all(compared(records) == compared(first) for records in others) else {}
 
 
-def members_of(metrics: Metrics, latencies: Latencies | None) -> list[Member]:
-    """The denoisers of one run: the teacher in its own style, the rounds as an ordered series."""
-    denoisers = denoisers_of(metrics)
-    num_rounds = sum(1 for model in denoisers if model.round_index)
+def common_drawn(experiments: Sequence[Experiment]) -> list[Drawn]:
+    """The settings in which the last students of all experiments were drawn from."""
+    first, *others = (drawn_of(denoisers_of(experiment.records)[-1:]) for experiment in experiments)
+    return [drawn for drawn in first if all(drawn in other for other in others)]
+
+
+BARS = "Bars: the 95 % interval where there is one, else a standard error."
+ENTROPY_MATTERS = "A low perplexity at a low entropy is repetition, not quality."
+
+
+def charts_of(experiments: Sequence[Experiment]) -> list[Chart]:
+    """Every figure, in the order of the page; those without points too."""
+    members, references = members_of(experiments), shared_references(experiments)
+    charts = [
+        _latency_chart(members, references),
+        _steps_chart(members, references),
+        _rounds_chart(experiments, references),
+        _cloze_chart(experiments, references),
+        _time_loss_chart(members),
+        _together_chart(experiments),
+        _training_chart(members, references),
+    ]
+    return [replace(chart, takeaways=_takeaways(experiments, TAKEAWAYS.get(chart.name))) for chart in charts]
+
+
+TAKEAWAYS: dict[str, Callable[[Experiment], str]] = {
+    "latency": words.of_latency,
+    "steps": words.of_steps,
+    "cloze": words.of_cloze,
+    "training": words.of_training,
+}
+
+
+def _takeaways(experiments: Sequence[Experiment], of: Callable[[Experiment], str] | None) -> list[str]:
+    if of is None:
+        return []
+    found = [(f"{experiment.label}: " if experiment.label else "", of(experiment)) for experiment in experiments]
+    return [label + sentence for label, sentence in found if sentence]
+
+
+def _perplexity_and_entropy(lines_of: Callable[[str], list[Line]], references: Records) -> list[Panel]:
+    """Perplexity and, under it, the entropy of the same samples: neither is shown without the other."""
     return [
-        Member(
-            describe_model(model),
-            Style("series", (model.round_index or 0) - 1, num_rounds) if model.round_index else TEACHER,
-            model,
-            latencies,
+        Panel(label, lines_of(metric), _references(references, metric, f"data_{metric}"), is_log=is_log)
+        for label, metric, is_log in (
+            ("generative perplexity", "generative_perplexity", True),
+            ("entropy (nats)", "entropy", False),
         )
-        for model in denoisers
     ]
 
 
-BARS = "Bars show the confidence interval where one was measured, else the standard error."
+def _references(records: Records, metric: str, data_metric: str = "") -> list[Reference]:
+    """The levels of the autoregressive model and of the validation text."""
+    level = own_value(autoregressive_of(records), metric)
+    found = [Reference("autoregressive", AUTOREGRESSIVE, level)] if level else []
+    levels = (value for record in records.values() if (value := record.get(data_metric)) is not None)
+    return [*found, *(Reference("validation text", DATA, level) for level in list(levels)[:1])]
 
 
-def steps_chart(members: Sequence[Member], references: Metrics, *, takeaway: str) -> Chart:
+def _steps_chart(members: Sequence[Member], references: Records) -> Chart:
     """Generative perplexity over denoising steps, and the entropy of the same samples under it."""
+    samplers = list(dict.fromkeys(sampler for sampler, _ in drawn_of(member.record for member in members)))
 
-    def lines_of(value_of: SampleValue) -> list[Line]:
-        return [Line(member.label, member.style, _by_steps(member.model, value_of)) for member in members]
+    def lines_of(metric: str) -> list[Line]:
+        lines = []
+        for member in members:
+            for variant, sampler in enumerate(samplers):
+                points = []
+                for drawn in drawn_of([member.record]):
+                    y, nfe = member.record.get(metric, *drawn), member.record.get("nfe", *drawn)
+                    x = steps_of(*drawn) or (nfe and nfe.value)
+                    if drawn[0] == sampler and y and x:
+                        points.append(Point(x, y))
+                label = member.label if sampler == ANCESTRAL else f"{member.label}, {sampler}"
+                style = replace(member.style, variant=variant)
+                lines.append(Line(label, style, sorted(points, key=lambda point: point.x)))
+        return lines
 
+    is_ancestral = set(samplers) <= {ANCESTRAL}
     return Chart(
         name="steps",
         title="Quality against denoising steps",
-        takeaway=takeaway,
-        caption=f"Generative perplexity of the samples (above, lower is better) and the entropy of the same samples"
-        f" (below). {BARS} A low perplexity at a low entropy is repetition, not quality: read both together, against"
-        " the validation text's own values.",
+        caption=f"Above, lower is better. {ENTROPY_MATTERS} {BARS}",
         absent="No samples were scored, so quality is not drawn against denoising steps.",
-        x_label="denoising steps",
+        x_label="denoising steps" if is_ancestral else "denoising steps (ancestral), network evaluations (others)",
         panels=_perplexity_and_entropy(lines_of, references),
         x_scale="steps",
     )
 
 
-def latency_chart(members: Sequence[Member], references: Metrics, *, takeaway: str) -> Chart:
+def _latency_chart(members: Sequence[Member], references: Records) -> Chart:
     """Generative perplexity over the time one sample takes."""
     lines, ticks = [], {}
-    # Where all share their timings, the range of the first one is that of all.
-    has_one_timing = len({id(member.latencies) for member in members}) == 1
+    # Where all share their timings, the range of the first one is that of all, and the time depends on steps alone.
+    has_one_timing = len({id(member.experiment) for member in members}) == 1
     for i, member in enumerate(members):
-        timed = {latency.num_steps: latency for latency in (member.latencies.denoiser if member.latencies else ())}
+        latency = member.experiment.latency
         points = []
-        for sampled in member.model.samples:
-            latency = timed.get(sampled.num_steps)
-            if latency is not None and sampled.generative_perplexity is not None:
-                spread = (latency.seconds_min, latency.seconds_max)
-                x_range = None if i and has_one_timing else spread
-                points.append(Point(latency.seconds, sampled.generative_perplexity, x_range))
-                ticks[latency.seconds] = str(sampled.num_steps)
+        for timing in latency.denoiser if latency else ():
+            # Random weights were timed: how many steps another sampler takes depends on what is predicted.
+            y = member.record.get("generative_perplexity", *timing.drawn) if timing.drawn else None
+            if y is not None and timing.drawn and (num_steps := steps_of(*timing.drawn)):
+                x_range = None if i and has_one_timing else (timing.seconds_min, timing.seconds_max)
+                points.append(Point(timing.seconds, y, x_range))
+                ticks[timing.seconds] = str(num_steps)
         lines.append(Line(member.label, member.style, points))
-    latencies = members[0].latencies if members else None
-    autoregressive = autoregressive_of(references)
-    if any(line.points for line in lines) and latencies and autoregressive and autoregressive.samples:
-        timing, perplexity = latencies.autoregressive, autoregressive.samples[0].generative_perplexity
-        if perplexity is not None:
-            spread = (timing.seconds_min, timing.seconds_max)
-            point = Point(timing.seconds, perplexity, spread)
-            lines.append(Line("autoregressive, KV cache", AUTOREGRESSIVE, [point]))
+    y = own_value(autoregressive_of(references), "generative_perplexity")
+    if ticks and y and (latency := members[0].experiment.latency):
+        timing = latency.autoregressive
+        point = Point(timing.seconds, y, (timing.seconds_min, timing.seconds_max))
+        lines.append(Line("autoregressive, KV cache", AUTOREGRESSIVE, [point]))
     return Chart(
         name="latency",
         title="Quality against time",
-        takeaway=takeaway,
-        caption="Generative perplexity against the time for one sample: median, with the fastest and the slowest"
-        f" repeat. {BARS} All denoisers of a size have the same network, so one timing per number of steps serves"
-        " every round. Entropy stands under the perplexities of the same samples in the figure against denoising"
-        " steps.",
+        caption=f"Time of one sample: median, with the fastest and the slowest repeat. {BARS} Denoisers of a size have"
+        " the same network, so one timing for each number of steps serves every round.",
         absent="No number of denoising steps was both sampled and timed, so quality is not drawn against time: let"
         " latency.num_steps and sample.num_steps share values.",
         x_label="seconds per sample",
-        panels=[
-            Panel(
-                "generative perplexity",
-                lines,
-                _data_reference(references, lambda model: model.data_perplexity),
-                is_log=True,
-            )
-        ],
+        panels=[Panel("generative perplexity", lines, _references(references, "", "data_generative_perplexity"), True)],
         x_scale="log",
-        # The numbers of steps stand over the points where the time depends on them alone.
         top_ticks=ticks if has_one_timing else {},
-        top_label="denoising steps",
     )
 
 
-def mauve_chart(lines: Sequence[Line], references: Sequence[Reference], *, takeaway: str) -> Chart:
-    """MAUVE over rounds."""
-    return Chart(
-        name="mauve",
-        title="MAUVE by round",
-        takeaway=takeaway,
-        caption="Similarity of continuations to the validation text, 1 for the same distribution, with the deviation"
-        " over clustering seeds.",
-        absent="MAUVE was not measured.",
-        x_label="distillation round",
-        panels=[Panel("MAUVE", lines, references)],
-        x_scale="rounds",
-    )
+def _by_round(records: Records, metric: str, drawn: Drawn | tuple[None, None]) -> list[Point]:
+    values = [(record.round_index or 0, record.get(metric, *drawn)) for record in denoisers_of(records)]
+    return [Point(round_index, value) for round_index, value in values if value is not None]
 
 
-def mauve_lines(denoisers: Sequence[ModelMetrics]) -> list[Line]:
-    """One line per number of denoising steps."""
-    counts = [
-        count
-        for count in sorted({sampled.num_steps for model in denoisers for sampled in model.samples})
-        if any((at := model.at(count)) and at.mauve for model in denoisers)
-    ]
+def _families(experiments: Sequence[Experiment], metric: str, drawn: Drawn | tuple[None, None]) -> list[Line]:
+    """One line for each experiment."""
+    count = len(experiments)
     return [
-        Line(f"{count} steps", Style("series", i, len(counts)), _by_round(denoisers, count, _mauve))
-        for i, count in enumerate(counts)
+        Line(
+            experiment.label or "denoiser",
+            Style("category", i, count) if count > 1 else Style("series"),
+            _by_round(experiment.records, metric, drawn),
+        )
+        for i, experiment in enumerate(experiments)
     ]
 
 
-def mauve_by_round(denoisers: Sequence[ModelMetrics], num_steps: int) -> list[Point]:
-    """MAUVE over the rounds at one number of denoising steps."""
-    return _by_round(denoisers, num_steps, _mauve)
+def _rounds_chart(experiments: Sequence[Experiment], references: Records) -> Chart:
+    """Quality over rounds: of one experiment in every setting, of several in that of the fewest common steps."""
+    drawn = common_drawn(experiments)
+    is_one = len(experiments) == 1
 
-
-def mauve_references(metrics: Metrics) -> list[Reference]:
-    """The teacher at its most denoising steps, and the autoregressive model."""
-    teacher = next(iter(denoisers_of(metrics)), None)
-    measured = [sampled for sampled in (teacher.samples if teacher else ()) if sampled.mauve is not None]
-    found = []
-    if measured and measured[-1].mauve is not None:
-        found.append(Reference(f"teacher, {measured[-1].num_steps} steps", TEACHER, measured[-1].mauve))
-    return [*found, *_autoregressive_reference(metrics, _mauve)]
-
-
-def rounds_chart(families: Sequence[Family], count: int, references: Metrics, *, takeaway: str) -> Chart:
-    """Generative perplexity at one number of steps over rounds, and the entropy of the same samples under it."""
-
-    def lines_of(value_of: SampleValue) -> list[Line]:
-        return [Line(family.label, family.style, _by_round(family.denoisers, count, value_of)) for family in families]
+    def lines_of(metric: str) -> list[Line]:
+        if not is_one:
+            return [line for each in drawn[:1] for line in _families(experiments, metric, each)]
+        records = experiments[0].records
+        found = [(describe_drawn(*each), _by_round(records, metric, each)) for each in drawn_of(denoisers_of(records))]
+        return [Line(label, Style("series", i, len(found)), points) for i, (label, points) in enumerate(found)]
 
     return Chart(
         name="rounds",
-        title=f"Quality by round, with {count} denoising step{'' if count == 1 else 's'}",
-        takeaway=takeaway,
-        caption=f"Generative perplexity (above, lower is better) and the entropy of the same samples (below). {BARS}",
-        absent="The experiments have no number of denoising steps in common, so their rounds are not compared.",
+        title="Quality by round" + (f", with {in_words(drawn[0])}" if drawn and not is_one else ""),
+        caption=f"{ENTROPY_MATTERS} MAUVE: similarity of continuations to the validation text, 1 for the same"
+        f" distribution; its bars are the deviation over clustering seeds alone. {BARS}",
+        absent="There are no samples to compare by round, or none that were drawn in the same number of denoising"
+        " steps.",
         x_label="distillation round",
-        panels=_perplexity_and_entropy(lines_of, references),
+        panels=[
+            *_perplexity_and_entropy(lines_of, references),
+            Panel("MAUVE", lines_of("mauve"), _references(references, "mauve")),
+        ],
         x_scale="rounds",
     )
 
 
-def cloze_chart(families: Sequence[Family], references: Metrics, *, takeaway: str) -> Chart:
+def _cloze_chart(experiments: Sequence[Experiment], references: Records) -> Chart:
     """Accuracy and perplexity of the last word of passages over rounds."""
     panels = []
-    for label, value_of, is_log in (
-        ("cloze accuracy (%)", _cloze_percent, False),
-        ("cloze perplexity", lambda model: model.cloze_perplexity, True),
-    ):
-        lines = [
-            Line(
-                family.label,
-                family.style,
-                [
-                    Point(model.round_index or 0, value)
-                    for model in family.denoisers
-                    if (value := value_of(model)) is not None
-                ],
-            )
-            for family in families
-        ]
-        autoregressive = autoregressive_of(references)
-        level = value_of(autoregressive) if autoregressive else None
-        found = [] if level is None else [Reference("autoregressive", AUTOREGRESSIVE, level)]
-        panels.append(Panel(label, lines, found, is_log=is_log))
+    autoregressive = autoregressive_of(references)
+    for metric in ("cloze_accuracy", "cloze_perplexity"):
+        level = autoregressive and autoregressive.get(metric)
+        found = [Reference("autoregressive", AUTOREGRESSIVE, level)] if level else []
+        lines = _families(experiments, metric, (None, None))
+        panels.append(Panel(metric.replace("_", " "), lines, found, is_log=metric == "cloze_perplexity"))
     return Chart(
         name="cloze",
         title="Cloze accuracy and perplexity by round",
-        takeaway=takeaway,
         caption="The last word of passages in LAMBADA's form: the share that the model completes (above, higher is"
         f" better), and the perplexity of the right word (below, lower is better). {BARS}",
         absent="There are no cloze passages in this data, so cloze accuracy was not measured.",
@@ -333,65 +363,62 @@ def cloze_chart(families: Sequence[Family], references: Metrics, *, takeaway: st
     )
 
 
-def time_loss_chart(members: Sequence[Member], *, takeaway: str) -> Chart:
+def _time_loss_chart(members: Sequence[Member]) -> Chart:
     """The validation loss over the diffusion time."""
     lines = [
         Line(
             member.label,
             member.style,
             [
-                Point((bucket.t_low + bucket.t_high) / 2, bucket.nats_per_token)
-                for bucket in member.model.loss_by_time
-                if bucket.nats_per_token is not None
+                Point(
+                    (bucket["t_low"] + bucket["t_high"]) / 2,
+                    Estimate(bucket["value"], bucket["error"], bucket["count"], "nats"),
+                )
+                for bucket in member.record.loss_by_time
             ],
         )
         for member in members
     ]
     panels = [Panel("validation loss (nats per token)", lines)]
-    taught = {point.x: point.y.value for line in lines[:1] for point in line.points if line.style == TEACHER}
-    if taught and len(lines) > 1:
+    if [line.style.role for line in lines].count("teacher") == 1 and len(lines) > 1:
+        taught = {point.x: point.y.value for point in lines[0].points}
         differences = [
-            Line(
-                line.label,
-                line.style,
-                [_bare_point(point.x, point.y.value - taught[point.x]) for point in line.points if point.x in taught],
-            )
+            replace(line, points=[_bare_point(p.x, p.y.value - taught[p.x]) for p in line.points if p.x in taught])
             for line in lines[1:]
         ]
-        zero = Reference("teacher", TEACHER, Estimate(0.0, None, 0, "nats"))
-        panels.append(Panel("difference to the teacher (nats)", differences, [zero]))
+        panels.append(Panel("difference to the teacher (nats)", differences, [Reference("teacher", TEACHER, _bare(0))]))
     return Chart(
         name="loss_by_time",
         title="Validation loss by diffusion time",
-        takeaway=takeaway,
         caption="The integrand of the bound on the negative log-likelihood, averaged in equal parts of the time: 0 is"
-        f" clean text, 1 all masked. The mean over the parts is the validation loss. {BARS} The"
-        " differences (below) have none: every model sees the same noise, which makes them more certain than the bars"
-        " above.",
+        f" clean text, 1 all masked. Their mean is the validation loss. {BARS} The differences (below) have none: every"
+        " model sees the same noise, which makes them more certain than the bars above.",
         absent="The loss by diffusion time was not measured.",
         x_label="diffusion time t",
         panels=panels,
     )
 
 
-def together_chart(together: Mapping[int, Estimate], *, takeaway: str) -> Chart:
+def _together_chart(experiments: Sequence[Experiment]) -> Chart:
     """How many tokens come at once."""
-    points = [Point(num_steps, spread) for num_steps, spread in together.items()]
-    one = Estimate(1.0, None, 0, "tokens")
+    lines = []
+    for line, experiment in zip(_families(experiments, "", (None, None)), experiments, strict=True):
+        model, folder = denoisers_of(experiment.records)[-1].model, experiment.folder / "samples"
+        together = tokens_together(folder, model) if (folder / model).is_dir() else {}
+        lines.append(replace(line, points=[Point(num_steps, spread) for num_steps, spread in together.items()]))
     return Chart(
         name="unmasking",
         title="Tokens that unmask together",
-        takeaway=takeaway,
         caption="Tokens of a sample that are drawn in the same denoising step, without regard to one another: mean over"
         " tokens, with the range of the middle 90 % of them. Which tokens these are is drawn from the seed and does"
         " not depend on the model, so this holds for every round.",
-        absent="No unconditional samples were drawn, so the tokens that unmask together were not counted.",
+        absent="There are no unconditional samples, so the tokens that unmask together were not counted.",
         x_label="denoising steps",
         panels=[
             Panel(
                 "tokens drawn together",
-                [Line("denoisers", Style("series", 0, 1), points)],
-                [Reference("one at a time (autoregressive)", AUTOREGRESSIVE, one)] if points else [],
+                lines,
+                [Reference("one at a time (autoregressive)", AUTOREGRESSIVE, _bare(1))],
                 is_log=True,
             )
         ],
@@ -399,33 +426,31 @@ def together_chart(together: Mapping[int, Estimate], *, takeaway: str) -> Chart:
     )
 
 
-def training_chart(members: Sequence[Member], curves: Mapping[str, Curve], distance: str, *, takeaway: str) -> Chart:
+def _training_chart(members: Sequence[Member], references: Records) -> Chart:
     """Loss and validation loss over optimizer steps: models trained on the data left, students right."""
+    of_members = [(m.label, m.style, m.experiment.curves.get(m.record.model, {}), m.record) for m in members]
+    on_data = [line for line in of_members if not line[3].round_index]
+    students = [line for line in of_members if line[3].round_index]
+    if members and (record := autoregressive_of(references)):
+        curve = members[0].experiment.curves.get(record.model, {})
+        on_data.append(("autoregressive", AUTOREGRESSIVE, curve, record))
+    columns = [("trained on the data", "loss (nats per token)", on_data)]
+    columns += [("distilled", "distillation loss", students)] if students else []
 
-    def lines(of: Sequence[tuple[str, Style, str]], column: str) -> list[Line]:
-        return [
-            Line(
-                label, style, [_bare_point(*point) for point in curves.get(name, {}).get(column, ())], column != "loss"
-            )
-            for label, style, name in of
+    def panel(label: str, column: str, of: Sequence[tuple[str, Style, Mapping, Record]], **options: Any) -> Panel:
+        lines = [
+            Line(name, style, [_bare_point(*point) for point in curve.get(column, ())], column != "loss")
+            for name, style, curve, _ in of
         ]
+        return Panel(label, lines, **options)
 
-    on_data = [(m.label, m.style, m.model.model) for m in members if not m.model.round_index]
-    on_data += [("autoregressive", AUTOREGRESSIVE, name) for name in curves if name == "ar"]
-    students = [(m.label, m.style, m.model.model) for m in members if m.model.round_index]
-    unit = ", nats" if distance.startswith("kl") else ""
-    columns = [("trained on the data", "loss (nats per token)", on_data, False)]
-    if students:
-        columns.append(("distilled", f"{distance}{unit}", students, True))
-    above = [Panel(label, lines(of, "loss"), title=title, is_log=log) for title, label, of, log in columns]
-    below = [Panel("validation loss (nats per token)", lines(of, "valid_loss")) for _, _, of, _ in columns]
+    above = [panel(label, "loss", of, title=title, is_log=of is students) for title, label, of in columns]
+    below = [panel("validation loss (nats per token)", "valid_loss", of) for _, _, of in columns]
     return Chart(
         name="training",
         title="Training",
-        takeaway=takeaway,
-        caption="Loss over optimizer steps, and the loss on validation text. Of denoisers the latter is an upper"
-        " bound of the negative log-likelihood, for students too; the training loss of a student is its distance"
-        " from its teacher.",
+        caption="The validation loss of a denoiser, of a student too, is an upper bound of the negative log-likelihood;"
+        " the training loss of a student is its divergence from its teacher.",
         absent="No model was trained here: all were given.",
         x_label="optimizer steps",
         panels=[*above, *below],
@@ -433,65 +458,11 @@ def training_chart(members: Sequence[Member], curves: Mapping[str, Curve], dista
     )
 
 
-PAPER = {
-    "latency": "In the paper a student with 16 steps is up to 8 times as fast as the autoregressive model with its KV"
-    " cache, with 32 steps 4 times: untrained models of 1.3B parameters, batches of 8, on an A100"
-    " (arXiv:2410.21035v2, Section 4.4).",
-    "steps": "In the paper the last student with 32 steps has a lower generative perplexity than its teacher with 1024"
-    " (arXiv:2410.21035v2, Section 3.1 and Figure 4). Its samples were drawn in bfloat16; exact draws, as here, give"
-    " higher values (its Appendix A and Figure 9).",
-    "cloze": "In the paper the students trained with reverse KL come out slightly above their teacher in LAMBADA"
-    " accuracy (arXiv:2410.21035v2, Section 4.1 and Figure 2).",
-    "mauve": "In the paper the teacher at 128 steps is the line to compare with (arXiv:2410.21035v2, Section 4.1 and"
-    " Figure 5).",
-}
-"""By chart, what the paper states in words; its figures print no values that could be drawn in."""
-
-
-def charts_of(
-    metrics: Metrics,
-    latencies: Latencies | None,
-    curves: Mapping[str, Curve],
-    together: Mapping[int, Estimate],
-    *,
-    distance: str,
-    preset: str,
-) -> list[Chart]:
-    """Every figure of the report of one run, in the order of the page; those without points too.
-
-    Args:
-        metrics: of every model.
-        latencies: None if they were not measured.
-        curves: of every model.
-        together: of `tokens_together`, of a denoiser.
-        distance: name of the distillation loss.
-        preset: whose name begins with `paper` where the setting is the paper's.
-    """
-    members = members_of(metrics, latencies)
-    denoisers = denoisers_of(metrics)
-    family = Family(f"denoiser, {distance}", Style("series", 0, 1), denoisers)
-    charts = [
-        latency_chart(members, metrics, takeaway=takeaways.of_latency(metrics, latencies)),
-        steps_chart(members, metrics, takeaway=takeaways.of_steps(metrics)),
-        cloze_chart([family], metrics, takeaway=takeaways.of_cloze(metrics)),
-        mauve_chart(mauve_lines(denoisers), mauve_references(metrics), takeaway=takeaways.of_mauve(metrics)),
-        time_loss_chart(members, takeaway=takeaways.of_time_loss(metrics)),
-        together_chart(together, takeaway=takeaways.of_together(together)),
-        training_chart(members, curves, distance, takeaway=takeaways.of_training(metrics, curves)),
-    ]
-    if preset.startswith("paper"):
-        charts = [replace(chart, orientation=PAPER.get(chart.name, "")) for chart in charts]
-    return charts
-
-
-POINT_COLUMNS = ("panel", "series", "x", "y", "y_low", "y_high")
-
-
 def write_points(chart: Chart, path: Path) -> None:
     """Write a chart's points as CSV for `dvc plots`; a reference is a line between the ends of the panel."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(POINT_COLUMNS)
+        writer.writerow(["panel", "series", "x", "y", "y_low", "y_high"])
         for i, panel in enumerate(chart.panels):
             column = chart.panels[i % chart.num_columns].title
             name = f"{column}: {panel.y_label}" if column else panel.y_label
@@ -506,79 +477,13 @@ def write_points(chart: Chart, path: Path) -> None:
 
 def bar(estimate: Estimate) -> tuple[float, float]:
     """Ends of the error bar: the confidence interval if it was measured, else one standard error either way."""
-    if estimate.interval is not None:
-        return estimate.interval
     error = estimate.standard_error or 0.0
-    return estimate.value - error, estimate.value + error
+    return estimate.interval or (estimate.value - error, estimate.value + error)
 
 
-def common_step_counts(runs: Sequence[Metrics]) -> list[int]:
-    """Every number of denoising steps that all runs have samples of, ascending."""
-    counts = [set(step_counts(metrics)) for metrics in runs]
-    return sorted(set.intersection(*counts)) if counts else []
+def _bare(value: float) -> Estimate:
+    return Estimate(value, None, 1, "1")
 
 
-def _perplexity(sampled: SampleMetrics) -> Estimate | None:
-    return sampled.generative_perplexity
-
-
-def _entropy(sampled: SampleMetrics) -> Estimate | None:
-    return sampled.entropy
-
-
-def _mauve(sampled: SampleMetrics) -> Estimate | None:
-    return sampled.mauve
-
-
-def _cloze_percent(model: ModelMetrics) -> Estimate | None:
-    accuracy = model.cloze_accuracy
-    if accuracy is None:
-        return None
-    error = None if accuracy.standard_error is None else 100 * accuracy.standard_error
-    interval = accuracy.interval and (100 * accuracy.interval[0], 100 * accuracy.interval[1])
-    return Estimate(100 * accuracy.value, error, accuracy.count, "%", interval)
-
-
-def _perplexity_and_entropy(lines_of: Callable[[SampleValue], list[Line]], references: Metrics) -> list[Panel]:
-    """Perplexity and, under it, the entropy of the same samples: neither is shown without the other."""
-    return [
-        Panel(
-            label,
-            lines_of(value_of),
-            [*_autoregressive_reference(references, value_of), *_data_reference(references, data_of)],
-            is_log=is_log,
-        )
-        for label, value_of, data_of, is_log in (
-            ("generative perplexity", _perplexity, lambda model: model.data_perplexity, True),
-            ("entropy (nats)", _entropy, lambda model: model.data_entropy, False),
-        )
-    ]
-
-
-def _by_steps(model: ModelMetrics, value_of: SampleValue) -> list[Point]:
-    return [Point(sampled.num_steps, value) for sampled in model.samples if (value := value_of(sampled)) is not None]
-
-
-def _by_round(denoisers: Sequence[ModelMetrics], count: int, value_of: SampleValue) -> list[Point]:
-    return [
-        Point(model.round_index or 0, value)
-        for model in denoisers
-        if (sampled := model.at(count)) is not None and (value := value_of(sampled)) is not None
-    ]
-
-
-def _autoregressive_reference(metrics: Metrics, value_of: SampleValue) -> list[Reference]:
-    autoregressive = autoregressive_of(metrics)
-    if autoregressive is None or not autoregressive.samples:
-        return []
-    level = value_of(autoregressive.samples[0])
-    return [] if level is None else [Reference("autoregressive", AUTOREGRESSIVE, level)]
-
-
-def _data_reference(metrics: Metrics, value_of: ModelValue) -> list[Reference]:
-    level = next((value for model in metrics.values() if (value := value_of(model)) is not None), None)
-    return [] if level is None else [Reference("validation text", DATA, level)]
-
-
-def _bare_point(step: float, value: float) -> Point:
-    return Point(step, Estimate(value, None, 1, "nats"))
+def _bare_point(x: float, value: float) -> Point:
+    return Point(x, _bare(value))

@@ -2,8 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfstep.report.charts import Chart, Line, Panel, Reference, Style, bar
@@ -20,118 +18,56 @@ MARKERS = "s^DvPX<>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
 
-@dataclass(frozen=True)
-class Palette:
-    """Colours for one background.
-
-    Attributes:
-        face, text, grid: of the page.
-        teacher, autoregressive, data: of what the rounds are compared with.
-        ramp: part of the colour map that an ordered series runs through, from its first to its last.
-        categories: of unordered series.
-    """
-
-    face: str
-    text: str
-    grid: str
-    teacher: str
-    autoregressive: str
-    data: str
-    ramp: tuple[float, float]
-    categories: tuple[str, ...]
-
-
-# The ramp is viridis, whose lightness alone orders it, without the end that the background swallows. The categories
-# are those of Okabe and Ito, which all kinds of colour vision tell apart.
-LIGHT = Palette(
-    face="#ffffff",
-    text="#1f2328",
-    grid="#dde1e6",
-    teacher="#6e7781",
-    autoregressive="#c44601",
-    data="#1f2328",
-    ramp=(0.72, 0.05),
-    categories=("#0072b2", "#d08700", "#009e73", "#b0508d", "#4aa5dc", "#7a5c00", "#333333"),
-)
-DARK = Palette(
-    face="#1b1f25",
-    text="#e4e7eb",
-    grid="#353b44",
-    teacher="#a0a9b4",
-    autoregressive="#ff8a4c",
-    data="#e4e7eb",
-    ramp=(0.4, 0.97),
-    categories=("#56b4e9", "#f0b429", "#2fc59b", "#e58ac2", "#9ad0f5", "#c9a94d", "#e4e7eb"),
-)
+FACE, TEXT, GRID = "#ffffff", "#1f2328", "#dde1e6"
+TEACHER, AUTOREGRESSIVE = "#6e7781", "#c44601"
+# Viridis, whose lightness alone orders it, without the end that the background swallows; for categories the colours of
+# Okabe and Ito, which all kinds of colour vision tell apart. A dark page inverts lightness, and keeps both true.
+RAMP = (0.72, 0.05)
+CATEGORIES = ("#0072b2", "#d08700", "#009e73", "#b0508d", "#4aa5dc", "#7a5c00", "#333333")
+RC: Any = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "svg.hashsalt": "halfstep",
+    "text.parse_math": False,
+    "grid.color": GRID,
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), FACE),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), TEXT),
+}
 
 
-def draw_figures(charts: Sequence[Chart], folder: Path) -> dict[str, dict[str, bytes]]:
-    """Draw every chart that has points.
-
-    Args:
-        charts: in any order.
-        folder: exists; gets NAME.png and NAME.svg of each.
-    Returns:
-        by name of those drawn, SVG for a `light` and for a `dark` page.
-    """
-    drawn = {}
-    for chart in charts:
-        if chart.has_points:
-            images = {name: render(chart, palette, "svg") for name, palette in (("light", LIGHT), ("dark", DARK))}
-            (folder / f"{chart.name}.svg").write_bytes(images["light"])
-            (folder / f"{chart.name}.png").write_bytes(render(chart, LIGHT, "png"))
-            drawn[chart.name] = images
-    return drawn
+def draw_figures(charts: Sequence[Chart]) -> dict[str, dict[str, bytes]]:
+    """Draw every chart that has points: by name of those drawn, the bytes of its `svg` and its `png`."""
+    return {
+        chart.name: {file_format: render(chart, file_format) for file_format in ("svg", "png")}
+        for chart in charts
+        if chart.has_points
+    }
 
 
-def render(chart: Chart, palette: Palette, file_format: str) -> bytes:
-    """One chart as a file's bytes, without a date or a version in them.
-
-    Args:
-        chart: has points.
-        palette: its colours.
-        file_format: `svg` or `png`.
-    """
+def render(chart: Chart, file_format: str) -> bytes:
+    """One chart as a file's bytes, without a date or a version in them."""
     import matplotlib
 
     # Creator and Software hold matplotlib's version.
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[file_format]
     stream = io.BytesIO()
-    with matplotlib.rc_context(_rc(palette)):
-        figure = _draw(chart, palette)
-        figure.savefig(stream, format=file_format, dpi=DOTS_PER_INCH, metadata=metadata)
+    with matplotlib.rc_context(RC):
+        _draw(chart).savefig(stream, format=file_format, dpi=DOTS_PER_INCH, metadata=metadata)
     return stream.getvalue()
 
 
-def _rc(palette: Palette) -> Any:
-    return {
-        "font.size": 9.5,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 5.5,
-        "svg.hashsalt": "halfstep",
-        "figure.facecolor": palette.face,
-        "savefig.facecolor": palette.face,
-        "axes.facecolor": palette.face,
-        "axes.edgecolor": palette.text,
-        "axes.labelcolor": palette.text,
-        "text.color": palette.text,
-        "xtick.color": palette.text,
-        "ytick.color": palette.text,
-        "grid.color": palette.grid,
-    }
-
-
-def _draw(chart: Chart, palette: Palette) -> "Figure":
+def _draw(chart: Chart) -> "Figure":
     from matplotlib.figure import Figure
 
     num_rows = -(-len(chart.panels) // chart.num_columns)
-    entries = _legend_entries(chart, palette)
+    entries = _legend_entries(chart)
     num_legend_columns = _num_legend_columns(list(entries))
     legend_inches = 0.19 * -(-len(entries) // num_legend_columns)
     height = {1: 3.7}.get(num_rows, 2.8 * num_rows) + legend_inches
@@ -139,7 +75,7 @@ def _draw(chart: Chart, palette: Palette) -> "Figure":
     grid = figure.subplots(num_rows, chart.num_columns, sharex="col", squeeze=False)
     for i, panel in enumerate(chart.panels):
         axes = grid[i // chart.num_columns][i % chart.num_columns]
-        _draw_panel(axes, chart, panel, palette)
+        _draw_panel(axes, chart, panel)
         if i // chart.num_columns == num_rows - 1:
             axes.set_xlabel(chart.x_label)
     for column in range(chart.num_columns):
@@ -153,12 +89,12 @@ def _draw(chart: Chart, palette: Palette) -> "Figure":
     return figure
 
 
-def _draw_panel(axes: "Axes", chart: Chart, panel: Panel, palette: Palette) -> None:
+def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:
     for line in panel.lines:
         if line.points:
-            _draw_line(axes, line, palette)
+            _draw_line(axes, line)
     for reference in panel.references:
-        style = {**line_style(reference.style, palette), "marker": None}
+        style = {**line_style(reference.style), "marker": None}
         axes.axhline(reference.level.value, zorder=1.5, **style)
     if panel.is_log:
         _log_ticks(axes, axes.yaxis)
@@ -169,8 +105,8 @@ def _draw_panel(axes: "Axes", chart: Chart, panel: Panel, palette: Palette) -> N
         axes.set_title(panel.title)
 
 
-def _draw_line(axes: "Axes", line: Line, palette: Palette) -> None:
-    style = line_style(line.style, palette)
+def _draw_line(axes: "Axes", line: Line) -> None:
+    style = line_style(line.style)
     if not line.has_markers:
         # Dashes of a noisy line are noise themselves.
         style |= {"marker": None, "linestyle": "-", "linewidth": 1.2}
@@ -199,27 +135,28 @@ def _draw_line(axes: "Axes", line: Line, palette: Palette) -> None:
     )
 
 
-def line_style(style: Style, palette: Palette) -> dict[str, Any]:
+def line_style(style: Style) -> dict[str, Any]:
     """Colour, marker and dashes: neighbours differ in all three, so that they are told apart in grey too."""
     import matplotlib
 
-    marker, dashes = MARKERS[style.index % len(MARKERS)], DASHES[style.index % len(DASHES)]
+    place = style.index + 3 * style.variant
+    marker, dashes = MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]
     match style.role:
         case "teacher":
-            return {"color": palette.teacher, "marker": "o", "linestyle": dashes, "linewidth": 2.2}
+            return {"color": TEACHER, "marker": marker if style.variant else "o", "linestyle": dashes, "linewidth": 2.2}
         case "autoregressive":
             return {
-                "color": palette.autoregressive,
+                "color": AUTOREGRESSIVE,
                 "marker": "*",
                 "linestyle": (0, (7, 3)),
                 "markersize": 13,
-                "markeredgecolor": palette.face,
+                "markeredgecolor": FACE,
             }
         case "data":
-            return {"color": palette.data, "marker": None, "linestyle": (0, (1, 2))}
+            return {"color": TEXT, "marker": None, "linestyle": (0, (1, 2))}
         case "category":
-            return {"color": palette.categories[style.index % 7], "marker": marker, "linestyle": dashes}
-    first, last = palette.ramp
+            return {"color": CATEGORIES[style.index % len(CATEGORIES)], "marker": marker, "linestyle": dashes}
+    first, last = RAMP
     share = style.index / (style.count - 1) if style.count > 1 else 1.0
     return {
         "color": matplotlib.colormaps["viridis"](first + (last - first) * share),
@@ -236,6 +173,8 @@ def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
     ticks = sorted(values)
     if chart.x_scale == "steps":
         axes.set_xscale("log", base=2)
+        # Evaluations that are no whole number are means, among the steps that others ask for.
+        ticks = [tick for tick in ticks if tick == int(tick)] or ticks
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     elif chart.x_scale == "rounds":
@@ -264,7 +203,7 @@ def _top_axis(axes: "Axes", chart: Chart) -> None:
             shown[value], last = label, place
     top.set_xticks(list(shown), list(shown.values()))
     top.minorticks_off()
-    top.set_xlabel(chart.top_label)
+    top.set_xlabel("denoising steps")
 
 
 def _log_ticks(axes: "Axes", axis: Any) -> None:
@@ -281,14 +220,14 @@ def _log_ticks(axes: "Axes", axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _legend_entries(chart: Chart, palette: Palette) -> dict[str, Mapping[str, Any]]:
+def _legend_entries(chart: Chart) -> dict[str, Mapping[str, Any]]:
     """Label and style of all panels' lines in their order, then of what they are compared with."""
     entries: dict[str, Mapping[str, Any]] = {}
     for panel in chart.panels:
-        entries |= {line.label: line_style(line.style, palette) for line in panel.lines if line.points}
+        entries |= {line.label: line_style(line.style) for line in panel.lines if line.points}
     references: Sequence[Reference] = [reference for panel in chart.panels for reference in panel.references]
     for reference in references:
-        entries.setdefault(reference.label, {**line_style(reference.style, palette), "marker": None})
+        entries.setdefault(reference.label, {**line_style(reference.style), "marker": None})
     return entries
 
 

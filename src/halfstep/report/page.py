@@ -1,311 +1,209 @@
-"""The page: the same content as one self-contained HTML file and as Markdown."""
+"""The page: one self-contained HTML file about one experiment, or about several side by side."""
 
 import base64
 import platform
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from halfstep.metrics.estimate import Estimate
-from halfstep.report.charts import Chart, charts_of, write_points
+from halfstep.data.tokenizer import load_tokenizer
+from halfstep.metrics.record import Record
+from halfstep.report.charts import Chart, Member, charts_of, common_drawn, members_of, shared_references, write_points
+from halfstep.report.experiment import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
-from halfstep.report.headline import GAIN, headline, reading, warnings_of
-from halfstep.report.results import Curve, Latencies, Metrics
-from halfstep.report.samples import KINDS, Sample, browser_data
-from halfstep.report.table import (
+from halfstep.report.records import (
     MISSING,
     autoregressive_of,
     denoisers_of,
+    describe_drawn,
     describe_model,
-    format_estimate,
+    drawn_of,
     format_number,
-    make_table,
-    step_counts,
-    summarize,
-    write_steps,
 )
+from halfstep.report.samples import Sample, browser_data, load_samples
+from halfstep.report.table import NOTES, Table, further_tables, results_table, summarize, write_steps
+from halfstep.report.words import GAIN, best_of, headline, reading, warnings_of
 from halfstep.run.files import atomic_path, write_json
-from halfstep.run.stage_times import StageTime
-
-QUESTION = (
-    "A masked diffusion language model writes text in a chosen number of denoising steps, and writes worse with fewer.",
-    "Each round of self-distillation trains a student to do in one step what its teacher does in several:"
-    " how many steps does that save, and what does it cost in quality and variety?",
-)
-
-MAX_MARKDOWN_CHARACTERS = 700
-"""A sample in the Markdown page ends here; the HTML page shows it whole, in a box that scrolls."""
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """One stage in the table of times.
-
-    Attributes:
-        stage: as DVC names it.
-        seconds: that it took, in words; a dash where nothing is known.
-        where: hardware and versions, or why nothing is known.
-    """
-
-    stage: str
-    seconds: str
-    where: str
-
 
 UNKNOWN_TIME = "restored from cache: it did not run on this machine, or its record is gone"
 
 
-def stage_rows(stages: Mapping[str, StageTime | None]) -> list[StageRow]:
-    """The table of times; a stage without a record says so."""
-    return [
-        StageRow(stage, f"{found.seconds:,.1f}", f"{found.hardware}; {found.versions}")
-        if found
-        else StageRow(stage, MISSING, UNKNOWN_TIME)
-        for stage, found in stages.items()
-    ]
-
-
-def write_report(
-    folder: Path,
-    *,
-    metrics: Metrics,
-    latencies: Latencies | None,
-    curves: Mapping[str, Curve],
-    samples: Sequence[Sample],
-    together: Mapping[int, Estimate],
-    stages: Mapping[str, StageTime | None],
-    params_text: str,
-    distance: str,
-    preset: str,
-    paired_ratio: Estimate | None,
-) -> None:
-    """Write the report: index.html, README.md, figures/, plots/, steps.csv and summary.json.
+def write_report(folder: Path, experiment: Experiment) -> None:
+    """Write the report of one experiment: index.html, figures/, plots/, steps.csv and summary.json.
 
     Args:
         folder: gets them; other files in it are left alone.
-        metrics: of every model.
-        latencies: of every number of steps; None if they were not measured.
-        curves: training curves of every model.
-        samples: those to show.
-        together: of `tokens_together`, of a denoiser.
-        stages: how long each stage took; None where that is not known.
-        params_text: the composed parameters as YAML.
-        distance: name of the distillation loss.
-        preset: which parameters these are.
-        paired_ratio: see `headline`.
+        experiment: what the stages before wrote.
     """
-    charts = charts_of(metrics, latencies, curves, together, distance=distance, preset=preset)
-    write_points_of(charts, folder / "plots")
+    charts = charts_of([experiment])
+    for chart in charts:
+        write_points(chart, folder / "plots" / f"{chart.name}.csv")
+    images = draw_figures(charts)
     with atomic_path(folder / "figures") as figures_folder:
         figures_folder.mkdir()
-        drawn = draw_figures(charts, figures_folder)
-    write_steps(metrics, folder / "steps.csv")
-    write_json(folder / "summary.json", summarize(metrics))
-    titles = {name: describe_model(model) for name, model in metrics.items()}
-    units = {name: "tokens" if model.round_index is None else "denoising steps" for name, model in metrics.items()}
+        for name, formats in images.items():
+            for ending, content in formats.items():
+                (figures_folder / f"{name}.{ending}").write_bytes(content)
+    write_steps(experiment.records, folder / "steps.csv")
+    write_json(folder / "summary.json", summarize(experiment.records))
+    _write(folder / "index.html", [experiment], charts, images)
+
+
+def write_page(path: Path, experiments: Sequence[Experiment]) -> None:
+    """Write the page about experiments, in the order wanted: one file that loads nothing."""
+    labelled = [replace(e, label=label) for e, label in zip(experiments, labels_of(experiments), strict=True)]
+    charts = charts_of(labelled)
+    _write(path, labelled, charts, draw_figures(charts))
+
+
+def _write(
+    path: Path, experiments: Sequence[Experiment], charts: Sequence[Chart], images: Mapping[str, Mapping[str, bytes]]
+) -> None:
+    members, references = members_of(experiments), shared_references(experiments)
+    further = [(member.label, member.record) for member in members]
+    if autoregressive := autoregressive_of(references):
+        further.insert(0, (describe_model(autoregressive), autoregressive))
+    differing = differing_params(experiments)
     content = {
-        "question": QUESTION,
-        "headline": headline(metrics, paired_ratio),
-        "warnings": warnings_of(metrics),
-        "table": make_table(metrics),
-        "table_notes": table_notes(metrics),
-        "further_header": ("", *(titles[name] for name in metrics)),
-        "further_rows": further_rows(metrics),
+        "experiments": experiments,
+        "headline": [
+            *_best(experiments),
+            *(_labelled(experiment, sentence) for experiment in experiments for sentence in headline(experiment)),
+        ],
+        "warnings": [*_unlike(experiments), *warnings_of(experiments)],
+        "differing": Table(
+            ("parameter", *(experiment.name for experiment in experiments)),
+            [((name,), *((str(value),) for value in row)) for name, row in differing.items()],
+        ),
+        "results": results_table(
+            [(tuple(dict.fromkeys((m.label, describe_model(m.record)))), m.record) for m in members], references
+        ),
+        "notes": NOTES,
+        "further": further_tables(further),
         "charts": charts,
-        "images": encode_images(drawn),
-        "latency_header": ("", "network evaluations", "seconds per sample", "tokens per second", "times as fast"),
-        "latency_rows": latency_rows(latencies),
-        "latency_conditions": latencies.conditions if latencies else "",
-        "browser": browser_data(samples, titles, units),
-        "browser_start": _browser_start(metrics),
-        "groups": _sample_groups(samples, step_counts(metrics)),
-        "titles": titles,
-        "units": units,
+        "images": {name: base64.b64encode(image["svg"]).decode("ascii") for name, image in images.items()},
+        "latencies": [(e.label, e.latency.conditions, latency_table(e)) for e in experiments if e.latency],
+        "browser": _browser(experiments, members),
         "gain": GAIN,
-        "reading": reading(metrics),
-        "counts": _count_lines(metrics),
-        "stages": stage_rows(stages),
+        "reading": [_labelled(experiment, sentence) for experiment in experiments for sentence in reading(experiment)],
+        "counts": [_labelled(experiment, line) for experiment in experiments for line in counts_of(experiment)],
+        "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
         "versions": versions(),
-        "params_text": params_text,
     }
-    for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "README.md")):
-        write_page(folder / name, template, content)
-
-
-def write_points_of(charts: Sequence[Chart], folder: Path) -> None:
-    """Write the points of every chart, of those without any too, as CSV into a folder."""
-    for chart in charts:
-        write_points(chart, folder / f"{chart.name}.csv")
-
-
-def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Fill a template of the package and write it, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(_environment().get_template(template).render(content), encoding="utf-8")
-
-
-def encode_images(drawn: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, str]]:
-    """SVG files as data URIs."""
-    return {
-        name: {
-            theme: "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii") for theme, svg in both.items()
-        }
-        for name, both in drawn.items()
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of what makes the report."""
-    packages = ("halfstep", "torch", "transformers", "mauve-text", "matplotlib", "dvc")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _browser_start(metrics: Metrics) -> dict[str, Any]:
-    """What the sample browser shows first: the last student at its fewest steps, beside the teacher."""
-    denoisers = denoisers_of(metrics)
-    names = [describe_model(model) for model in (*denoisers[:1], *denoisers[-1:])]
-    return {"models": names, "steps": min(step_counts(metrics), default=0)}
-
-
-@dataclass(frozen=True)
-class SampleGroup:
-    """The same sample, by kind and index, from every model."""
-
-    kind: str
-    sample_index: int
-    samples: Sequence[Sample]
-
-
-def _sample_groups(samples: Sequence[Sample], counts: Sequence[int]) -> list[SampleGroup]:
-    """What the Markdown page shows: every model at the fewest steps, or at its own if it has none of them."""
-    groups: dict[tuple[str, int], list[Sample]] = {}
-    for sample in samples:
-        if sample.num_steps not in counts[1:]:
-            groups.setdefault((sample.kind, sample.sample_index), []).append(sample)
-    keys = sorted(groups, key=lambda key: (KINDS.index(key[0]), key[1]))
-    return [SampleGroup(*key, groups[key]) for key in keys]
-
-
-def _environment() -> Environment:
-    # Samples hold whatever a model wrote: everything is escaped in HTML, and fenced in Markdown, which has no
-    # escape that holds in all its dialects.
     environment = Environment(
         loader=PackageLoader("halfstep.report"),
-        autoescape=select_autoescape(("html.j2",)),
+        # Samples hold whatever a model wrote.
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["fenced"] = fenced
-    environment.filters["markdown_sample"] = _markdown_sample
-    environment.filters["inert"] = inert
-    return environment
+    with atomic_path(path) as temporary:
+        temporary.write_text(environment.get_template("page.html.j2").render(content), encoding="utf-8")
 
 
-def inert(text: str) -> str:
-    """Text of others as Markdown that holds no HTML and stays in its cell of a table."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+def _labelled(experiment: Experiment, sentence: str) -> str:
+    return f"{experiment.label}: {sentence}" if experiment.label else sentence
 
 
-def fenced(text: str, language: str = "text") -> str:
-    """Text as a Markdown code block, with a fence longer than any run of backticks within."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+def _best(experiments: Sequence[Experiment]) -> list[str]:
+    """Which experiment came out lowest in what; nothing of one."""
+    few = common_drawn(experiments)[:1]
+    found = [best_of(experiments, "generative_perplexity", drawn, "generative perplexity") for drawn in few]
+    for metric in ("validation_perplexity", "cloze_perplexity"):
+        found.append(best_of(experiments, metric, (None, None), metric.replace("_", " ")))
+    return list(filter(None, found))
 
 
-def _markdown_sample(sample: Sample) -> str:
-    text = sample.text
-    if len(text) > MAX_MARKDOWN_CHARACTERS:
-        text = text[:MAX_MARKDOWN_CHARACTERS] + " …"
-    return fenced("\n".join(textwrap.fill(line, 100) for line in text.splitlines()))
-
-
-def latency_rows(latencies: Latencies | None) -> list[tuple[str, ...]]:
-    """The table of times, the autoregressive model last; empty if they were not measured."""
-    if latencies is None:
-        return []
-    reference = latencies.autoregressive
-    rows = [
-        (
-            f"{latency.num_steps} steps",
-            format_number(latency.nfe),
-            format_number(latency.seconds),
-            format_number(latency.tokens_per_second),
-            f"{reference.seconds / latency.seconds:.2f}",
+def _unlike(experiments: Sequence[Experiment]) -> list[str]:
+    """What makes the experiments differ in more than they say."""
+    found = []
+    scorers = {denoisers_of(experiment.records)[-1].scorer for experiment in experiments}
+    baselines = [autoregressive_of(experiment.records) for experiment in experiments]
+    same_baseline = all(each and baselines[0] and each.rows == baselines[0].rows for each in baselines[1:])
+    if len(scorers) > 1 or (scorers == {"models/ar"} and not same_baseline):
+        found.append(
+            "The experiments were scored by different models: their generative perplexities and MAUVE are not on one"
+            " scale, and no common reference is drawn."
         )
-        for latency in latencies.denoiser
-    ]
-    own = (reference.nfe, reference.seconds, reference.tokens_per_second)
-    return [*rows, ("autoregressive, KV cache", *(format_number(value) for value in own), "1")]
+    rounds = {denoisers_of(experiment.records)[-1].round_index or 0 for experiment in experiments}
+    if len(rounds) > 1:
+        found.append(f"The last students are of different rounds ({', '.join(map(str, sorted(rounds)))}).")
+    return found
 
 
-def further_rows(metrics: Metrics) -> list[tuple[str, ...]]:
-    """What else was measured, one row per measurement and one column per model; empty if nothing else was."""
-    titles = dict.fromkeys(title for model in metrics.values() for title in model.further)
-    return [(title, *(format_estimate(model.further.get(title)) for model in metrics.values())) for title in titles]
+def latency_table(experiment: Experiment) -> Table:
+    """The table of times, the autoregressive model last."""
+    assert experiment.latency is not None
+    reference = experiment.latency.autoregressive
+    header = ("", "network evaluations", "seconds per sample", "tokens per second", "times as fast")
+    rows = []
+    for timing in (*experiment.latency.denoiser, reference):
+        name = describe_drawn(*timing.drawn) if timing.drawn else "autoregressive, KV cache"
+        numbers = (timing.nfe, timing.seconds, timing.tokens_per_second)
+        speed = f"{reference.seconds / timing.seconds:.2f}"
+        rows.append(((name,), *((format_number(number),) for number in numbers), (speed,)))
+    return Table(header, rows)
 
 
-def table_notes(metrics: Metrics) -> list[str]:
-    """How to read the table of rounds."""
-    extras = list(
-        dict.fromkeys(title for model in metrics.values() for sampled in model.samples for title in sampled.extras)
-    )
-    and_extras = f", their {', '.join(extras)}" if extras else ""
-    return [
-        "Cells: generative perplexity ± standard error, under it the entropy of the same samples (nats), their MAUVE"
-        f"{and_extras}.",
-        "≤ marks an upper bound: a denoiser's validation perplexity comes from the evidence bound, the"
-        " autoregressive model's is exact, so the two are not on one scale.",
-        f"A dash ({MISSING}) marks what was not measured.",
-    ]
+def stages_table(experiment: Experiment) -> Table:
+    """How long each stage took, on what; a stage without a record says so."""
+    rows = []
+    for stage, found in experiment.stage_times.items():
+        where = f"{found.hardware}; {found.versions}" if found else UNKNOWN_TIME
+        rows.append(((stage,), (f"{found.seconds:,.1f}" if found else MISSING,), (where,)))
+    return Table(("stage", "seconds", "on"), rows)
 
 
-def _count_lines(metrics: Metrics) -> list[str]:
+def counts_of(experiment: Experiment) -> list[str]:
     """What was measured on how much, in words."""
-    any_model = next(iter(metrics.values()))
+    records = list(experiment.records.values())
     retokenized = (
-        ", which has another tokenizer: samples were decoded and tokenized again" if any_model.is_retokenized else ""
+        ", which has another tokenizer: samples were decoded and tokenized again" if records[0].is_retokenized else ""
     )
-    lines = [f"Scorer of generative perplexity: {any_model.scorer}{retokenized}."]
-    for title, values in (
-        (
-            "Samples per model and number of steps",
-            [
-                sampled.generative_perplexity.count
-                for model in metrics.values()
-                for sampled in model.samples
-                if sampled.generative_perplexity
-            ],
-        ),
-        (
-            "Samples behind each MAUVE",
-            [sampled.mauve.count for model in metrics.values() for sampled in model.samples if sampled.mauve],
-        ),
-        (
-            "Cloze passages",
-            [model.cloze_accuracy.count for model in metrics.values() if model.cloze_accuracy],
-        ),
-        (
-            "Count behind each validation perplexity",
-            [model.validation_perplexity.count for model in metrics.values() if model.validation_perplexity],
-        ),
+    lines = [f"Scorer of generative perplexity: {records[0].scorer}{retokenized}."]
+    for title, metric in (
+        ("Samples of each model in each setting", "generative_perplexity"),
+        ("Samples behind each MAUVE", "mauve"),
+        ("Cloze passages", "cloze_accuracy"),
+        ("Count behind each validation perplexity", "validation_perplexity"),
     ):
-        if values:
-            low, high = min(values), max(values)
-            lines.append(f"{title}: {low:,}." if low == high else f"{title}: {low:,} to {high:,}.")
-    parameters = [model.num_parameters for model in denoisers_of(metrics)[:1]]
-    autoregressive = autoregressive_of(metrics)
-    for title, count in (
-        *(("denoiser", count) for count in parameters),
-        *((("autoregressive model", autoregressive.num_parameters),) if autoregressive else ()),
-    ):
-        lines.append(f"Parameters of the {title}: {count:,}.")
-    return lines
+        counts = {row.estimate.count for record in records for row in record.rows if row.metric == metric}
+        if counts:
+            lines.append(f"{title}: {' to '.join(f'{count:,}' for count in sorted({min(counts), max(counts)}))}.")
+    sizes = {record.kind: record.num_parameters for record in records}
+    return [*lines, *(f"Parameters of the {kind}: {size:,}." for kind, size in sizes.items())]
+
+
+def versions() -> dict[str, str]:
+    """Of what makes the page."""
+    packages = ("halfstep", "torch", "transformers", "mauve-text", "matplotlib", "dvc")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _browser(experiments: Sequence[Experiment], members: Sequence[Member]) -> dict[str, Any]:
+    """The first samples of every model on the page whose samples are at hand.
+
+    The player begins with the last student at its fewest steps, beside the first model.
+    """
+    samples: list[Sample] = []
+    titles: dict[str, str] = {}
+    for i, experiment in enumerate(experiments):
+        folder, tokenizer = experiment.folder / "samples", experiment.folder / "data" / "tokenizer"
+        shown: list[tuple[str, Record]] = [(m.label, m.record) for m in members if m.experiment is experiment]
+        if len(experiments) == 1 and (autoregressive := autoregressive_of(experiment.records)):
+            shown.append((describe_model(autoregressive), autoregressive))
+        if folder.is_dir() and tokenizer.is_dir():
+            models = [record.model for _, record in shown]
+            found = load_samples(folder, models, load_tokenizer(tokenizer).decode)
+            samples += [replace(sample, model=f"{i}/{sample.model}") for sample in found]
+            titles |= {f"{i}/{record.model}": label for label, record in shown}
+    last = members[-1].label
+    few = [describe_drawn(*drawn) for drawn in drawn_of([members[-1].record])[:1]]
+    start = {"models": [members[0].label, last], "setting": few[0] if few else ""}
+    return {**browser_data(samples, titles), "start": start}

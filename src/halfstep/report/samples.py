@@ -1,16 +1,19 @@
 """The samples that the page plays: which token came in which denoising step."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.run.errors import UserError
+from halfstep.metrics.record import AUTOREGRESSIVE
+from halfstep.report.records import Drawn, describe_drawn, steps_of
+from halfstep.samples.table import read_sample_sets
 
 KINDS = ("unconditional", "continuations")
+NUM_SHOWN = 2
+"""Samples of each kind."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Sample:
     Attributes:
         model: which drew it.
         kind: `unconditional` or `continuations`.
-        sample_index: which of its kind; with the seed it decides the noise, so the same index of two models and two
-            numbers of steps continues the same prefix from the same random numbers.
-        num_steps: denoising steps; of the autoregressive model, the tokens it generated.
+        index: which of its kind; with the seed it decides the noise, so that the same index of two models and two
+            settings continues the same prefix from the same random numbers.
+        drawn: sampler and setting.
+        num_steps: the last step; of the autoregressive model, the tokens it generated.
         nfe: network evaluations.
         num_given: tokens at the start that were given.
         pieces: the text that each token adds.
@@ -31,82 +35,42 @@ class Sample:
 
     model: str
     kind: str
-    sample_index: int
+    index: int
+    drawn: Drawn
     num_steps: int
     nfe: int
     num_given: int
     pieces: tuple[str, ...]
     unmask_step: tuple[int, ...]
 
-    @property
-    def prefix(self) -> str:
-        """The part of the text that was given; empty if nothing was."""
-        return "".join(self.pieces[: self.num_given])
 
-    @property
-    def text(self) -> str:
-        """The rest of the text."""
-        return "".join(self.pieces[self.num_given :])
-
-
-def load_samples(
-    folder: Path,
-    models: Sequence[str],
-    *,
-    num_unconditional: int,
-    num_continuations: int,
-    decode: Callable[[list[int]], str],
-) -> list[Sample]:
-    """Read the first samples of every model at every number of steps, the same indices of each.
+def load_samples(folder: Path, models: Sequence[str], decode: Callable[[list[int]], str]) -> list[Sample]:
+    """The first samples of each model in each setting, the same indices of each.
 
     Args:
         folder: holds `MODEL/unconditional.parquet` and `MODEL/continuations.parquet` for every model.
         models: names, in the order wanted.
-        num_unconditional: how many unconditional samples of each model and number of steps.
-        num_continuations: how many continuations.
         decode: token ids to text.
-    Returns:
-        samples by model, kind, number of steps and index.
     Raises:
-        UserError: a file is missing or is not what `sample` writes.
+        UserError: see `read_sample_sets`.
     """
     return [
-        sample
+        Sample(
+            model,
+            kind,
+            index,
+            (drawn.sampler, drawn.setting),
+            drawn.num_steps or max(drawn.unmask_step[index]),
+            drawn.nfe[index],
+            drawn.prefix_length,
+            tuple(token_pieces(drawn.token_ids[index], decode)),
+            tuple(drawn.unmask_step[index]),
+        )
         for model in models
-        for kind, count in zip(KINDS, (num_unconditional, num_continuations), strict=True)
-        for sample in _read_samples(folder / model / f"{kind}.parquet", model, kind, count, decode)
+        for kind in KINDS
+        for drawn in read_sample_sets(folder / model / f"{kind}.parquet", NUM_SHOWN)
+        for index in range(len(drawn.nfe))
     ]
-
-
-COLUMNS = ("num_steps", "sample_index", "nfe", "token_ids", "unmask_step")
-
-
-def _read_samples(
-    path: Path, model: str, kind: str, count: int, decode: Callable[[list[int]], str]
-) -> Iterable[Sample]:
-    table = _read_table(path, COLUMNS, filters=[("sample_index", "<", count)])
-    try:
-        num_given = int(json.loads(table.schema.metadata[b"halfstep"])["prefix_length"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} does not say prefix_length as sample does: make it again with dvc repro") from None
-    for num_steps, index, nfe, token_ids, unmask_step in sorted(
-        zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)
-    ):
-        pieces = tuple(token_pieces(token_ids, decode))
-        yield Sample(model, kind, index, num_steps, nfe, num_given, pieces, tuple(unmask_step))
-
-
-def _read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    try:
-        return pq.read_table(path, columns=list(columns), **options)
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: make it with dvc repro") from None
-    except (OSError, ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not what sample writes ({reason}): make it again with dvc repro") from None
 
 
 def token_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
@@ -132,73 +96,72 @@ def token_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -
 
 
 def tokens_together(folder: Path, model: str) -> dict[int, Estimate]:
-    """How many tokens a token is drawn with, in the same denoising step of one sample, itself included.
+    """How many tokens a token is drawn with, in the same denoising step of one ancestral sample, itself included.
 
     Args:
         folder: holds `MODEL/unconditional.parquet`.
         model: its name.
     Returns:
         by number of steps: the mean over tokens, with the interval that holds the middle 90 % of them; count is in
-        tokens. It has no standard error, since the tokens of a step are one event. Empty without samples.
+        tokens. It has no standard error, since the tokens of a step are one event.
     Raises:
-        UserError: the file is missing or is not what `sample` writes.
+        UserError: see `read_sample_sets`.
     """
-    table = _read_table(folder / model / "unconditional.parquet", ("num_steps", "unmask_step"))
-    sizes: dict[int, Counter[int]] = {}
-    for num_steps, unmask_step in zip(table["num_steps"].to_pylist(), table["unmask_step"].to_pylist(), strict=True):
-        together = Counter(step for step in unmask_step if step)
-        for size in together.values():
-            sizes.setdefault(num_steps, Counter())[size] += size
-    return {num_steps: _spread(counts) for num_steps, counts in sorted(sizes.items())}
+    found = {}
+    for drawn in read_sample_sets(folder / model / "unconditional.parquet"):
+        if (num_steps := steps_of(drawn.sampler, drawn.setting)) is not None:
+            sizes: Counter[int] = Counter()
+            for unmask_step in drawn.unmask_step:
+                for size in Counter(step for step in unmask_step if step).values():
+                    sizes[size] += size
+            found[num_steps] = _spread(sizes)
+    return found
 
 
 def _spread(counts: Counter[int]) -> Estimate:
-    total = counts.total()
-    mean = sum(size * count for size, count in counts.items()) / total
-    seen, low, high = 0, None, None
-    for size, count in sorted(counts.items()):
-        seen += count
-        low = size if low is None and seen >= 0.05 * total else low
-        high = size if high is None and seen >= 0.95 * total else high
-    assert low is not None
-    assert high is not None
-    return Estimate(mean, None, total, "tokens", (float(low), float(high)))
+    values = sorted(counts.elements())
+    total = len(values)
+    low, high = values[-(-total // 20) - 1], values[-(-19 * total // 20) - 1]
+    return Estimate(sum(values) / total, None, total, "tokens", (float(low), float(high)))
 
 
-def browser_data(samples: Sequence[Sample], titles: dict[str, str], units: dict[str, str]) -> dict[str, Any]:
+def browser_data(samples: Sequence[Sample], titles: Mapping[str, str]) -> dict[str, Any]:
     """What the page's script plays, compactly: pieces of text are numbered, and each stands there once.
 
     Args:
-        samples: of `load_samples`.
-        titles: what each model is called.
-        units: what a step of each model is called.
+        samples: those to show.
+        titles: what each model is called, in the order wanted.
     """
     numbers: dict[str, int] = {}
-    models = list(dict.fromkeys(sample.model for sample in samples))
-    prompts = list(dict.fromkeys((sample.kind, sample.sample_index) for sample in samples))
-    prompts.sort(key=lambda prompt: (KINDS.index(prompt[0]), prompt[1]))
-    entries = [
-        {
-            "model": models.index(sample.model),
-            "prompt": prompts.index((sample.kind, sample.sample_index)),
-            "steps": sample.num_steps,
-            "nfe": sample.nfe,
-            "pieces": [numbers.setdefault(piece, len(numbers)) for piece in sample.pieces],
-            "unmask": list(sample.unmask_step),
-        }
-        for sample in samples
-    ]
+    models = list(titles)
+    # An autoregressive model has one way to draw, and is not chosen.
+    settings = list(dict.fromkeys(sample.drawn for sample in samples if sample.drawn[0] != AUTOREGRESSIVE))
+    settings.sort(key=lambda drawn: steps_of(*drawn) or 1 << 62)
+    prompts = sorted({(KINDS.index(sample.kind), sample.index): sample for sample in samples}.items())
+    places = [key for key, _ in prompts]
     return {
+        "models": list(titles.values()),
+        "settings": [describe_drawn(*drawn) for drawn in settings],
+        "prompts": [_prompt_title(sample) for _, sample in prompts],
+        "samples": [
+            {
+                "model": models.index(sample.model),
+                "prompt": places.index((KINDS.index(sample.kind), sample.index)),
+                "setting": settings.index(sample.drawn) if sample.drawn in settings else -1,
+                "unit": "steps" if sample.drawn in settings else "tokens",
+                "steps": sample.num_steps,
+                "nfe": sample.nfe,
+                "pieces": [numbers.setdefault(piece, len(numbers)) for piece in sample.pieces],
+                "unmask": sample.unmask_step,
+            }
+            for sample in samples
+        ],
         "pieces": list(numbers),
-        "models": [{"title": titles[model], "unit": units[model]} for model in models],
-        "prompts": [_prompt_title(kind, index, samples) for kind, index in prompts],
-        "samples": entries,
     }
 
 
-def _prompt_title(kind: str, index: int, samples: Sequence[Sample]) -> str:
-    if kind == "unconditional":
-        return f"from nothing, sample {index}"
-    given = next(sample.prefix for sample in samples if (sample.kind, sample.sample_index) == (kind, index))
-    start = " ".join(given.split())
+def _prompt_title(sample: Sample) -> str:
+    if sample.kind == KINDS[0]:
+        return f"from nothing, sample {sample.index}"
+    start = " ".join("".join(sample.pieces[: sample.num_given]).split())
     return f"continue “{start[:40]}{'…' if len(start) > 40 else ''}”"

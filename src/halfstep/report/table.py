@@ -1,172 +1,145 @@
-"""The table of rounds: one row per model, for the page and for the terminal."""
+"""Tables of what was measured: for the page, the terminal, and as files."""
 
 import csv
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.report.results import AUTOREGRESSIVE, Metrics, ModelMetrics, SampleMetrics
+from halfstep.metrics.record import AUTOREGRESSIVE, Record
+from halfstep.report.records import (
+    MISSING,
+    Drawn,
+    Records,
+    autoregressive_of,
+    denoisers_of,
+    describe_drawn,
+    describe_model,
+    drawn_of,
+    format_number,
+    format_value,
+    steps_of,
+)
 from halfstep.run.files import atomic_path
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
-MISSING = "–"
+Cell = tuple[str, ...]
+"""Lines of text."""
+
+SAMPLE_METRICS = ("nfe", "generative_perplexity", "entropy", "mauve")
+IN_TABLE = (*SAMPLE_METRICS, "cloze_accuracy", "validation_perplexity", "data_generative_perplexity", "data_entropy")
+"""Metrics that have a place of their own. Every other one is among the further measurements, by its name."""
+
+NOTES = (
+    "Cells: generative perplexity ± standard error, under it the entropy of the same samples (nats), their MAUVE, and"
+    " network evaluations per sample.",
+    "≤ marks an upper bound: a denoiser's likelihood comes from the evidence bound, the autoregressive model's is"
+    " exact, so the two are not on one scale.",
+    f"A dash ({MISSING}) marks what was not measured.",
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the table of rounds.
+class Table:
+    """A table as text; the first cell of a row names it."""
 
-    Attributes:
-        name: of the model.
-        cells: lines of text per column.
-    """
-
-    name: str
-    cells: tuple[tuple[str, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
 
 
-@dataclass(frozen=True)
-class RoundsTable:
-    """The table of rounds as text.
-
-    Attributes:
-        header: of the columns after the name.
-        rows: teacher, students, autoregressive model, the data itself.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-def describe_model(metrics: ModelMetrics) -> str:
-    """What a model is called on the page."""
-    if metrics.kind == AUTOREGRESSIVE:
-        return "autoregressive"
-    return "teacher" if metrics.round_index == 0 else f"round {metrics.round_index}"
-
-
-def denoisers_of(metrics: Metrics) -> list[ModelMetrics]:
-    """The teacher and its students, by round."""
-    denoisers = [model for model in metrics.values() if model.round_index is not None]
-    return sorted(denoisers, key=lambda model: model.round_index or 0)
-
-
-def autoregressive_of(metrics: Metrics) -> ModelMetrics | None:
-    """The autoregressive model; None if the models hold none."""
-    return next((model for model in metrics.values() if model.kind == AUTOREGRESSIVE), None)
-
-
-def step_counts(metrics: Metrics) -> list[int]:
-    """Every number of denoising steps that samples were drawn with, ascending."""
-    return sorted({sampled.num_steps for model in denoisers_of(metrics) for sampled in model.samples})
-
-
-def format_estimate(estimate: Estimate | None, *, scale: float = 1.0) -> str:
-    """A value and its standard error, with two digits of the error; a dash if it was not measured.
+def results_table(named: Sequence[tuple[Cell, Record]], references: Records) -> Table:
+    """One row per denoiser, then the autoregressive model and the validation text.
 
     Args:
-        estimate: the value.
-        scale: both are multiplied by it, as with 100 for percent.
+        named: denoisers, and what each is called.
+        references: records that hold the other two, if any.
     """
-    if estimate is None:
-        return MISSING
-    value = estimate.value * scale
-    if not estimate.standard_error:
-        return format_number(value)
-    error = estimate.standard_error * scale
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    columns = drawn_of(record for _, record in named)
+    header = ("model", *(describe_drawn(*drawn) for drawn in columns))
+    rows = [
+        (name, *(_sample_cell(record, drawn) for drawn in columns), (MISSING,), *_single_cells(record))
+        for name, record in named
+    ]
+    empty = [(MISSING,)] * len(columns)
+    if autoregressive := autoregressive_of(references):
+        cell = next((_sample_cell(autoregressive, drawn) for drawn in autoregressive.drawn()), (MISSING,))
+        rows.append(((describe_model(autoregressive),), *empty, cell, *_single_cells(autoregressive)))
+    if record := next(iter(references.values()), None):
+        cell = (format_value(record, "data_generative_perplexity"), f"entropy {format_value(record, 'data_entropy')}")
+        rows.append((("validation text",), *empty, cell, (MISSING,), (MISSING,)))
+    return Table((*header, "without denoising", "cloze accuracy", "validation perplexity"), rows)
 
 
-def format_number(value: float) -> str:
-    """A number with four digits, without an exponent below a million."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
+def further_tables(named: Sequence[tuple[str, Record]]) -> list[Table]:
+    """Whatever else was measured: of models, with a row for each metric, and of sets of samples, with a column."""
+    rows = [row for _, record in named for row in record.rows if row.metric not in IN_TABLE]
+    of_models = sorted({row.metric for row in rows if row.sampler is None})
+    of_samples = sorted({row.metric for row in rows if row.sampler is not None})
+    by_metric = [((metric,), *((format_value(record, metric),) for _, record in named)) for metric in of_models]
+    by_samples = []
+    for name, record in named:
+        for drawn in drawn_of([record]):
+            cells = (format_value(record, metric, drawn) for metric in of_samples)
+            by_samples.append((tuple(dict.fromkeys((name, describe_drawn(*drawn)))), *((cell,) for cell in cells)))
+    tables = [Table(("", *(name for name, _ in named)), by_metric), Table(("samples of", *of_samples), by_samples)]
+    return [table for table, metrics in zip(tables, (of_models, of_samples), strict=True) if metrics]
 
 
-def make_table(metrics: Metrics) -> RoundsTable:
-    """Lay out the table: perplexity, entropy and MAUVE of a cell belong to the same samples."""
-    counts = step_counts(metrics)
-    header = (
-        *(f"{count} steps" for count in counts),
-        "without denoising",
-        "cloze accuracy",
-        "validation perplexity",
-    )
-    rows = []
-    for model in denoisers_of(metrics):
-        cells = [sample_cell(model.at(count)) for count in counts]
-        rows.append(Row(describe_model(model), (*cells, (MISSING,), *single_cells(model))))
-    autoregressive = autoregressive_of(metrics)
-    if autoregressive is not None:
-        sampled = next(iter(autoregressive.samples), None)
-        cell = sample_cell(sampled) if sampled is None else (*sample_cell(sampled), f"{sampled.num_steps} tokens")
-        rows.append(
-            Row(
-                describe_model(autoregressive),
-                (*[(MISSING,)] * len(counts), cell, *single_cells(autoregressive)),
-            )
-        )
-    if metrics:
-        data = next(iter(metrics.values()))
-        cell = (format_estimate(data.data_perplexity), f"entropy {format_estimate(data.data_entropy)}")
-        rows.append(Row("validation text", (*[(MISSING,)] * len(counts), cell, (MISSING,), (MISSING,))))
-    return RoundsTable(header, tuple(rows))
-
-
-def sample_cell(sampled: SampleMetrics | None) -> tuple[str, ...]:
-    """Lines of the cell for one model at one number of steps: perplexity, and under it what qualifies it."""
-    if sampled is None:
+def _sample_cell(record: Record, drawn: Drawn) -> Cell:
+    """Perplexity, and under it what qualifies it."""
+    if drawn not in record.drawn():
         return (MISSING,)
+    nfe = record.get("nfe", *drawn)
     return (
-        format_estimate(sampled.generative_perplexity),
-        f"entropy {format_estimate(sampled.entropy)}",
-        f"MAUVE {format_estimate(sampled.mauve)}",
-        *(f"{title} {format_estimate(estimate)}" for title, estimate in sampled.extras.items()),
+        format_value(record, "generative_perplexity", drawn),
+        f"entropy {format_value(record, 'entropy', drawn)}",
+        f"MAUVE {format_value(record, 'mauve', drawn)}",
+        f"{format_number(nfe.value)} evaluations" if nfe else f"{MISSING} evaluations",
     )
 
 
-def single_cells(model: ModelMetrics) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The cells of what does not depend on the number of steps: cloze accuracy and validation perplexity."""
-    cloze = f"{format_estimate(model.cloze_accuracy, scale=100)} %" if model.cloze_accuracy else MISSING
-    bound = "≤ " if model.validation_is_bound and model.validation_perplexity else ""
-    return (cloze,), (bound + format_estimate(model.validation_perplexity),)
+def _single_cells(record: Record) -> tuple[Cell, Cell]:
+    """What does not depend on how samples are drawn."""
+    return (format_value(record, "cloze_accuracy"),), (format_value(record, "validation_perplexity"),)
 
 
-def rounds_table(metrics: Metrics) -> "Table":
-    """The table of rounds for the terminal, narrow enough for 80 columns at five numbers of steps.
+def terminal_tables(records: Records) -> "Group":
+    """The table for the terminal, one for each sampler, narrow enough for 80 columns at five settings.
 
-    The autoregressive model and the validation text, which have no denoising steps, stand beneath it.
-
-    Args:
-        metrics: of `load_metrics`.
+    The autoregressive model and the validation text, which have no denoising steps, stand beneath.
     """
     from rich import box
-    from rich.table import Table
+    from rich.console import Group
+    from rich.table import Table as TerminalTable
 
-    table = make_table(metrics)
-    num_counts = len(step_counts(metrics))
-    shown = Table(box=box.SIMPLE_HEAD, show_lines=False, caption_justify="left", padding=(0, 1, 1, 0))
-    shown.add_column("model", no_wrap=True)
-    for title in (*table.header[:num_counts], "cloze", "validation"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    notes = []
-    for row in table.rows:
-        without_denoising = row.cells[num_counts]
-        if without_denoising == (MISSING,):
-            # Entropy and MAUVE, but not the extras: those are on the page.
-            cells = [*row.cells[:num_counts], *row.cells[num_counts + 1 :]]
-            shown.add_row(row.name, *("\n".join(map(_narrow, cell[:3])) for cell in cells))
-        else:
-            cloze, validation = (cell[0] for cell in row.cells[num_counts + 1 :])
-            singles = [] if cloze == MISSING else [f"cloze {cloze}", f"validation {validation}"]
-            notes.append(f"{row.name}: perplexity {', '.join([*without_denoising, *singles])}")
-    legend = "generative perplexity ± standard error, H entropy in nats, M MAUVE; validation: perplexity, ≤ a bound"
-    shown.caption = "\n".join([legend, *notes])
-    return shown
+    denoisers = denoisers_of(records)
+    columns = drawn_of(denoisers)
+    shown: list[TerminalTable] = []
+    for sampler in dict.fromkeys(sampler for sampler, _ in columns) or ("",):
+        own = [drawn for drawn in columns if drawn[0] == sampler]
+        table = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
+        table.add_column("model", no_wrap=True)
+        for drawn in own:
+            table.add_column(
+                describe_drawn(*drawn).replace(" ", "\n" if not steps_of(*drawn) else " "), justify="right"
+            )
+        for title in ("cloze", "validation") if not shown else ():
+            table.add_column(title, justify="right")
+        for record in denoisers:
+            # The evaluations of ancestral steps are on the page.
+            cells = [_sample_cell(record, drawn)[: 3 if steps_of(*drawn) else 4] for drawn in own]
+            cells += [] if shown else _single_cells(record)
+            table.add_row(describe_model(record), *("\n".join(map(_narrow, cell)) for cell in cells))
+        shown.append(table)
+    notes = ["generative perplexity ± standard error, H entropy in nats, M MAUVE; validation: perplexity, ≤ a bound"]
+    for name, *cells in results_table([], records).rows:
+        (*without_denoising,), (cloze,), (validation,) = cells
+        singles = [] if name == ("validation text",) else [f"cloze {cloze}", f"validation {validation}"]
+        notes.append(f"{name[0]}: perplexity {', '.join([*without_denoising, *singles])}")
+    return Group(*shown, *notes)
 
 
 def _narrow(line: str) -> str:
@@ -174,42 +147,38 @@ def _narrow(line: str) -> str:
     for name, letter in (("entropy ", "H "), ("MAUVE ", "M ")):
         if line.startswith(name):
             return letter + line.removeprefix(name).split(" ±")[0]
-    return line.replace(" ± ", "±").replace("≤ ", "≤")
+    return line.replace(" ± ", "±").replace("≤ ", "≤").replace(" evaluations", " eval.")
 
 
-STEPS_COLUMNS = ("model", "num_steps", "nfe", "generative_perplexity", "entropy", "mauve")
-
-
-def write_steps(metrics: Metrics, path: Path) -> None:
-    """Write what every model measures at every number of steps as one CSV; what was not measured is empty."""
+def write_steps(records: Records, path: Path) -> None:
+    """Write what every set of samples measures as one CSV; what was not measured is empty."""
+    others = (row.metric for record in records.values() for row in record.rows if row.sampler)
+    metrics = list(dict.fromkeys((*SAMPLE_METRICS, *others)))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(STEPS_COLUMNS)
-        for model in metrics.values():
-            for sampled in model.samples:
-                measured = (getattr(sampled, column) for column in STEPS_COLUMNS[2:])
-                values = ["" if estimate is None else estimate.value for estimate in measured]
-                writer.writerow([model.model, sampled.num_steps, *values])
+        writer.writerow(["model", "sampler", "setting", "num_steps", *metrics])
+        for record in records.values():
+            for drawn in drawn_of([record]):
+                estimates = (record.get(metric, *drawn) for metric in metrics)
+                values = [None if estimate is None else estimate.value for estimate in estimates]
+                writer.writerow([record.model, *drawn, steps_of(*drawn), *values])
 
 
-def summarize(metrics: Metrics) -> dict[str, dict[str, float]]:
-    """Plain numbers for `dvc metrics show`: every model at its fewest and its most steps.
+def summarize(records: Records) -> dict[str, dict[str, float]]:
+    """Plain numbers for `dvc metrics show`: every model at its fewest and its most steps, and by other samplers.
 
     What was not measured has no key.
     """
-    return {name: _summarize_model(model) for name, model in metrics.items()}
+    return {name: _summarize_model(record) for name, record in records.items()}
 
 
-def _summarize_model(model: ModelMetrics) -> dict[str, float]:
-    summary: dict[str, float] = {}
-    for sampled in (*model.samples[:1], *model.samples[-1:]):
-        for key in ("generative_perplexity", "entropy", "mauve"):
-            _put(summary, f"{key}_{sampled.num_steps}", getattr(sampled, key))
-    _put(summary, "cloze_accuracy", model.cloze_accuracy)
-    _put(summary, "validation_perplexity", model.validation_perplexity)
-    return summary
-
-
-def _put(summary: dict[str, float], key: str, estimate: Estimate | None) -> None:
-    if estimate is not None:
-        summary[key] = estimate.value
+def _summarize_model(record: Record) -> dict[str, float]:
+    found: dict[str, Estimate | None] = {}
+    ancestral = [drawn for drawn in drawn_of([record]) if steps_of(*drawn)]
+    others = [drawn for drawn in drawn_of([record]) if not steps_of(*drawn)]
+    for drawn in (*ancestral[:1], *ancestral[-1:], *others):
+        # An autoregressive model has one set of samples.
+        suffix = "" if record.kind == AUTOREGRESSIVE else f"_{steps_of(*drawn) or '_'.join(filter(None, drawn))}"
+        found |= {f"{metric}{suffix}": record.get(metric, *drawn) for metric in SAMPLE_METRICS[1:]}
+    found |= {metric: record.get(metric) for metric in ("cloze_accuracy", "validation_perplexity")}
+    return {key: estimate.value for key, estimate in found.items() if estimate is not None}

@@ -5,7 +5,6 @@ DVC deletes a stage's outputs before it runs it, so what a stage has done so far
 the contents of the files read, the code, torch's version.
 """
 
-import base64
 import hashlib
 import json
 import shutil
@@ -16,7 +15,8 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from halfstep.run import ranks
 from halfstep.run.console import console
 from halfstep.run.errors import UserError
-from halfstep.run.files import file_hash, project_root, read_json, write_json
+from halfstep.run.files import atomic_path, file_hash, project_root, read_json, write_json
 from halfstep.run.inputs import Inputs, fingerprint
 from halfstep.run.provenance import code_hashes, refuse_changes
 from halfstep.run.signals import stops_at_signals
@@ -34,120 +34,61 @@ Arrays = dict[str, np.ndarray]
 
 Piece = TypeVar("Piece")
 
-
-class Remember(Protocol):
-    """Does work piece by piece, or has it from before."""
-
-    def __call__(
-        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
-    ) -> Iterator[tuple[Piece, Arrays]]:
-        """Yield each piece with what it gives, in order.
-
-        Args:
-            kind: of work.
-            pieces: of it, none of which needs what another one gives.
-            inputs_of: plain values that tell a piece from all others of its kind in the same run.
-            compute: a piece -> what it gives.
-        """
-
-
 DESCRIPTION_FILE = "work.json"
 FINISHED_FILE = "finished"
-JOURNAL_FILE = "journal.jsonl"
 NUM_NAMED = 3
 """Differences to another run's work that are named in a line."""
 
 
-def anew(
-    kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
+def cached(
+    folder: Path | None, pieces: Iterable[Piece], compute: Callable[[Piece], Arrays]
 ) -> Iterator[tuple[Piece, Arrays]]:
-    """A `Remember` that remembers nothing."""
-    for piece in pieces:
-        yield piece, compute(piece)
+    """Yield each piece of work with what it gives, in order, computing only what no file in `folder` has.
 
+    Where several processes share a stage's work each computes its share of the pieces; the main one keeps the files.
 
-class Journal:
-    """Pieces of work that are done, one line each, in a file that only grows.
-
-    A line that a killed process left torn is noticed by its hash, and the file is cut there. Where several processes
-    share a stage's work they divide the pieces; the main one keeps the file.
-
-    Attributes:
-        num_known: pieces kept so far.
+    Args:
+        folder: for these pieces alone, see `Work.batches`; its files are named by the number of the piece. None
+            computes all.
+        pieces: the same ones in every run, none of which needs what another one gives.
+        compute: a piece -> what it gives.
+    Raises:
+        UserError, FloatingPointError: `compute` raised it, in whichever process.
     """
+    numbered = enumerate(pieces)
+    while some := list(islice(numbered, ranks.num_ranks())):
+        paths = [folder and folder / f"{number:06d}.npz" for number, _ in some]
+        kept = ranks.from_main([_read(path) for path in paths])
+        mine = None
+        if ranks.rank() < len(some) and kept[ranks.rank()] is None:
+            mine = _tried(partial(compute, some[ranks.rank()][1]))
+        for (_, piece), path, found, made in zip(some, paths, kept, ranks.gather(mine), strict=False):
+            if isinstance(made, Exception):
+                raise made
+            if made is not None and path is not None and ranks.is_main():
+                with atomic_path(path) as temporary:
+                    np.savez(temporary, **made)  # type: ignore[arg-type]
+            arrays = found if made is None else made
+            assert arrays is not None, "what was not kept is computed by the process whose turn it is"
+            yield piece, arrays
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._places: dict[str, tuple[int, int]] = {}
-        if ranks.is_main():
-            self._read_places()
-        self.num_known = ranks.from_main(len(self._places))
 
-    def _read_places(self) -> None:
-        self.path.touch()
-        with self.path.open("rb+") as file:
-            end = 0
-            for line in file:
-                key = _key_of_line(line)
-                if key is None:
-                    break
-                self._places[key] = (end, len(line))
-                end += len(line)
-            file.truncate(end)
+def batched(items: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
+    """Lists of so many items, the last one of those that are left."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
-    def memory_of(self, who: str) -> Remember:
-        """`remember` for one among several who do the same kinds of work, such as a model and its scorer."""
 
-        def remember(
-            kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
-        ) -> Iterator[tuple[Piece, Arrays]]:
-            return self.remember(f"{who}: {kind}", pieces, inputs_of, compute)
-
-        return remember
-
-    def remember(
-        self, kind: str, pieces: Iterable[Piece], inputs_of: Callable[[Piece], Any], compute: Callable[[Piece], Arrays]
-    ) -> Iterator[tuple[Piece, Arrays]]:
-        """A `Remember`: what is not in the journal is computed, one piece at a time by each process, and kept.
-
-        Raises:
-            UserError, FloatingPointError: `compute` raised it, in whichever process.
-        """
-        pieces = iter(pieces)
-        while some := list(islice(pieces, ranks.num_ranks())):
-            keys = [hashlib.sha256(json.dumps([kind, inputs_of(piece)]).encode()).hexdigest() for piece in some]
-            kept = ranks.from_main([self._kept(key) for key in keys])
-            mine = None
-            if ranks.rank() < len(some) and kept[ranks.rank()] is None:
-                mine = _tried(partial(compute, some[ranks.rank()]))
-            made = ranks.gather(mine)
-            for piece, key, arrays, outcome in zip(some, keys, kept, made, strict=False):
-                if isinstance(outcome, Exception):
-                    raise outcome
-                if outcome is not None:
-                    self._keep(key, outcome)
-                found = arrays if outcome is None else outcome
-                assert found is not None, "a piece that was not kept is computed by the process whose turn it is"
-                yield piece, found
-
-    def _kept(self, key: str) -> Arrays | None:
-        if key not in self._places:
-            return None
-        start, length = self._places[key]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return _decode(json.loads(file.read(length).split(b" ", 1)[1])["arrays"])
-
-    def _keep(self, key: str, arrays: Arrays) -> None:
-        self.num_known += 1
-        if not ranks.is_main():
-            return
-        body = json.dumps({"key": key, "arrays": _encode(arrays)}).encode()
-        line = _digest(body) + b" " + body + b"\n"
-        with self.path.open("ab") as file:
-            start = file.tell()
-            file.write(line)
-        self._places[key] = (start, len(line))
+def _read(path: Path | None) -> Arrays | None:
+    """What a piece gave; None where it was not kept, or another program damaged the file."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, BadZipFile):
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,14 +106,19 @@ class Work:
     check_inputs: Callable[[], None] = lambda: None
 
     @contextmanager
-    def journal(self) -> Iterator[Journal]:
-        """The pieces of work done so far; within the block SIGINT and SIGTERM stop the command with a line."""
-        journal = Journal(self.path / JOURNAL_FILE)
-        if journal.num_known:
-            console.print(f"{self.name}: goes on after {journal.num_known} batches", markup=False)
+    def batches(self) -> Iterator[Path]:
+        """A folder for `cached`; within the block SIGINT and SIGTERM stop the command with a line."""
+        folder = self.path / "batches"
+
+        def num_kept() -> int:
+            # Not those that a killed process was writing.
+            return sum(not file.parent.name.startswith(".") for file in folder.rglob("*.npz"))
+
+        if num_kept():
+            console.print(f"{self.name}: goes on after {num_kept()} batches", markup=False)
         stopped = f"{self.name}: stopped; the same command goes on after"
-        with stops_at_signals(lambda: f"{stopped} {journal.num_known} batches"):
-            yield journal
+        with stops_at_signals(lambda: f"{stopped} {num_kept()} batches"):
+            yield folder
 
     def finish(self) -> None:
         """Say that the result is written.
@@ -321,33 +267,3 @@ def _tried(compute: Callable[[], Arrays]) -> Arrays | Exception:
         return compute()
     except (UserError, FloatingPointError) as error:
         return error
-
-
-def _digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest()[:16].encode()
-
-
-def _key_of_line(line: bytes) -> str | None:
-    """The key of a whole line; None if it is torn."""
-    digest, _, body = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or digest != _digest(body):
-        return None
-    return json.loads(body)["key"]
-
-
-def _encode(arrays: Arrays) -> dict[str, Any]:
-    return {
-        name: {
-            "dtype": array.dtype.str,
-            "shape": array.shape,
-            "data": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode(),
-        }
-        for name, array in arrays.items()
-    }
-
-
-def _decode(entries: dict[str, Any]) -> Arrays:
-    return {
-        name: np.frombuffer(base64.b64decode(entry["data"]), dtype=entry["dtype"]).reshape(entry["shape"]).copy()
-        for name, entry in entries.items()
-    }

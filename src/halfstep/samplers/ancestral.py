@@ -13,6 +13,14 @@ from torch import Tensor
 
 from halfstep.model.base import MaskedModel
 from halfstep.samplers.base import LogitsAt, Samples, fill
+from halfstep.settings.base import PositiveInts
+from halfstep.settings.evaluation import SamplerSettings
+
+
+class Settings(SamplerSettings):
+    """`num_steps`: numbers of denoising steps."""
+
+    num_steps: PositiveInts
 
 
 def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
@@ -101,11 +109,17 @@ def sample(
         raise ValueError(
             f"x_init has shape {tuple(x_init.shape)}, u_time {tuple(u_time.shape)}, u_token {tuple(u_token.shape)}"
         )
+    chosen = policy(x_init, u_time, mask_token_id=mask_token_id, num_steps=num_steps, unmask_step=unmask_step)
+    return fill(network, x_init, chosen, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
+
+
+def policy(
+    x_init: Tensor, u_time: Tensor, *, mask_token_id: int, num_steps: int, unmask_step: Tensor | None = None
+) -> "Ancestral":
+    """The policy of `sample`, with its arguments."""
     if unmask_step is None:
         unmask_step = unmask_steps(u_time, num_steps)
-    unmask_step = torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0)
-    policy = Ancestral(unmask_step, num_steps)
-    return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
+    return Ancestral(torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0), num_steps)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ def sample_autoregressive(
     length: int,
     mask_token_id: int,
     u_token: Tensor,
+    adjust: Callable[[Tensor], Tensor] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Samples:
     """Left-to-right sampling with a cache, with the same exact draws as `sample`.
 
@@ -31,6 +33,7 @@ def sample_autoregressive(
         length: tokens of the result, the prefix included.
         mask_token_id: never drawn.
         u_token: decides the tokens, float64 [batch, length].
+        adjust, on_step: as in `fill`; each token is a step.
     Returns:
         Samples, on the device of prefix; a token's unmask_step counts from 1 after the prefix.
     Raises:
@@ -45,8 +48,11 @@ def sample_autoregressive(
     new, state = prefix, None
     for position in range(prefix_length, length):
         logits, state = next_logits(new, state)
-        tokens[:, position] = draw_categorical(masked_log_probs(logits, mask_token_id), u_token[:, position])
+        log_p = masked_log_probs(logits, mask_token_id)
+        tokens[:, position] = draw_categorical(log_p if adjust is None else adjust(log_p), u_token[:, position])
         new = tokens[:, position : position + 1]
+        if on_step is not None:
+            on_step(position - prefix_length + 1, tokens)
     order = (torch.arange(length, device=prefix.device) - prefix_length + 1).clamp(min=0)
     nfe = torch.full((batch_size,), length - prefix_length, dtype=torch.int64, device=prefix.device)
     return Samples(tokens=tokens, nfe=nfe, unmask_step=order.expand(batch_size, length))

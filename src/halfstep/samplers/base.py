@@ -2,14 +2,20 @@
 
 A policy says where the network is asked and which of the tokens drawn there are written. Only these positions are
 projected, and a sequence for which nothing is asked is not evaluated.
+
+A sampler is a file of this room, `NAME.py`, with its `Settings`, whose fields are lists, and `policy(x_init, u_time, *,
+mask_token_id, ...)`, which makes the policy of a batch from one value of each field.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Protocol
+from importlib import import_module
+from itertools import count, product
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +24,10 @@ from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.projection import rows_per_chunk
 from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
+from halfstep.run.errors import UserError, one_line, shown
+
+SHARED = ("adjust", "autoregressive", "base")
+"""Files of this room that are no samplers of masked models."""
 
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """(xt int64 [batch, length], at bool [batch, length]) -> logits at those positions, row-major [at.sum(), vocab]."""
@@ -110,6 +120,77 @@ def fill(
         if on_step is not None:
             on_step(step, xt)
     raise AssertionError("a policy ends")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler under one setting.
+
+    Attributes:
+        name: of its file.
+        values: one of each of its settings.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def setting(self) -> str:
+        """Its values as text, such as `num_steps=8`."""
+        return ",".join(f"{key}={value}" for key, value in self.values.items())
+
+    @property
+    def num_steps(self) -> int | None:
+        """Denoising steps asked for; None where it takes as many as it takes."""
+        return self.values.get("num_steps")
+
+    def sample(
+        self,
+        network: LogitsAt | MaskedModel,
+        x_init: Tensor,
+        *,
+        mask_token_id: int,
+        u_time: Tensor,
+        u_token: Tensor,
+        **options: Any,
+    ) -> Samples:
+        """Fill the masks of x_init: see `fill` for arguments and options, and `sample_uniforms`."""
+        make_policy = import_module(f"halfstep.samplers.{self.name}").policy
+        policy = make_policy(x_init, u_time, mask_token_id=mask_token_id, **self.values)
+        return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, **options)
+
+
+def samplers_of(entries: Iterable[Mapping[str, Any]], where: str) -> list[Sampler]:
+    """Some samplers under every combination of their settings, in ascending order.
+
+    Args:
+        entries: {"name": of the sampler, setting: list of values, ...} each.
+        where: the parameter or option that holds them, for messages.
+    Raises:
+        UserError: there is no such sampler, a value does not fit, or one is given twice.
+    """
+    known = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", *SHARED})
+    samplers: list[Sampler] = []
+    for entry in entries:
+        name = entry.get("name")
+        if name not in known:
+            raise UserError(f"{where}: there is no sampler {shown(name)}; there are {', '.join(known)}")
+        try:
+            settings = import_module(f"halfstep.samplers.{name}").Settings.model_validate(entry)
+        except ValidationError as error:
+            # A name that is not known is why another is missing.
+            first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+            key = one_line(".".join(map(str, first["loc"])), 80)
+            problems = {"extra_forbidden": f"{name} has no setting {key}", "missing": f"{name} needs {key}"}
+            other = f"{key} of {name} is {shown(first['input'])}: {one_line(first['msg'])}"
+            raise UserError(f"{where}: {problems.get(first['type'], other)}") from None
+        values = settings.model_dump(exclude={"name"})
+        for each in product(*map(sorted, values.values())):
+            sampler = Sampler(settings.name, dict(zip(values, each, strict=True)))
+            if sampler in samplers:
+                raise UserError(f"{where}: {name} with {sampler.setting} is given twice; give each once")
+            samplers.append(sampler)
+    return samplers
 
 
 def sample_uniforms(seed: int, sample_indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:

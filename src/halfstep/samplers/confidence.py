@@ -1,53 +1,39 @@
 """Writing the surest positions first."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.model.base import MaskedModel
-from halfstep.samplers.base import LogitsAt, Samples, fill
+from halfstep.settings.evaluation import SamplerSettings
 
 
-def sample_by_confidence(
-    network: LogitsAt | MaskedModel,
-    x_init: Tensor,
-    *,
-    threshold: float,
-    mask_token_id: int,
-    u_token: Tensor,
-    adjust: Callable[[Tensor], Tensor] | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Samples:
-    """Fill the masks of x_init from the surest to the least sure: as many at once as the network is sure of.
+class Settings(SamplerSettings):
+    """`threshold`: least probabilities, 0 for everything at once, 1 for one position at a time."""
 
-    Every step predicts all masked positions, and unmasks those whose likeliest token has the probability `threshold` or
-    more, or else the one where it is greatest. There are as many steps as it takes, at most one per position.
+    threshold: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)]
 
-    Changes the distribution: the order of writing depends on what is predicted, where ancestral sampling draws it
-    independently, so easy positions come first and texts are likelier and less diverse than the model's. And what
-    unmasks depends on the network, so every masked position is projected in every step.
 
-    Args:
-        network, x_init, mask_token_id, u_token, adjust, on_step: as in `sample`; confidence is that after `adjust`.
-        threshold: least probability, 0 for everything at once, 1 or more for one position at a time.
-    Returns:
-        Samples, on the device of x_init.
-    Raises:
-        ValueError: shapes do not agree.
-    """
-    policy = Confidence(threshold, mask_token_id)
-    return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
+def policy(x_init: Tensor, u_time: Tensor, *, mask_token_id: int, threshold: float) -> "Confidence":
+    """The policy of any batch: it depends on what is predicted alone."""
+    return Confidence(threshold, mask_token_id)
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """All masked positions are asked for, and those are written whose likeliest token is likely enough.
+    """As many positions at once as the network is sure of, from the surest to the least sure.
+
+    Every step predicts all masked positions, and writes those whose likeliest token has the probability `threshold` or
+    more, or else the one where it is greatest. There are as many steps as it takes, at most one per position.
+
+    Changes the distribution: the order of writing depends on what is predicted, where ancestral sampling draws it
+    independently, so easy positions come first and texts are likelier and less diverse than the model's.
 
     Attributes:
-        threshold: least probability; the position where it is greatest is written in any case.
+        threshold: least probability, of the distribution that is drawn from.
         mask_token_id: id of the absorbing state.
     """
 

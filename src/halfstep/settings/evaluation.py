@@ -1,16 +1,31 @@
 """What is drawn from the models, and how they are judged and timed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
-from halfstep.settings.base import MAX_INT, NonNegativeInt, PositiveInt, PositiveInts, Settings, each_once
+from halfstep.settings.base import MAX_INT, NonNegativeInt, PositiveInt, PositiveInts, Probability, Settings, each_once
+from halfstep.settings.plugins import plugin_names
+
+
+class SamplerSettings(Settings):
+    """What the settings of all samplers have in common: the name of the file in `samplers/` that has the others."""
+
+    name: str
+
+
+Samplers = Annotated[tuple[dict[str, Any], ...], Field(strict=False, min_length=1)]
+"""Samplers with their settings, which are lists: each combination of them is one way to draw samples."""
 
 
 class SampleSettings(Settings):
-    """Which samples are drawn from every model; lengths are in tokens and include the prefix."""
+    """Which samples are drawn from every model; lengths are in tokens and include the prefix.
+
+    `num_steps` are those of `samplers` by default; an autoregressive model has a sampler of its own.
+    """
 
     num_steps: PositiveInts
+    samplers: Samplers
     num_samples: PositiveInt
     num_prefixes: PositiveInt
     prefix_length: PositiveInt
@@ -43,7 +58,8 @@ class TextSourceSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How models are judged. `scorer` is a causal language model: a local folder or a hub id.
+    """How models are judged. `metrics` are those that run, each a file of halfstep/evaluation/metrics; `scorer` is a
+    causal language model: a local folder or a hub id; `min_time` is the smallest time of a denoiser's likelihood.
 
     `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
     `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`, which may
@@ -53,11 +69,13 @@ class EvaluateSettings(Settings):
     tokens in a row with the training text counts as copied.
     """
 
+    metrics: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(each_once)]
     scorer: Annotated[str, Field(min_length=1)]
     scorer_revision: str | None
     batch_size: PositiveInt
     num_valid_sequences: PositiveInt
     num_nelbo_draws: PositiveInt
+    min_time: Probability
     mauve_scaling_factor: PositiveFloat
     mauve_num_buckets: PositiveInt | Literal["auto"]
     mauve_num_seeds: Annotated[int, Field(gt=0, le=1000)]
@@ -74,6 +92,14 @@ class EvaluateSettings(Settings):
     downstream_limit: PositiveInt | None
     num_downstream_draws: PositiveInt
 
+    @field_validator("metrics")
+    @classmethod
+    def _each_is_a_file(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        known = plugin_names("halfstep.evaluation.metrics")
+        if unknown := [name for name in metrics if name not in known]:
+            raise ValueError(f"{unknown[0]!r} is not a metric; there are {', '.join(known)}")
+        return metrics
+
     @field_validator("likelihood_on")
     @classmethod
     def _each_name_once(cls, texts: tuple[TextSourceSettings, ...]) -> tuple[TextSourceSettings, ...]:
@@ -85,6 +111,7 @@ class LatencySettings(Settings):
     """What the latency comparison times; `length` null is the context length."""
 
     num_steps: PositiveInts
+    samplers: Samplers
     batch_size: PositiveInt
     length: Annotated[int, Field(ge=2, le=MAX_INT)] | None
     num_warmups: NonNegativeInt

@@ -27,12 +27,16 @@ def models_of(rounds: int) -> list[str]:
 
 
 class InputFiles(Settings):
-    """For each stage that may read files which parameters name: where it is noted what they hold, or that none are."""
+    """For each stage that may read files which parameters name: where it is noted what they hold, or that none are.
+
+    `scorer` is models/ar where that judges the samples.
+    """
 
     prepare: str
     pretrain: str
     baseline: str
     evaluate: str
+    scorer: str
 
 
 class InputSettings(Settings):

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
@@ -33,10 +35,14 @@ app = typer.Typer(
 MASK_GLYPH = " ░░"
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def generate(
+    context: typer.Context,
     model: Annotated[Path, typer.Option(help="A model's folder, such as models/3.")],
-    num_steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="How a denoiser draws: ancestral --num-steps N (8), or confidence --threshold P."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included (the model's length).")] = None,
@@ -44,45 +50,43 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts (exact).")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens (all).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability (all).")] = None,
-    confidence: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Unmask what is this probable, in as many steps as it takes, not --num-steps."),
-    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     show: Annotated[bool, typer.Option("--show", help="Show the tokens appear, step by step.")] = False,
     pause_seconds: Annotated[float, typer.Option(min=0.0, help="With --show: time between steps.")] = 0.4,
 ) -> None:
-    """Print text from a denoiser, optionally continuing a prompt."""
+    """Print text from a model, optionally continuing a prompt."""
     import torch
 
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
-    from halfstep.model.denoiser import Denoiser
+    from halfstep.model.base import MaskedModel
+    from halfstep.model.opening import open_model
     from halfstep.run.device import select_device
     from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
-    from halfstep.samplers.ancestral import sample
-    from halfstep.samplers.base import sample_uniforms
-    from halfstep.samplers.confidence import sample_by_confidence
+    from halfstep.samplers.base import sample_uniforms, samplers_of
+    from halfstep.samples.draw import draw
 
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p is {top_p}: give a probability above 0")
-    denoiser = Denoiser.from_pretrained(model)
-    tokenizer = load_tokenizer(model)
-    target = select_device(device)
-    denoiser.to(target)
-    mask_token_id = denoiser.config.mask_token_id
-    check_vocabulary(tokenizer, model, vocab_size=denoiser.config.vocab_size, mask_token_id=mask_token_id)
-    length = length or denoiser.config.length
-    given = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
-    if len(given) >= length:
+    values = {} if sampler else {"num_steps": [8]}
+    values |= _settings_in(context.args)
+    (chosen,) = samplers_of([{"name": sampler or "ancestral", **values}], "--sampler")
+    opened, tokenizer, target = open_model(model), load_tokenizer(model), select_device(device)
+    opened.to(target)
+    is_masked = isinstance(opened, MaskedModel)
+    config: Any = opened.config
+    mask_token_id = config.mask_token_id if is_masked else tokenizer.mask_token_id
+    check_vocabulary(tokenizer, model, vocab_size=config.vocab_size, mask_token_id=mask_token_id)
+    length = length or (config.length if is_masked else config.max_position_embeddings)
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
+    if len(ids) >= length:
         raise UserError(
-            f"--prompt has {len(given)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
+            f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
             " shorten it, or give a larger --length"
         )
-    x_init = torch.full((num_samples, length), mask_token_id, device=target)
-    x_init[:, : len(given)] = torch.tensor(given, device=target)
+    given = torch.tensor([ids] * num_samples, device=target)
     u_time, u_token = sample_uniforms(seed, range(num_samples), length)
 
     def adjust(logits: "Tensor") -> "Tensor":
@@ -92,36 +96,28 @@ def generate(
             logits = keep_top_k(logits, top_k)
         return logits if top_p is None else keep_top_p(logits, top_p)
 
-    def draw(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
+    def tokens(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
+        options: dict[str, Any] = {"mask_token_id": mask_token_id, "u_time": u_time, "u_token": u_token}
         with nan_as_user_error(model):
-            if confidence is not None:
-                return sample_by_confidence(
-                    denoiser,
-                    x_init,
-                    threshold=confidence,
-                    mask_token_id=mask_token_id,
-                    u_token=u_token,
-                    adjust=adjust,
-                    on_step=on_step,
-                ).tokens
-            return sample(
-                denoiser,
-                x_init,
-                num_steps=num_steps,
-                mask_token_id=mask_token_id,
-                u_time=u_time,
-                u_token=u_token,
-                adjust=adjust,
-                on_step=on_step,
-            ).tokens
+            return draw(opened, chosen, given, length=length, **options, adjust=adjust, on_step=on_step).tokens
 
     if show:
-        most = num_steps if confidence is None else length - len(given)
-        tokens = _draw_shown(draw, x_init, tokenizer.decode, mask_token_id, most, pause_seconds)
+        most = (chosen.num_steps if is_masked else None) or length - len(ids)
+        x_init = given.new_full((num_samples, length), mask_token_id)
+        x_init[:, : len(ids)] = given
+        _draw_shown(tokens, x_init, tokenizer.decode, mask_token_id, most, pause_seconds)
     else:
-        tokens = draw(None)
-        for row in tokens.tolist():
+        for row in tokens(None).tolist():
             print(tokenizer.decode(row, skip_special_tokens=True).strip())
+
+
+def _settings_in(arguments: list[str]) -> dict[str, list[Any]]:
+    """The settings of a sampler in `--num-steps 8 --threshold=0.9`, each of one value."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if len(words) % 2 or not all(option.startswith("--") for option in words[::2]):
+        raise UserError(f"{' '.join(arguments)} is not understood: see halfstep generate --help")
+    names = [option[2:].replace("-", "_") for option in words[::2]]
+    return {name: [yaml.safe_load(value)] for name, value in zip(names, words[1::2], strict=True)}
 
 
 def _draw_shown(
@@ -131,7 +127,7 @@ def _draw_shown(
     mask_token_id: int,
     num_steps: int,
     pause_seconds: float,
-) -> "Tensor":
+) -> None:
     """Draw samples while their tokens appear in the terminal; tokens new in a step stand out."""
     from halfstep.report.samples import token_pieces
 
@@ -160,9 +156,7 @@ def _draw_shown(
             live.update(frame(step, tokens), refresh=True)
             before.copy_(tokens)
 
-        tokens = draw(on_step)
-        live.update(frame(num_steps, tokens), refresh=True)
-    return tokens
+        live.update(frame(num_steps, draw(on_step)), refresh=True)
 
 
 @app.command()
@@ -234,13 +228,13 @@ def summary(
     report: Annotated[Path, typer.Option(help="Where the report is.")] = Path("reports/index.html"),
 ) -> None:
     """Print the table of the rounds and say where the report is."""
-    from halfstep.report.results import load_metrics
-    from halfstep.report.table import rounds_table
+    from halfstep.metrics.record import read_records
+    from halfstep.report.table import terminal_tables
     from halfstep.settings import load_params
     from halfstep.tracking.complete import RUNS_FILE, read_runs
 
     params = load_params(params_path)
-    Console().print(rounds_table(load_metrics(metrics, params.models)))
+    Console().print(terminal_tables(read_records(metrics, params.models)))
     if report.is_file():
         print(f"report: {report.resolve()}")
     runs = read_runs(Path(RUNS_FILE))
@@ -281,21 +275,22 @@ def fit_batch(
         raise UserError(f"--stage is {stage!r}: {', '.join(STAGES)} are known")
     params = load_params(params_path)
     limit_bytes = memory_limit(params, limit)
-    found = search(params, params_path, stage, limit_bytes=limit_bytes, vocab_size=vocab_size_for(params, tokens_path))
+    vocab_size = vocab_size_for(params, tokens_path)
+    trials, found = search(params, params_path, stage, limit_bytes=limit_bytes, vocab_size=vocab_size)
     shown = "all of the accelerator" if limit_bytes is None else f"{limit_bytes / 2**30:.2f} GiB"
     table = Table("batch", "accumulation steps", "sequences at once", "peak", "fits", title=f"{stage} in {shown}")
-    for trial in found.trials:
+    for trial in trials:
         peak = "more" if trial.peak_bytes is None else f"{trial.peak_bytes / 2**30:.2f} GiB"
         parts = trial.num_accumulation_steps
         sizes = (str(trial.batch_size), str(parts), str(trial.batch_size // parts))
         table.add_row(*sizes, peak, "yes" if trial.fits else "no")
     Console().print(table)
-    if not found.overrides:
+    if not found:
         raise UserError(
             f"{stage} does not fit into {shown} with one sequence: take a smaller data.context_length or model"
             " (dvc exp run -S model=tiny), or a larger --limit"
         )
-    print("dvc exp run " + " ".join(f"-S {override}" for override in found.overrides))
+    print("dvc exp run " + " ".join(f"-S {override}" for override in found))
 
 
 @app.command("verify-tokens")
@@ -308,9 +303,6 @@ def verify_tokens(
     print(f"{tokens_path}: {verify(tokens_path)} shards are as they were written")
 
 
-NUM_COMPARED_SAMPLES = 2
-
-
 @app.command()
 def compare(
     experiments: Annotated[
@@ -319,35 +311,18 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page, written.")] = Path("compare.html"),
 ) -> None:
     """Write one page that compares DVC experiments: what differs in them, and what came of it."""
-    from dataclasses import replace
+    from halfstep.report.experiment import checked_out, load_experiment
+    from halfstep.report.page import write_page
 
-    from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.report.comparison import last_student, write_comparison
-    from halfstep.report.experiments import checked_out, load_experiment
-    from halfstep.report.samples import load_samples
-
-    if len(set(experiments)) < 2:
-        raise UserError(
-            f"compare was given {' '.join(experiments)}: it needs two experiments or more; dvc exp show lists them"
-        )
-    loaded = []
-    for name in dict.fromkeys(experiments):
-        with checked_out(name, Path.cwd()) as folder:
-            experiment = load_experiment(name, folder)
-            model = last_student(experiment.metrics)
-            if (folder / "samples" / model).is_dir() and (folder / "data" / "tokenizer").is_dir():
-                samples = load_samples(
-                    folder / "samples",
-                    [model],
-                    num_unconditional=NUM_COMPARED_SAMPLES,
-                    num_continuations=NUM_COMPARED_SAMPLES,
-                    decode=load_tokenizer(folder / "data" / "tokenizer").decode,
-                )
-                experiment = replace(experiment, samples=samples)
-            else:
+    names = list(dict.fromkeys(experiments))
+    if len(names) < 2:
+        raise UserError(f"compare was given {' '.join(experiments)}: it needs two or more; dvc exp show lists them")
+    with ExitStack() as stack:
+        folders = [stack.enter_context(checked_out(name, Path.cwd())) for name in names]
+        for name, folder in zip(names, folders, strict=True):
+            if not (folder / "samples").is_dir():
                 print(f"{name}: its samples are not at hand (dvc fetch), the page shows none of them")
-            loaded.append(experiment)
-    write_comparison(output, loaded)
+        write_page(output, list(map(load_experiment, names, folders)))
     print(f"comparison: {output.resolve()}")
 
 

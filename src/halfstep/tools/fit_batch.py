@@ -5,8 +5,11 @@ import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from halfstep.run.device import select_device
 from halfstep.run.errors import UserError
@@ -40,24 +43,14 @@ class Trial:
         return self.peak_bytes is not None
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a search found.
-
-    Attributes:
-        trials: in the order in which they were made.
-        overrides: of the parameters, such as `pretrain.batch_size=8`; empty where nothing fits.
-    """
-
-    trials: list[Trial]
-    overrides: list[str]
-
-
-def fit_batch(params: Params, params_path: Path, stage: str, *, limit_bytes: int | None, vocab_size: int) -> Fit:
-    """Find what a stage's memory holds.
+def fit_batch(
+    params: Params, params_path: Path, stage: str, *, limit_bytes: int | None, vocab_size: int
+) -> tuple[list[Trial], list[str]]:
+    """Find what a stage's memory holds: the trials that were made, and the overrides, such as `pretrain.batch_size=8`.
 
     Training keeps its batch size and is given the fewest accumulation steps that fit; where none do, the largest
     batch that does, one sequence at a time. Sampling is given its largest batch, up to all of its samples at once.
+    Where nothing fits there are no overrides.
 
     Args:
         params: all parameters.
@@ -83,17 +76,17 @@ def fit_batch(params: Params, params_path: Path, stage: str, *, limit_bytes: int
     if stage == "sample":
         most = max(params.sample.num_samples, params.sample.num_prefixes * params.sample.continuations_per_prefix)
         largest = largest_that_fits(round_numbers(most), lambda n: fits(n, 1))
-        return Fit(trials, [] if largest is None else [f"sample.batch_size={largest}"])
+        return trials, [] if largest is None else [f"sample.batch_size={largest}"]
     batch_size = getattr(params, stage).batch_size
     divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
     at_once = largest_that_fits(divisors, lambda n: fits(batch_size, batch_size // n))
     if at_once is not None:
-        return Fit(trials, [f"{stage}.num_accumulation_steps={batch_size // at_once}"])
+        return trials, [f"{stage}.num_accumulation_steps={batch_size // at_once}"]
     # Validation computes a batch at once, so that the batch size matters even where a step's parts are single.
     largest = largest_that_fits(round_numbers(batch_size)[:-1], lambda n: fits(n, n))
     if largest is None:
-        return Fit(trials, [])
-    return Fit(trials, [f"{stage}.batch_size={largest}", f"{stage}.num_accumulation_steps={largest}"])
+        return trials, []
+    return trials, [f"{stage}.batch_size={largest}", f"{stage}.num_accumulation_steps={largest}"]
 
 
 def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
@@ -125,35 +118,25 @@ def round_numbers(most: int) -> list[int]:
     return sorted({n for n in numbers if n < most} | {most})
 
 
-def try_batch(
-    params_path: Path,
-    stage: str,
-    *,
-    batch_size: int,
-    num_accumulation_steps: int,
-    limit_bytes: int | None,
-    vocab_size: int,
-) -> int | None:
+def try_batch(params_path: Path, stage: str, *, limit_bytes: int | None, **sizes: int) -> int | None:
     """The peak memory in bytes of a stage at a batch, in a process of its own; None if it is more than the limit.
 
+    Args:
+        params_path, stage, limit_bytes: as in `fit_batch`.
+        sizes: batch_size, num_accumulation_steps and vocab_size.
     Raises:
         RuntimeError: the process failed for another reason.
     """
-    request = {
-        "params_path": str(params_path),
-        "stage": stage,
-        "batch_size": batch_size,
-        "num_accumulation_steps": num_accumulation_steps,
-        "limit_bytes": limit_bytes,
-        "vocab_size": vocab_size,
-    }
+    request = {"params_path": str(params_path), "stage": stage, "limit_bytes": limit_bytes, **sizes}
     command = [sys.executable, "-m", "halfstep.tools.trial", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True)
     # Less than zero is a signal's number: Linux, out of memory, ends a process by SIGKILL.
     if done.returncode in (EXIT_TOO_MUCH, -9):
         return None
     if done.returncode:
-        raise RuntimeError(f"{stage} at batch {batch_size}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise RuntimeError(
+            f"{stage} at batch {sizes['batch_size']}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     peak: int = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
     return peak if limit_bytes is None or peak <= limit_bytes else None
 
@@ -178,34 +161,21 @@ def vocab_size_for(params: Params, tokens_path: Path) -> int:
 
 
 def memory_limit(params: Params, limit_gib: float | None) -> int | None:
-    """Bytes that a process may have: what the user says, or most of what is available; None is an accelerator's all.
-
-    Raises:
-        UserError: this system does not say how much is available.
-    """
+    """Bytes that a process may have: what the user says, or most of what is available; None is an accelerator's all."""
     if limit_gib is not None:
         return int(limit_gib * 2**30)
     if select_device(params.runtime.device).type == "cuda":
         return None
-    found = list(_available())
-    if not found:
-        raise UserError("how much memory is available cannot be told on this system: give --limit GIB")
-    return int(min(found) * SHARE_OF_AVAILABLE)
+    return int(min(psutil.virtual_memory().available, *_left_by_control_group()) * SHARE_OF_AVAILABLE)
 
 
-def _available(root: Path = Path("/")) -> Iterator[int]:
-    """Bytes that Linux could give to a new process, and that its control group leaves it."""
-    meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                yield int(line.split()[1]) * 1024
+def _left_by_control_group(root: Path = Path("/sys/fs/cgroup")) -> Iterator[float]:
+    """Bytes that Linux leaves this process's control group, of version 2 or 1; infinite where there is no limit."""
+    yield float("inf")
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        group = root / "sys/fs/cgroup"
-        try:
-            yield int((group / limit).read_text()) - int((group / used).read_text())
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
+        # There is no such group, or it says "max".
+        with suppress(OSError, ValueError):
+            yield int((root / limit).read_text()) - int((root / used).read_text())

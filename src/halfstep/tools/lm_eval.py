@@ -17,6 +17,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.run import console
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import UserError
+from halfstep.samplers.base import samplers_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -35,12 +36,13 @@ class RegisteredDenoiserLM(DenoiserLM):
         revision: str | None = None,
         tokenizer: str | None = None,
         num_draws: int = 32,
-        num_steps: int | None = None,
+        sampler: str = "ancestral",
         seed: int = 0,
         precision: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **setting: Any,
     ) -> None:
         """
         Args:
@@ -48,15 +50,18 @@ class RegisteredDenoiserLM(DenoiserLM):
             revision: of a hub id.
             tokenizer: folder or hub id; None is `pretrained`. Published denoisers bring none: theirs is gpt2.
             num_draws: draws of a log-likelihood.
-            num_steps: denoising steps of a generated text; None refuses to generate.
+            sampler: of generated text.
             seed: of every draw.
             precision: auto, fp32 or bf16.
             batch_size: lm-eval's --batch_size, inputs per forward pass.
             max_batch_size: of lm-eval, for `auto` alone; not used.
             device: lm-eval's --device; None takes the best there is.
+            setting: of the sampler, such as num_steps=8; without one it refuses to generate.
         Raises:
             UserError: there is no such model, device or tokenizer, or a value does not fit.
         """
+        entry = {"name": sampler, **{name: [value] for name, value in setting.items()}}
+        chosen_sampler = samplers_of([entry], "--model_args") if setting else [None]
         target = _device(device)
         chosen = _choice("precision", precision, ("auto", "fp32", "bf16"))
         denoiser = Denoiser.from_pretrained(str(pretrained), revision).to(target)
@@ -81,7 +86,7 @@ class RegisteredDenoiserLM(DenoiserLM):
             batch_size=_count("--batch_size", batch_size),
             seed=_count("seed", seed, least=0),
             device=target,
-            num_steps=None if num_steps is None else _count("num_steps", num_steps),
+            sampler=chosen_sampler[0],
         )
 
     @classmethod
@@ -89,11 +94,11 @@ class RegisteredDenoiserLM(DenoiserLM):
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "RegisteredDenoiserLM":
         """As lm-eval makes a model from --model_args and its other options."""
-        known = list(inspect.signature(cls).parameters)
-        unknown = [name for name in arg_dict if name not in known]
-        if unknown or "pretrained" not in arg_dict:
-            problem = f"{unknown[0]} is unknown" if unknown else "pretrained is missing"
-            raise UserError(f"--model_args: {problem}; --model {MODEL_NAME} takes {', '.join(known)}")
+        if "pretrained" not in arg_dict:
+            known = ", ".join(list(inspect.signature(cls).parameters)[:-1])
+            raise UserError(
+                f"--model_args: pretrained is missing; --model {MODEL_NAME} takes {known}, and what the sampler takes"
+            )
         given = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls(**{**given, **arg_dict})
 

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.lm_eval.cloze import load_passages, run_cloze
+from halfstep.evaluation.metrics.cloze import load_passages, run_cloze
 from halfstep.run.errors import UserError
 
 PASSAGES = [
@@ -89,14 +89,15 @@ def test_cloze_numbers_equal_those_of_lm_evals_own_model(saved, tmp_path, monkey
         batch_size=2,
         bootstrap_iters=0,
     )["results"]["cloze_local"]
-    ours = run_cloze(AutoregressiveLM(model, tokenizer, batch_size=3), load_passages(path, None))
+    lm = AutoregressiveLM(model, tokenizer, batch_size=3)
+    ours = run_cloze(lm, load_passages(path, None))
     assert 0 < ours.accuracy.value < 1
     assert ours.accuracy.value == pytest.approx(theirs["acc,none"], abs=1e-4)
     assert ours.perplexity.value == pytest.approx(theirs["perplexity,none"], rel=1e-4)
-    assert ours.num_truncated == 0
+    assert lm.num_truncated == 0
 
 
-def test_broken_weights_are_told(saved):
+def test_broken_weights_are_an_error(saved):
     _, model, tokenizer = saved
     with torch.no_grad():
         model.transformer.wte.weight.fill_(math.nan)

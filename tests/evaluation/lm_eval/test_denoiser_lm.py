@@ -6,8 +6,8 @@ import torch
 
 from halfstep.data.encoding import encode_pair
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
-from halfstep.evaluation.lm_eval.harness import cut_at_stops
 from halfstep.run.errors import UserError
+from halfstep.samplers.base import Sampler
 
 
 def requests(*arguments):
@@ -136,17 +136,20 @@ def always(tokenizer, *words):
 
 
 def test_generates_up_to_the_stop_or_the_end_of_the_document(make_lm, tokenizer):
-    lm = make_lm(always(tokenizer, "▁cat", "▁dog", "▁bird", "▁red"), num_steps=2)
+    lm = make_lm(always(tokenizer, "▁cat", "▁dog", "▁bird", "▁red"), sampler=Sampler("ancestral", {"num_steps": 2}))
     settings = {"until": ["red"], "max_gen_toks": 8}
     # After BOS and two words comes position 3.
     assert lm.generate_until(requests(("the a", settings)), disable_tqdm=True) == [""]
     assert lm.generate_until(requests(("the", settings)), disable_tqdm=True) == ["bird "]
-    ended = make_lm(always(tokenizer, "▁cat", "▁dog", "▁bird", "<eos>"), num_steps=2)
+    # The earliest of several counts.
+    several = {"until": ["dog", "red", ""], "max_gen_toks": 8}
+    assert lm.generate_until(requests(("the", several)), disable_tqdm=True) == ["bird "]
+    ended = make_lm(always(tokenizer, "▁cat", "▁dog", "▁bird", "<eos>"), sampler=Sampler("ancestral", {"num_steps": 2}))
     assert ended.generate_until(requests(("", settings)), disable_tqdm=True) == ["dog bird"]
 
 
 def test_long_prompts_lose_their_beginning(make_lm, tokenizer):
-    lm = make_lm(always(tokenizer, "▁cat"), num_steps=1)
+    lm = make_lm(always(tokenizer, "▁cat"), sampler=Sampler("ancestral", {"num_steps": 1}))
     (text,) = lm.generate_until(requests(("dog " * 30, {"until": [], "max_gen_toks": 4})), disable_tqdm=True)
     assert text == "cat cat cat cat"
     assert lm.num_truncated == 1
@@ -162,16 +165,12 @@ def test_long_prompts_lose_their_beginning(make_lm, tokenizer):
     ],
 )
 def test_what_cannot_be_generated_is_refused(make_lm, alone, num_steps, settings, message):
+    sampler = num_steps and Sampler("ancestral", {"num_steps": num_steps})
     with pytest.raises(UserError, match=message):
-        make_lm(alone[0], num_steps=num_steps).generate_until(requests(("the", settings)), disable_tqdm=True)
+        make_lm(alone[0], sampler=sampler).generate_until(requests(("the", settings)), disable_tqdm=True)
 
 
-def test_the_earliest_stop_counts():
-    assert cut_at_stops("a b c", ["c", "b", ""]) == "a "
-    assert cut_at_stops("a b c", []) == "a b c"
-
-
-def test_broken_weights_are_told(make_lm, tokenizer):
+def test_broken_weights_are_an_error(make_lm, tokenizer):
     def broken(xt, at):
         return torch.full((int(at.sum()), len(tokenizer)), math.nan)
 

@@ -7,12 +7,7 @@ import torch
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.objectives.sdtt import teacher_unmask_steps
-from halfstep.tools.planning.expectations import (
-    expected_evaluations,
-    highest_masked_share,
-    masked_share,
-    teacher_shares,
-)
+from halfstep.tools.planning.expectations import expected_evaluations, masked_share, teacher_shares
 
 EPSILON = 0.1
 
@@ -51,11 +46,3 @@ def test_evaluations_are_the_mean_number_of_steps_in_which_anything_unmasks(num_
     outcomes = list(itertools.product(range(num_steps), repeat=num_masked))
     mean = sum(len(set(outcome)) for outcome in outcomes) / len(outcomes)
     assert expected_evaluations(num_steps, num_masked) == pytest.approx(mean)
-
-
-@pytest.mark.parametrize("num_parts", [1, 3, 12])
-def test_the_last_part_of_a_batch_has_the_latest_times(num_parts: int) -> None:
-    """Rows part, part + num_parts, ... of evenly spread times, each in the middle of its interval."""
-    times = 0.2 + 0.8 * (torch.arange(12, dtype=torch.float64) + 0.5) / 12
-    most = max((1 - EPSILON) * times[part::num_parts].mean().item() for part in range(num_parts))
-    assert highest_masked_share(EPSILON, 0.2, 12, num_parts) == pytest.approx(most)

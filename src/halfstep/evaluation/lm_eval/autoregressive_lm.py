@@ -1,16 +1,17 @@
 """An autoregressive model as lm-eval has it, reading passages as the denoiser reads them."""
 
 import copy
-import logging
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
 from halfstep.data.encoding import encode_pair
+from halfstep.evaluation.lm_eval.harness import digest, silenced
 from halfstep.run.errors import UserError
-from halfstep.run.work import Arrays, Remember, anew
+from halfstep.run.work import Arrays, cached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,34 +39,22 @@ class AutoregressiveLM(HFLM):
         tokenizer: "PreTrainedTokenizerBase",
         *,
         batch_size: int,
-        remember: Remember = anew,
+        folder: Path | None = None,
     ) -> None:
         """
         Args:
             model: causal language model in evaluation mode, on its device.
             tokenizer: with BOS.
             batch_size: passages per forward pass.
-            remember: keeps a few batches at a time, see `halfstep.run.work`.
+            folder: for a few batches at a time, see `cached`.
         """
-        logger = logging.getLogger("lm_eval")
-        level = logger.level
         # HFLM warns that a model is passed in already loaded, which is what we mean.
-        logger.setLevel(logging.ERROR)
-        try:
+        with silenced():
             # HFLM gives the tokenizer a padding token; ours is to stay as it is.
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-        finally:
-            logger.setLevel(level)
         self.num_truncated = 0
-        self._remember = remember
+        self._folder = folder
         self._requests_at_once = REQUESTS_AT_ONCE * batch_size
-
-    def forget(self) -> None:
-        """Begin `num_truncated` anew."""
-        self.num_truncated = 0
-
-    def monte_carlo(self) -> None:
-        """Nothing is drawn."""
 
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of each (context, continuation).
@@ -87,13 +76,11 @@ class AutoregressiveLM(HFLM):
             log_likelihoods, is_greedy = zip(*answers, strict=True)
             return {"log_likelihoods": np.array(log_likelihoods), "is_greedy": np.array(is_greedy)}
 
-        def ids_of(some: Any) -> list[Any]:
-            return [ids for _, *ids in some]
-
         answers: list[tuple[float, bool]] = []
         size = self._requests_at_once
         pieces = (requests[start : start + size] for start in range(0, len(requests), size))
-        for _, kept in self._remember("log-likelihoods", pieces, ids_of, answer):
+        folder = self._folder and self._folder / digest([ids for _, *ids in requests])
+        for _, kept in cached(folder, pieces, answer):
             answers += zip(kept["log_likelihoods"].tolist(), kept["is_greedy"].tolist(), strict=True)
         for (texts, _, _), (log_likelihood, _) in zip(requests, answers, strict=True):
             if math.isnan(log_likelihood):

@@ -3,32 +3,33 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from halfstep.data.encoding import encode_pair
 from halfstep.data.seeds import derive_seed
 from halfstep.diffusion.subs import masked_log_probs
-from halfstep.evaluation.lm_eval.harness import cut_at_stops, generation_limits
+from halfstep.evaluation.lm_eval.harness import digest
 from halfstep.evaluation.lm_eval.order_agnostic import LogLikelihood, Maskings, draw_maskings, log_likelihood
+from halfstep.metrics.estimate import Estimate
 from halfstep.run import console
 from halfstep.run.errors import UserError
-from halfstep.run.work import Arrays, Remember, anew
-from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import LogitsAt, sample_uniforms
+from halfstep.run.work import Arrays, batched, cached
+from halfstep.samplers.base import LogitsAt, Sampler, sample_uniforms
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class _Target:
+class _Target(NamedTuple):
     """Tokens to be judged after others, and the name of their randomness."""
 
     name: tuple[str, ...]
@@ -36,14 +37,8 @@ class _Target:
     target: list[int]
 
 
-@dataclass(frozen=True)
-class _Query:
-    """One network evaluation: one masking of one target."""
-
-    index: int
-    xt: list[int]
-    x0: list[int]
-    is_masked: list[bool]
+_Query = tuple[int, list[int], list[bool]]
+"""One network evaluation: (number of the target, tokens, which of them are masked)."""
 
 
 class DenoiserLM(LM):
@@ -51,7 +46,7 @@ class DenoiserLM(LM):
 
     The input is `BOS context target EOS` with masks in the target. Greedy decoding takes all target tokens in one pass
     from a fully masked target; the log-likelihood is the bound of `halfstep.evaluation.lm_eval.order_agnostic`. A text
-    generated is drawn in `num_steps` denoising steps, not decoded greedily.
+    generated is drawn by a sampler, not decoded greedily.
 
     Attributes:
         num_truncated: contexts that lost tokens on the left to fit.
@@ -70,8 +65,8 @@ class DenoiserLM(LM):
         batch_size: int,
         seed: int,
         device: torch.device,
-        num_steps: int | None = None,
-        remember: Remember = anew,
+        sampler: Sampler | None = None,
+        folder: Path | None = None,
     ) -> None:
         """
         Args:
@@ -83,8 +78,8 @@ class DenoiserLM(LM):
             batch_size: inputs per forward pass; inputs of one length go together, so there is no padding.
             seed: each request's draws depend on it and the request alone.
             device: where the denoiser computes.
-            num_steps: denoising steps of a generated text; None refuses to generate.
-            remember: keeps the batches, see `halfstep.run.work`.
+            sampler: of generated text; None refuses to generate.
+            folder: for the batches, see `cached`.
         """
         super().__init__()
         self.tokenizer = tokenizer
@@ -97,8 +92,8 @@ class DenoiserLM(LM):
         self._num_draws = num_draws
         self._batch_size = batch_size
         self._seed = seed
-        self._num_steps = num_steps
-        self._remember = remember
+        self._sampler = sampler
+        self._folder = folder
 
     @property
     def eot_token_id(self) -> int:
@@ -109,27 +104,26 @@ class DenoiserLM(LM):
         """What lm-eval writes beside its results, after the requests: how the log-likelihoods were drawn."""
         return {"monte_carlo": self.monte_carlo(), "num_truncated": self.num_truncated}
 
-    def forget(self) -> None:
-        """Begin `standard_errors` and `num_truncated` anew."""
-        self.standard_errors, self.num_truncated = [], 0
+    @property
+    def mean_standard_error(self) -> Estimate | None:
+        """Mean over all log-likelihoods answered so far of their error over draws, nats; None where it is not known.
 
-    def monte_carlo(self) -> dict[str, Any]:
-        """How far the log-likelihoods answered so far depend on the draws.
-
-        Returns:
-            num_draws and seed; num_log_likelihoods, of which num_exact needed no draw; and mean_standard_error, in
-            nats, the mean over all of them, null where it cannot be told. A metric's own standard error over
-            documents holds this noise already, since documents are drawn independently: this says how much more
-            draws would take away.
+        A metric's own standard error over documents holds this noise already, since documents are drawn
+        independently: this says how much more draws would take away.
         """
         known = [error for error in self.standard_errors if error is not None]
         count = len(self.standard_errors)
+        return Estimate(math.fsum(known) / count, None, count, "nats") if count and len(known) == count else None
+
+    def monte_carlo(self) -> dict[str, Any]:
+        """How far the log-likelihoods answered so far depend on the draws; `num_exact` of them needed none."""
+        mean = self.mean_standard_error
         return {
             "num_draws": self._num_draws,
             "seed": self._seed,
-            "num_log_likelihoods": count,
-            "num_exact": sum(error == 0 for error in known),
-            "mean_standard_error": math.fsum(known) / count if count and len(known) == count else None,
+            "num_log_likelihoods": len(self.standard_errors),
+            "num_exact": self.standard_errors.count(0),
+            "mean_standard_error": mean and mean.value,
         }
 
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -177,65 +171,62 @@ class DenoiserLM(LM):
     def generate_until(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[str]:
         """A continuation of each (context, settings), up to the first stop string or EOS.
 
-        All max_gen_toks tokens are drawn together, in num_steps denoising steps; a temperature is refused.
+        All max_gen_toks tokens are drawn together by the sampler; a temperature is refused.
 
         Raises:
-            UserError: num_steps was not given, max_gen_toks does not fit, or a setting cannot be followed.
+            UserError: no sampler was given, max_gen_toks does not fit, or a setting cannot be followed.
         """
-        if self._num_steps is None:
+        if self._sampler is None:
             raise UserError("this task generates text, in a number of denoising steps: add num_steps=8 to --model_args")
         texts = []
         with _progress("texts", len(requests), disable_tqdm) as update:
             for context, settings in (request.args for request in requests):
-                texts.append(self._generate(context, settings, self._num_steps))
+                texts.append(self._generate(context, settings, self._sampler))
                 update(len(texts), "")
         return texts
 
     @torch.inference_mode()
-    def _generate(self, context: str, settings: dict[str, Any], num_steps: int) -> str:
-        stops, num_tokens = generation_limits(settings, self.max_length)
+    def _generate(self, context: str, settings: dict[str, Any], sampler: Sampler) -> str:
+        stops, num_tokens = _generation_limits(settings, self.max_length)
         ids = self.tokenizer.encode(context, add_special_tokens=False)
         kept = ids[max(len(ids) - (self.max_length - 1 - num_tokens), 0) :]
         self.num_truncated += len(kept) < len(ids)
         given = [self.tokenizer.bos_token_id, *kept]
         x_init = torch.tensor([given + [self._mask_token_id] * num_tokens], device=self._device)
         u_time, u_token = sample_uniforms(derive_seed(self._seed, "generate", context), [0], x_init.shape[1])
-        drawn = sample(
-            self._logits_at,
-            x_init,
-            num_steps=num_steps,
-            mask_token_id=self._mask_token_id,
-            u_time=u_time,
-            u_token=u_token,
+        drawn = sampler.sample(
+            self._logits_at, x_init, mask_token_id=self._mask_token_id, u_time=u_time, u_token=u_token
         )
         new = drawn.tokens[0, len(given) :].tolist()
         new = new[: new.index(self.eot_token_id)] if self.eot_token_id in new else new
-        return cut_at_stops(self.tokenizer.decode(new, skip_special_tokens=True), stops)
+        return postprocess_generated_text(self.tokenizer.decode(new, skip_special_tokens=True), stops, None)
 
     @torch.inference_mode()
     def _judge(self, targets: Sequence[_Target], disable_tqdm: bool) -> list[tuple[LogLikelihood, bool]]:
         """(log-likelihood, whether a fully masked target is decoded greedily to it) of each target."""
-        bounds: dict[int, LogLikelihood] = {}
-        is_greedy: dict[int, bool] = {}
+        answers: dict[int, tuple[LogLikelihood, bool]] = {}
+        folder = self._folder and self._folder / digest(targets)
 
         def length(index: int) -> int:
             return len(targets[index].context) + len(targets[index].target)
 
         with _progress("log-likelihoods", len(targets), disable_tqdm) as update:
             # The sort is stable and by length alone: no padding, and an order that depends on the requests only.
-            for _, same_length in groupby(sorted(range(len(targets)), key=length), key=length):
+            for num_tokens, same_length in groupby(sorted(range(len(targets)), key=length), key=length):
                 maskings: dict[int, Maskings] = {}
-                log_p: dict[int, list[torch.Tensor]] = {}
+                rows: dict[int, list[np.ndarray]] = {}
+                is_greedy: dict[int, bool] = {}
                 queries = (query for i in same_length for query in self._queries(i, targets[i], maskings))
-                for query, of_target, is_best in self._predict(queries):
-                    i = query.index
-                    log_p.setdefault(i, []).append(of_target)
-                    # The first masking hides everything.
-                    is_greedy.setdefault(i, is_best)
-                    if len(log_p[i]) == len(maskings[i].is_masked):
-                        bounds[i] = self._bound(maskings.pop(i), log_p.pop(i), targets[i])
-                        update(len(bounds), "")
-        return [(bounds[i], is_greedy[i]) for i in range(len(targets))]
+                batches = batched(queries, self._batch_size)
+                for batch, kept in cached(folder and folder / str(num_tokens), batches, self._evaluate):
+                    for (i, _, _), log_p, is_best in zip(batch, kept["log_p"], kept["is_best"], strict=True):
+                        rows.setdefault(i, []).append(log_p[len(targets[i].context) : -1])
+                        # The first masking hides everything.
+                        is_greedy.setdefault(i, bool(is_best))
+                        if len(rows[i]) == len(maskings[i].is_masked):
+                            answers[i] = _bound(maskings.pop(i), rows.pop(i), targets[i]), is_greedy[i]
+                            update(len(answers), "")
+        return [answers[i] for i in range(len(targets))]
 
     def _queries(self, index: int, target: _Target, maskings: dict[int, Maskings]) -> Iterator[_Query]:
         """The network evaluations for one target, fully masked first; its maskings are put into `maskings`."""
@@ -243,42 +234,30 @@ class DenoiserLM(LM):
         maskings[index] = draw_maskings(len(target.target), self._num_draws, generator)
         x0 = [*target.context, *target.target, self.eot_token_id]
         for mask in maskings[index].is_masked.tolist():
-            is_masked = [False] * len(target.context) + mask + [False]
-            xt = [self._mask_token_id if hide else token for token, hide in zip(x0, is_masked, strict=True)]
-            yield _Query(index, xt, x0, is_masked)
-
-    def _predict(self, queries: Iterator[_Query]) -> Iterator[tuple[_Query, torch.Tensor, bool]]:
-        """(query, log-probability of each masked token float64 [num_masked], whether each is the most likely)."""
-
-        def inputs_of(batch: Sequence[_Query]) -> list[Any]:
-            return [[query.xt, query.x0, query.is_masked] for query in batch]
-
-        batches = iter(lambda: list(islice(queries, self._batch_size)), [])
-        for batch, kept in self._remember("masked tokens", batches, inputs_of, self._evaluate):
-            sizes = [sum(query.is_masked) for query in batch]
-            of_target = torch.from_numpy(kept["log_p"]).split(sizes)
-            is_best = torch.from_numpy(kept["is_best"]).split(sizes)
-            for query, values, best in zip(batch, of_target, is_best, strict=True):
-                yield query, values, bool(best.all())
+            yield index, x0, [False] * len(target.context) + mask + [False]
 
     def _evaluate(self, batch: Sequence[_Query]) -> Arrays:
-        xt = torch.tensor([query.xt for query in batch], device=self._device)
-        x0 = torch.tensor([query.x0 for query in batch], device=self._device)
-        is_masked = torch.tensor([query.is_masked for query in batch], device=self._device)
-        log_p = masked_log_probs(self._logits_at(xt, is_masked), self._mask_token_id)
+        """log_p: of each masked token, 0 at others, float64 [batch, length]; is_best: whether all are most likely."""
+        x0 = torch.tensor([x0 for _, x0, _ in batch], device=self._device)
+        is_masked = torch.tensor([mask for _, _, mask in batch], device=self._device)
+        xt = torch.where(is_masked, self._mask_token_id, x0)
+        predicted = masked_log_probs(self._logits_at(xt, is_masked), self._mask_token_id)
         targets = x0[is_masked]
-        of_target = log_p.gather(-1, targets[:, None])[:, 0].double()
-        return {"log_p": of_target.cpu().numpy(), "is_best": (log_p.argmax(dim=-1) == targets).cpu().numpy()}
+        is_masked = is_masked.cpu()
+        log_p, is_best = torch.zeros(x0.shape, dtype=torch.float64), torch.ones_like(is_masked)
+        log_p[is_masked] = predicted.gather(-1, targets[:, None])[:, 0].cpu().double()
+        is_best[is_masked] = (predicted.argmax(dim=-1) == targets).cpu()
+        return {"log_p": log_p.numpy(), "is_best": is_best.all(dim=1).numpy()}
 
-    def _bound(self, maskings: Maskings, rows: Sequence[torch.Tensor], target: _Target) -> LogLikelihood:
-        log_p = torch.zeros(maskings.is_masked.shape, dtype=torch.float64)
-        log_p[maskings.is_masked] = torch.cat(list(rows))
-        if log_p.isnan().any():
-            raise UserError(
-                f"the model gives NaN for {target.name[-1][:60]!r} after {target.name[0][-60:]!r}: its weights are"
-                " broken, train it again with a lower learning rate"
-            )
-        return log_likelihood(maskings, log_p)
+
+def _bound(maskings: Maskings, rows: Sequence[np.ndarray], target: _Target) -> LogLikelihood:
+    log_p = torch.from_numpy(np.stack(rows))
+    if log_p.isnan().any():
+        raise UserError(
+            f"the model gives NaN for {target.name[-1][:60]!r} after {target.name[0][-60:]!r}: its weights are"
+            " broken, train it again with a lower learning rate"
+        )
+    return log_likelihood(maskings, log_p)
 
 
 def _progress(
@@ -287,6 +266,23 @@ def _progress(
     if is_disabled:
         return contextlib.nullcontext(lambda done, note: None)
     return console.progress(description, total, unit="request")
+
+
+def _generation_limits(settings: dict[str, Any], max_length: int) -> tuple[list[str], int]:
+    """(stop strings, tokens to generate) of a task's settings; `max_length` tokens fit into an input, BOS included."""
+    limits = normalize_gen_kwargs(settings)
+    num_tokens = limits["max_gen_toks"]
+    if not 1 <= num_tokens < max_length:
+        raise UserError(
+            f"max_gen_toks is {num_tokens}, but the model's length {max_length} must hold BOS and it: give"
+            f" --gen_kwargs max_gen_toks={max_length // 2}"
+        )
+    if limits["do_sample"] and float(limits.get("temperature", 1)) not in (0, 1):
+        raise UserError(
+            f"temperature is {limits['temperature']}, but a denoiser draws at temperature 1: give"
+            " --gen_kwargs temperature=1"
+        )
+    return [stop for stop in limits["until"] if stop], num_tokens
 
 
 def _error_of_sum(bounds: Sequence[LogLikelihood]) -> float | None:

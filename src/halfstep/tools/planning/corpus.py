@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfstep.run.errors import UserError, one_line
+from halfstep.run.errors import UserError
 from halfstep.run.files import read_json, resolve_user_path
 from halfstep.settings import Params, load_params
 
@@ -62,7 +62,10 @@ def known_vocab_size(params: Params, manifest: dict[str, Any] | None, given: int
         return Known(tokenizer.vocab_size, "data.tokenizer.vocab_size, at most")
     folder = resolve_user_path(tokenizer.source)
     if folder.is_dir():
-        return Known(_entries(folder), f"{tokenizer.source} and a mask token")
+        from halfstep.data.tokenizer import load_tokenizer
+
+        loaded = load_tokenizer(folder)
+        return Known(len(loaded) + (loaded.mask_token is None), f"{tokenizer.source} and a mask token")
     if tokenizer.source in HUB_TOKENIZERS:
         return Known(HUB_TOKENIZERS[tokenizer.source] + 1, f"{tokenizer.source}'s tokenizer and a mask token")
     raise UserError(
@@ -86,19 +89,3 @@ def known_num_tokens(params: Params, manifest: dict[str, Any] | None, given: int
     if hub_id in HUB_CORPORA and params.data.max_documents is None:
         return Known(HUB_CORPORA[hub_id], f"about, {hub_id} under GPT-2's tokenizer")
     return None
-
-
-def _entries(folder: Path) -> int:
-    """Ids of a fast tokenizer in a folder, with one more for the mask token where it has none."""
-    try:
-        values = read_json(folder / "tokenizer.json")
-        vocab = values["model"]["vocab"]
-        ids = set(vocab.values()) if isinstance(vocab, dict) else set(range(len(vocab)))
-        ids |= {token["id"] for token in values["added_tokens"]}
-        has_mask = bool(read_json(folder / "tokenizer_config.json").get("mask_token"))
-        return int(max(ids)) + 1 + (not has_mask)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"data.tokenizer.source {folder} holds no fast tokenizer that can be read ({one_line(error)}): give"
-            " --vocab-size, the mask token included"
-        ) from None

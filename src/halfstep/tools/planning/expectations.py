@@ -11,21 +11,6 @@ def masked_share(epsilon: float, min_time: float) -> float:
     return (1 - epsilon) * (1 + min_time) / 2
 
 
-def highest_masked_share(epsilon: float, min_time: float, batch_size: int, num_parts: int) -> float:
-    """Share of the positions that are masked in the part of a batch that has most.
-
-    Times ascend with the row, evenly, and part p computes rows p, p + num_parts, ...: the last part's times are the
-    latest, by more the fewer rows a part has.
-
-    Args:
-        epsilon, min_time: as in `masked_share`.
-        batch_size: rows of a batch.
-        num_parts: equal parts it is computed in.
-    """
-    rows_before = (batch_size - num_parts) / 2 + num_parts - 0.5
-    return (1 - epsilon) * (min_time + (1 - min_time) * rows_before / batch_size)
-
-
 def teacher_shares(
     *, dt: float, num_teacher_steps: int, length: int, epsilon: float, min_time: float
 ) -> list[tuple[float, float]]:

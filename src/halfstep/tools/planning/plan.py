@@ -1,7 +1,7 @@
 """A plan: what each stage computes, holds and writes, from the parameters alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,13 +12,8 @@ from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.corpus import HUB_TOKENIZERS, Known
 from halfstep.tools.planning.devices import GPUS, Gpu
 from halfstep.tools.planning.disk import Disk, disk_of
-from halfstep.tools.planning.expectations import (
-    expected_evaluations,
-    highest_masked_share,
-    masked_share,
-    teacher_shares,
-)
-from halfstep.tools.planning.memory import Device, Peak, Sharing, evaluation_peak, sampling_peak, training_peak
+from halfstep.tools.planning.expectations import expected_evaluations, masked_share, teacher_shares
+from halfstep.tools.planning.memory import Memory, device_of, evaluation_memory, sampling_memory, training_memory
 from halfstep.tools.planning.networks import (
     Network,
     Parameters,
@@ -44,6 +39,12 @@ SCORERS = {
 }
 """Width, blocks and heads of public causal models, by hub id."""
 
+LEFT_OUT = (
+    "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
+    "prepare, latency, report and track",
+    "validation during training",
+)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -55,8 +56,7 @@ class Work:
         num_steps: optimizer steps; None where nothing is trained.
         num_tokens: of all sequences that pass through the stage, once each.
         flops: floating-point operations of the matrix products, in all.
-        bytes_read: of weights and cache, where a stage makes more network evaluations than arithmetic fills: that
-            often the memory is read at least.
+        bytes_read: of weights and cache, at least, where a stage makes more network evaluations than arithmetic fills.
         busiest_share: of the work that falls to the device that has most of it: batches are not divided further.
     """
 
@@ -86,30 +86,19 @@ class Load:
     Attributes:
         stage: its name.
         num_sequences: computed at once.
-        peak: the most memory.
+        memory: at the fullest moment.
         fits: for each GPU, by name: an empty text if it fits; the override with which it does; None where none helps.
     """
 
     stage: str
     num_sequences: int
-    peak: Peak
+    memory: Memory
     fits: dict[str, str | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it, see the fields' types.
-
-    Attributes:
-        preset: of the parameters.
-        vocab_size, num_tokens: of the corpus, and where they are from; no number of tokens where nothing says it.
-        denoiser, baseline: parameters.
-        precision: of the matrix products, bf16 or fp32.
-        num_devices, strategy: of `launch`.
-        works, loads: by stage.
-        disk: what is written.
-        left_out: what is not in it, one sentence each.
-    """
+    """All of it, see the fields' types; `num_tokens` is None where nothing says how large the corpus is."""
 
     preset: str
     vocab_size: Known
@@ -133,7 +122,7 @@ class Plan:
             planned["flops_per_step"] = work.flops_per_step
             planned["seconds"] = {gpu.name: work.seconds(gpu, mfu) for gpu in GPUS}
         for load, planned in zip(self.loads, values["loads"], strict=True):
-            planned["peak"]["total"] = load.peak.total
+            planned["memory"]["total"] = load.memory.total
         values["disk"]["total"] = self.disk.total
         return {**values, "mfu": mfu, "gpus": [asdict(gpu) for gpu in GPUS]}
 
@@ -146,52 +135,35 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         vocab_size: tokens, the mask token included.
         num_tokens: of the corpus; None where it is not known.
     """
-    denoiser, baseline = networks(params, vocab_size.value)
-    scorer, left_out = _scorer(params, baseline)
-    launch = params.launch
+    model = params.model
+    denoiser = Network(
+        vocab_size.value,
+        model.hidden_size,
+        model.num_blocks,
+        model.num_heads,
+        params.data.context_length,
+        model.cond_dim,
+    )
+    baseline = replace(denoiser, cond_dim=None)
+    scorer = _scorer(params, baseline)
+    sizes = count_parameters(denoiser), count_parameters(baseline)
+    tokens = num_tokens.value if num_tokens else None
     return Plan(
         preset=params.preset,
         vocab_size=vocab_size,
         num_tokens=num_tokens,
-        denoiser=count_parameters(denoiser),
-        baseline=count_parameters(baseline),
-        precision="bf16" if device_of(params).is_bf16 else "fp32",
-        num_devices=launch.num_processes,
-        strategy=launch.strategy,
+        denoiser=sizes[0],
+        baseline=sizes[1],
+        precision=device_of(params)[1],
+        num_devices=params.launch.num_processes,
+        strategy=params.launch.strategy,
         works=list(_works(params, denoiser, baseline, scorer)),
         loads=list(_loads(params, denoiser, baseline, scorer)),
         disk=disk_of(
-            params,
-            denoiser=count_parameters(denoiser).total,
-            baseline=count_parameters(baseline).total,
-            vocab_size=vocab_size.value,
-            num_tokens=num_tokens.value if num_tokens else None,
+            params, denoiser=sizes[0].total, baseline=sizes[1].total, vocab_size=vocab_size.value, num_tokens=tokens
         ),
-        left_out=left_out,
+        left_out=[*(() if scorer else (f"evaluate.scorer {params.evaluate.scorer}, of unknown size",)), *LEFT_OUT],
     )
-
-
-def networks(params: Params, vocab_size: int) -> tuple[Network, Network]:
-    """(the denoiser, the baseline) that the parameters describe."""
-    model = params.model
-    denoiser = Network(
-        vocab_size, model.hidden_size, model.num_blocks, model.num_heads, params.data.context_length, model.cond_dim
-    )
-    return denoiser, replace(denoiser, cond_dim=None)
-
-
-def device_of(params: Params) -> Device:
-    """Where a run computes: `auto` is taken for a GPU that computes in bf16."""
-    runtime = params.runtime
-    kind = "cpu" if runtime.device == "cpu" else "cuda"
-    return Device(kind, runtime.precision == "bf16" or (runtime.precision == "auto" and kind == "cuda"))
-
-
-def sequences_at_once(params: Params, stage: str) -> tuple[int, int]:
-    """(equal parts a batch of a training stage is computed in, sequences of a part)."""
-    settings: TrainingSettings = getattr(params, stage)
-    parts = num_parts(settings.num_accumulation_steps, params.launch.num_processes)
-    return parts, settings.batch_size // parts
 
 
 def training_flops(params: Params, network: Network, stage: str, round_index: int = 1) -> float:
@@ -204,26 +176,24 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
         round_index: of distill, from 1: in later rounds more unmasks in a teacher's first step.
     """
     settings: TrainingSettings = getattr(params, stage)
-    length = params.data.context_length - (stage == BASELINE_STAGE)
-    num_tokens = settings.batch_size * length
-    passes = FORWARD_AND_BACKWARD
+    length, epsilon = params.data.context_length, params.noise.epsilon
     if stage == BASELINE_STAGE:
-        flops = passes * forward_flops(network, num_tokens, num_tokens, length)
-        recomputed = body_flops(network, num_tokens, num_tokens, length)
+        length -= 1
+        num_tokens = num_wanted = float(settings.batch_size * length)
     else:
-        min_time = params.distill.min_time if stage == "distill" else params.pretrain.min_time
-        num_masked = num_tokens * masked_share(params.noise.epsilon, min_time)
-        flops = passes * forward_flops(network, num_tokens, num_masked, length)
-        recomputed = body_flops(network, num_tokens, num_masked, length)
+        min_time = (params.distill if stage == "distill" else params.pretrain).min_time
+        num_tokens = settings.batch_size * length
+        num_wanted = num_tokens * masked_share(epsilon, min_time)
+    flops = FORWARD_AND_BACKWARD * forward_flops(network, num_tokens, num_wanted, length)
     if params.launch.gradient_checkpointing:
-        flops += recomputed
+        flops += body_flops(network, num_tokens, num_wanted, length)
     if stage == "distill":
         distill = params.distill
         shares = teacher_shares(
             dt=distill.num_teacher_steps ** (round_index - 1) / distill.base_num_steps,
             num_teacher_steps=distill.num_teacher_steps,
             length=length,
-            epsilon=params.noise.epsilon,
+            epsilon=epsilon,
             min_time=distill.min_time,
         )
         for evaluated, unmasking in shares:
@@ -232,39 +202,39 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
 
 
 def _works(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Work]:
-    num_devices = params.launch.num_processes
-    length = params.data.context_length
-
     def training(stage: str, name: str, network: Network, round_index: int = 1) -> Work:
         settings: TrainingSettings = getattr(params, stage)
         steps = settings.num_train_steps
         flops = steps * training_flops(params, network, stage, round_index)
-        return Work(name, 1, steps, steps * settings.batch_size * length, flops, 0, 1 / num_devices)
+        num_tokens = steps * settings.batch_size * params.data.context_length
+        return Work(name, 1, steps, num_tokens, flops, 0, 1 / params.launch.num_processes)
 
     yield training("pretrain", "pretrain", denoiser)
     yield training(BASELINE_STAGE, BASELINE_STAGE, baseline)
     for round_index in range(1, params.rounds + 1):
         yield training("distill", f"distill@{round_index}", denoiser, round_index)
-    for network, names, count in ((denoiser, _denoisers(params), params.rounds + 1), (baseline, BASELINE, 1)):
+    for network, names, count in _models(params, denoiser, baseline):
         yield _sampling(params, network, f"sample@{names}", count)
         yield _evaluating(params, network, scorer, f"evaluate@{names}", count)
 
 
-def _denoisers(params: Params) -> str:
-    return "0" if params.rounds == 0 else f"0..{params.rounds}"
+def _models(params: Params, denoiser: Network, baseline: Network) -> Iterable[tuple[Network, str, int]]:
+    """(network, names, number) of the models that are sampled and measured."""
+    names = "0" if params.rounds == 0 else f"0..{params.rounds}"
+    return (denoiser, names, params.rounds + 1), (baseline, BASELINE, 1)
 
 
 def _sampling(params: Params, network: Network, name: str, num_models: int) -> Work:
     settings = params.sample
     # (samples, tokens of each, tokens of them given)
-    kinds = [
+    kinds = (
         (settings.num_samples, params.data.context_length, 0 if network.is_denoiser else 1),
         (
             settings.num_prefixes * settings.continuations_per_prefix,
             settings.continuation_length,
             settings.prefix_length,
         ),
-    ]
+    )
     weights = 4 * count_parameters(network).total
     num_tokens = flops = bytes_read = busiest = 0.0
     for num_samples, length, given in kinds:
@@ -291,28 +261,26 @@ def _sampling(params: Params, network: Network, name: str, num_models: int) -> W
 
 def _busiest_share(params: Params, num_batches: int) -> float:
     """Of equal batches, as the devices take one each in turn, the share of the device that takes most."""
-    num_devices = params.launch.num_processes
-    return math.ceil(num_batches / num_devices) / num_batches
+    return math.ceil(num_batches / params.launch.num_processes) / num_batches
 
 
 def _evaluating(params: Params, network: Network, scorer: Network | None, name: str, num_models: int) -> Work:
     """Likelihood of the held-out text, and the scorer's reading of it and of all samples."""
     settings, length = params.evaluate, params.data.context_length
     held_out = settings.num_valid_sequences
+    num_tokens = num_wanted = float(held_out * length)
     if network.is_denoiser:
-        num_tokens = held_out * settings.num_nelbo_draws * length
-        wanted = num_tokens * masked_share(params.noise.epsilon, params.pretrain.min_time)
-    else:
-        num_tokens = wanted = held_out * length
+        num_tokens *= settings.num_nelbo_draws
+        num_wanted = num_tokens * masked_share(params.noise.epsilon, params.pretrain.min_time)
 
     def busiest(num_sequences: int) -> float:
         return _busiest_share(params, math.ceil(num_sequences / settings.batch_size))
 
-    flops = forward_flops(network, num_tokens, wanted, length)
+    flops = forward_flops(network, num_tokens, num_wanted, length)
     of_busiest = flops * busiest(round(num_tokens / length))
-    read: float = num_tokens
+    read = num_tokens
     if scorer is not None:
-        sets = len(settings_of_samples(params)) if network.is_denoiser else 1
+        sets = len(set(params.sample.num_steps)) if network.is_denoiser else 1
         short = params.sample.continuation_length
         prefixes = params.sample.num_prefixes
         # (times that the scorer is asked, sequences, their tokens, whether for their logits or for a feature)
@@ -330,88 +298,40 @@ def _evaluating(params: Params, network: Network, scorer: Network | None, name: 
     return Work(name, num_models, None, read, flops, 0, of_busiest / flops)
 
 
-def settings_of_samples(params: Params) -> tuple[int, ...]:
-    """The numbers of denoising steps in which samples are drawn, each once."""
-    return tuple(sorted(set(params.sample.num_steps)))
-
-
 def _loads(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Load]:
-    for stage, network in (("pretrain", denoiser), (BASELINE_STAGE, baseline), ("distill", denoiser)):
-        # What is taken as it is, from init_from, or not at all needs no memory to train.
-        if not getattr(params, stage).num_train_steps or (stage == "distill" and not params.rounds):
-            continue
-        _, num_sequences = sequences_at_once(params, stage)
-        yield Load(stage, num_sequences, training_load(params, network, stage), _training_fits(params, network, stage))
-    device, length = device_of(params), params.data.context_length
-    share = masked_share(params.noise.epsilon, params.pretrain.min_time)
-    for network, name in ((denoiser, _denoisers(params)), (baseline, BASELINE)):
-        for stage, section in (("sample", params.sample), ("evaluate", params.evaluate)):
-
-            def peak(batch_size: int, network: Network = network, stage: str = stage) -> Peak:
-                if stage == "sample":
-                    steps = min(params.sample.num_steps)
-                    return sampling_peak(network, device, num_sequences=batch_size, length=length, num_steps=steps)
-                return evaluation_peak(
-                    network, scorer, device, num_sequences=batch_size, length=length, masked_share=share
-                )
-
-            fits = {}
-            for gpu in GPUS:
-                largest = next((n for n in _halved(section.batch_size) if _is_held(peak(n), gpu)), None)
-                fits[gpu.name] = _override(f"{stage}.batch_size", largest, section.batch_size)
-            yield Load(f"{stage}@{name}", section.batch_size, peak(section.batch_size), fits)
-
-
-def training_load(params: Params, network: Network, stage: str) -> Peak:
-    """The most memory that a training stage takes on a device."""
-    settings: TrainingSettings = getattr(params, stage)
-    launch = params.launch
-    num_devices = launch.num_processes
-    parts, num_sequences = sequences_at_once(params, stage)
-    losses = {"pretrain": "nelbo", "distill": params.distill.distance, BASELINE_STAGE: "autoregressive"}
-    min_time = params.distill.min_time if stage == "distill" else params.pretrain.min_time
-    return training_peak(
-        network,
-        device_of(params),
-        loss=losses[stage],
-        num_sequences=num_sequences,
-        sequence_length=params.data.context_length - (stage == BASELINE_STAGE),
-        is_accumulated=parts > num_devices,
-        num_valid_sequences=math.ceil(min(settings.batch_size, settings.num_valid_sequences) / parts),
-        masked_share=highest_masked_share(params.noise.epsilon, min_time, settings.batch_size, parts),
-        dropout=params.model.dropout,
-        has_teacher=stage == "distill",
-        sharing=Sharing(
-            num_devices=num_devices,
-            is_sharded=launch.strategy == "fsdp",
-            shards_teacher=launch.strategy == "fsdp" and launch.shard_teacher,
-            is_checkpointed=launch.gradient_checkpointing,
-        ),
-    )
-
-
-def _training_fits(params: Params, network: Network, stage: str) -> dict[str, str | None]:
-    """For each GPU what makes a training stage fit: accumulation steps, or else a smaller batch, one at a time."""
-    settings: TrainingSettings = getattr(params, stage)
     num_devices = params.launch.num_processes
+    for stage, network in (("pretrain", denoiser), (BASELINE_STAGE, baseline), ("distill", denoiser)):
+        settings: TrainingSettings = getattr(params, stage)
+        # What is taken as it is, from init_from, or not at all needs no memory to train.
+        if settings.num_train_steps and (stage != "distill" or params.rounds):
+            size, now = settings.batch_size, settings.num_accumulation_steps
+            finer = [n for n in range(now, size + 1) if not size % num_parts(n, num_devices)]
+            tried = {n: training_memory(params, network, stage, n) for n in finer}
+            yield _load(stage, size // num_parts(now, num_devices), f"{stage}.num_accumulation_steps", tried)
+    for network, names, _ in _models(params, denoiser, baseline):
+        size = params.sample.batch_size
+        tried = {n: sampling_memory(params, network, n) for n in _halved(size)}
+        yield _load(f"sample@{names}", size, "sample.batch_size", tried)
+        size = params.evaluate.batch_size
+        tried = {n: evaluation_memory(params, network, scorer, n) for n in _halved(size)}
+        yield _load(f"evaluate@{names}", size, "evaluate.batch_size", tried)
 
-    def peak(batch_size: int, num_accumulation_steps: int) -> Peak:
-        changed = {"batch_size": batch_size, "num_accumulation_steps": num_accumulation_steps}
-        return training_load(params.model_copy(update={stage: settings.model_copy(update=changed)}), network, stage)
 
-    size, now = settings.batch_size, settings.num_accumulation_steps
-    finer = [n for n in range(now, size + 1) if not size % num_parts(n, num_devices)]
-    tried = [(f"{stage}.num_accumulation_steps={n}" if n != now else "", peak(size, n)) for n in finer]
-    tried += [(f"{stage}.batch_size={n}", peak(n, n)) for n in _halved(size // 2) if not n % num_devices]
-    return {gpu.name: next((answer for answer, held in tried if _is_held(held, gpu)), None) for gpu in GPUS}
-
-
-def _override(key: str, value: int | None, now: int) -> str | None:
-    return None if value is None else "" if value == now else f"{key}={value}"
-
-
-def _is_held(peak: Peak, gpu: Gpu) -> bool:
-    return peak.total <= USABLE_SHARE * gpu.memory_bytes
+def _load(stage: str, num_sequences: int, key: str, tried: dict[int, Memory]) -> Load:
+    """A load, where memory is known for the value that a parameter has, the first, and for others that need less."""
+    now, memory = next(iter(tried.items()))
+    fits = {
+        gpu.name: next(
+            (
+                "" if value == now else f"{key}={value}"
+                for value, needed in tried.items()
+                if needed.total <= USABLE_SHARE * gpu.memory_bytes
+            ),
+            None,
+        )
+        for gpu in GPUS
+    }
+    return Load(stage, num_sequences, memory, fits)
 
 
 def _halved(number: int) -> Iterator[int]:
@@ -420,26 +340,20 @@ def _halved(number: int) -> Iterator[int]:
         number //= 2
 
 
-def _scorer(params: Params, baseline: Network) -> tuple[Network | None, list[str]]:
-    """The scorer's sizes, None where they are not known; and what is left out of a plan."""
+def _scorer(params: Params, baseline: Network) -> Network | None:
+    """The scorer's sizes; None where they are not known."""
     source = params.evaluate.scorer
-    left_out = [
-        "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
-        "prepare, latency, report and track",
-        "validation during training",
-    ]
     if source == f"models/{BASELINE}":
-        return baseline, left_out
+        return baseline
     hub_id = source.removeprefix("openai-community/")
     if hub_id in SCORERS:
-        hidden_size, num_blocks, num_heads = SCORERS[hub_id]
-        return Network(HUB_TOKENIZERS[hub_id], hidden_size, num_blocks, num_heads, 1024, None), left_out
+        return Network(HUB_TOKENIZERS[hub_id], *SCORERS[hub_id], length=1024, cond_dim=None)
     try:
         values = read_json(resolve_user_path(source) / "config.json")
         names = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
         vocab_size, hidden_size, num_blocks, num_heads, length = (int(values[name]) for name in names)
-        return Network(vocab_size, hidden_size, num_blocks, num_heads, length, None), left_out
+        return Network(vocab_size, hidden_size, num_blocks, num_heads, length, None)
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError):
-        return None, [f"evaluate.scorer {source}, whose sizes are not known here", *left_out]
+        return None

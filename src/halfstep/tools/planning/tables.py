@@ -1,6 +1,7 @@
 """A plan as tables on a terminal of 80 columns."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -8,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from halfstep.tools.planning.devices import GPUS
-from halfstep.tools.planning.memory import chosen_parts
-from halfstep.tools.planning.networks import Parameters
+from halfstep.tools.planning.memory import Memory
 from halfstep.tools.planning.plan import USABLE_SHARE, Plan
 
 BYTES = {"GiB": 2**30, "MiB": 2**20}
@@ -61,13 +61,9 @@ def _titled(title: str, table: Table, note: str = "") -> Group:
 
 def _parameters(plan: Plan) -> Group:
     table = _table("", "embedding", "blocks", "projection", "others", "total")
-    for name, parameters in (("denoiser", plan.denoiser), ("autoregressive", plan.baseline)):
-        table.add_row(name, *map(_count, _numbers(parameters)))
+    for name, of in (("denoiser", plan.denoiser), ("autoregressive", plan.baseline)):
+        table.add_row(name, *map(_count, (of.embedding, of.blocks, of.projection, of.outer, of.total)))
     return _titled("Parameters", table)
-
-
-def _numbers(parameters: Parameters) -> list[int]:
-    return [parameters.embedding, parameters.blocks, parameters.projection, parameters.outer, parameters.total]
 
 
 def _compute(plan: Plan) -> Group:
@@ -87,22 +83,18 @@ def _compute(plan: Plan) -> Group:
 
 
 def _memory(plan: Plan) -> Group:
-    peaks = [load.peak for load in plan.loads]
-    parts = chosen_parts(peaks)
-    unit = _unit(BYTES, max(peak.total for peak in peaks))
-    table = _table("stage", "n", *(SHORT.get(part, part) for part in parts), "all", "when")
+    memories = [load.memory for load in plan.loads]
+    parts = [field.name for field in fields(Memory) if any(getattr(memory, field.name) for memory in memories)]
+    unit = _unit(BYTES, max(memory.total for memory in memories))
+    table = _table("stage", "n", *(SHORT.get(part, part) for part in parts), "all")
     for load in plan.loads:
-        amounts = [getattr(load.peak.parts, part) for part in parts]
-        cells = [_amount(amount / BYTES[unit]) if amount else "" for amount in [*amounts, load.peak.total]]
-        table.add_row(load.stage, str(load.num_sequences), *cells, load.peak.moment)
+        amounts = [*(getattr(load.memory, part) for part in parts), load.memory.total]
+        cells = [_amount(amount / BYTES[unit]) if amount else "" for amount in amounts]
+        table.add_row(load.stage, str(load.num_sequences), *cells)
     return _titled(
-        f"Memory of a device at its fullest moment, {unit}",
+        f"Memory of a device, {unit}, to about a quarter: halfstep fit-batch measures it",
         table,
-        "n: sequences at once; grads: those there at that moment; teacher: of a round, or\nan evaluation's scorer; EMA:"
-        " in a validation the raw weights, too."
-        + (
-            "\nIn sample and evaluate every device has the whole model and n sequences." if plan.num_devices > 1 else ""
-        ),
+        "n: sequences at once; teacher: of a round, or an evaluation's scorer.",
     )
 
 
@@ -114,7 +106,7 @@ def _fits(plan: Plan) -> Group:
     return _titled(
         f"Does it fit {100 * USABLE_SHARE:.0f} % of the memory? If not, what does",
         table,
-        "acc N: the same batch with num_accumulation_steps=N; batch N: not even so, but\nbatch_size=N, one at a time.",
+        "acc N: the same batch with num_accumulation_steps=N; batch N: batch_size=N.",
     )
 
 

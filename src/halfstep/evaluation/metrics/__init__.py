@@ -1,0 +1,1 @@
+"""Metrics, one a file: `measure` of each returns rows. `evaluate.metrics` names those that run."""
