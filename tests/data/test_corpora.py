@@ -24,10 +24,10 @@ from halfstep.data import corpora, reading
 from halfstep.data.cloze import passages_of
 from halfstep.data.corpora import base, pydocs
 from halfstep.data.corpora.base import open_corpus, store_documents
+from halfstep.data.corpora.stories import make_passages, stories
 from halfstep.data.finding import find_files
 from halfstep.data.hub import read_hub
 from halfstep.data.reading import read_texts, text_encoding
-from halfstep.data.stories import cloze_passages, stories
 from halfstep.run.errors import UserError
 from halfstep.settings import Params
 from halfstep.settings.data import CorpusSettings
@@ -67,7 +67,7 @@ def test_stories_are_the_grammars_and_bring_their_cloze_passages(tmp_path: Path)
     data = settings("stories", num_documents=7, num_cloze=2)
     with open_corpus(data, 4, tmp_path) as documents:
         assert list(documents) == list(stories(7, 4))
-    assert list(passages_of(data, 4)) == list(cloze_passages(2, 4))
+    assert list(passages_of(data, 4)) == list(make_passages(2, 4))
     data = settings("stories", num_documents=7, num_cloze=2, max_documents=3)
     assert list(open_corpus(data, 4, tmp_path)) == list(stories(3, 4))
 

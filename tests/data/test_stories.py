@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from halfstep.data.stories import (
+from halfstep.data.corpora.stories import (
     ANIMALS,
     BOYS,
     COLOURS,
@@ -17,7 +17,7 @@ from halfstep.data.stories import (
     SPOTS,
     THINGS,
     cloze_passage,
-    cloze_passages,
+    make_passages,
     stories,
     story,
 )
@@ -42,7 +42,7 @@ def documents() -> list[str]:
 
 @pytest.fixture(scope="module")
 def passages() -> list[str]:
-    return list(cloze_passages(400, seed=3))
+    return list(make_passages(400, seed=3))
 
 
 def test_a_story_depends_on_its_seed_and_its_number_only() -> None:
@@ -111,7 +111,7 @@ def test_the_last_sentence_alone_does_not_give_the_target_away() -> None:
     # Whatever the words before the target, up to names and the like, it has been several things.
     choices = {*NAMES, *COLOURS, *THINGS, *NOUNS, *SPOTS, *ANIMALS, *FOODS}
     targets: dict[str, list[str]] = {}
-    for passage in cloze_passages(3000, seed=0):
+    for passage in make_passages(3000, seed=0):
         *stem, target = re.findall(r"\w+", sentences_of(passage)[-1])
         targets.setdefault(" ".join("*" if word in choices else word for word in stem), []).append(target)
     common = [found for found in targets.values() if len(found) >= 20]
@@ -124,7 +124,7 @@ def test_the_last_sentence_alone_does_not_give_the_target_away() -> None:
 def test_the_target_is_what_the_story_forces() -> None:
     # Read independently of the grammar: a place word after "looked <preposition> the" is where it was put.
     checked = 0
-    for passage in cloze_passages(2000, seed=1):
+    for passage in make_passages(2000, seed=1):
         if (found := re.search(r"looked (under|behind|in) the (\w+)$", passage)) is None:
             continue
         preposition, target = found.groups()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfstep.data.stories import stories
+from halfstep.data.corpora.stories import stories
 from halfstep.data.tokenizer import (
     check_vocabulary,
     load_tokenizer,

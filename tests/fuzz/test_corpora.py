@@ -163,7 +163,7 @@ def params(folder: Path, data: dict[str, Any]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", ["empty", "gzip", "one line", "a number", "cut off", "a column of lists"])
 def test_the_stage_refuses_them_and_writes_nothing(case: str, tmp_path: Path, run_stage: Callable[..., str]) -> None:
     from stages import prepare
 

@@ -13,6 +13,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ import torch
 
 from halfstep.data.cloze import write_cloze
 from halfstep.data.corpora.base import store_documents
+from halfstep.data.corpora.stories import stories
 from halfstep.data.packing import pack_documents
-from halfstep.data.scratch import scratch_folder
-from halfstep.data.stories import stories
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row, write_rows
@@ -85,8 +85,8 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         )
 
     def corpus() -> None:
-        with scratch_folder() as scratch:
-            store_documents(stories(3000, 0), None, scratch)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            store_documents(stories(3000, 0), None, Path(temporary))
 
     def kept() -> None:
         place = keep_nonfinite_step("pretrain", state, tokens, NonFiniteStep(8, 1, float("nan"), 1.0, 0.1, []))

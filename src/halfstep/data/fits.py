@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.data.finding import is_local
+from halfstep.data.inputs import find_input
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import local_or_hub, resolve_user_path
-from halfstep.settings import Params
+from halfstep.settings import Params, named_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -50,30 +49,10 @@ def check_paths(params: Params) -> None:
     Raises:
         UserError: one is not there.
     """
-    scorer = params.evaluate.scorer
-    names = {
-        "pretrain.init_from": params.pretrain.init_from,
-        "baseline.init_from": params.baseline.init_from,
-        "evaluate.scorer": None if Path(os.path.normpath(scorer)).parts[:1] == (OUTPUTS,) else scorer,
-    }
-    for key, name in names.items():
-        if name is None or os.path.exists(resolve_user_path(name)):
-            continue
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or (key == "pretrain.init_from" and "/" not in name):
-            raise UserError(
-                f"{key} {name}: there is no {resolve_user_path(name)}; give a model's folder, from the project's root,"
-                " or a hub id"
-            )
-    folder = params.evaluate.downstream_include_path
-    if params.evaluate.downstream_tasks and folder is not None and not os.path.isdir(resolve_user_path(folder)):
-        raise UserError(f"evaluate.downstream_include_path {folder} is not a folder: give one of task YAMLs")
-    for text in params.evaluate.likelihood_on:
-        path = str(resolve_user_path(text.source))
-        if is_local(text.source) and not os.path.exists(path) and not glob.glob(path, recursive=True):
-            raise UserError(
-                f"evaluate.likelihood_on {text.name} ({text.source}): there is no {path}; give .txt, .jsonl or .parquet"
-                " files, a folder of them or a glob, from the project's root"
-            )
+    for stage, named in named_inputs(params).items():
+        for key, value in named.items() if stage != "prepare" else ():
+            if key != "evaluate.scorer" or Path(os.path.normpath(str(value))).parts[:1] != (OUTPUTS,):
+                find_input(key, value)
 
 
 def check_prefixes(params: Params, num_valid_sequences: int) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from halfstep.data.reading import ROWS_PER_READ, check_column, check_strings
-from halfstep.data.scratch import datasets_cache
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
+from halfstep.run.files import project_root
 from halfstep.run.retries import with_retries
+
+
+def datasets_cache() -> Path:
+    """Where downloaded data sets stay between commands; deleting it costs a download."""
+    return project_root() / ".halfstep" / "cache" / "datasets"
 
 
 def read_hub(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.corpora.base import CORPORA
+from halfstep.data.corpora import CORPORA
 from halfstep.data.finding import find_files, is_local
 from halfstep.run.errors import UserError
 from halfstep.run.inputs import local_files

@@ -87,23 +87,29 @@ def pack_documents(
         UserError: the documents do not fill one row.
         MachineFault: a process died.
     """
-    backend, eos_token_id, dtype = (
-        tokenizer.backend_tokenizer,
-        tokenizer.eos_token_id,
-        np.dtype(id_type(len(tokenizer))),
-    )
+    backend, dtype = tokenizer.backend_tokenizer, np.dtype(id_type(len(tokenizer)))
     num_chosen = int(np.count_nonzero(is_chosen))
     num_bytes = documents.num_bytes * num_chosen / max(len(documents), 1)
     num_processes = max(min(num_workers or num_cores(), int(num_bytes // BYTES_PER_PROCESS)), 1)
-    with _Shards(folder, name, context_length, tokens_per_shard, tokenizer.bos_token_id, eos_token_id, dtype) as shards:
+    with _Shards(folder, name, context_length, tokens_per_shard, tokenizer, dtype) as shards:
         started, num_tokens_before = time.monotonic(), shards.num_tokens
         batches = chosen_batches(documents, is_chosen, shards.next_document)
-        with closing(encode_batches(batches, backend, eos_token_id, dtype, num_processes)) as encoded:
+        with closing(encode_batches(batches, backend, tokenizer.eos_token_id, dtype, num_processes)) as encoded:
             for (numbers, texts), ids in encoded:
                 shards.append(ids, len(texts), numbers.stop)
                 rate = (shards.num_tokens - num_tokens_before) / max(time.monotonic() - started, 1e-9)
                 on_documents(shards.num_documents, f"{rate:.3g} tokens/s")
         return shards.finish()
+
+
+def as_rows(ids: Ids, context_length: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Ids, Ids]:
+    """(the full rows `[BOS] chunk [EOS]` of a stream of tokens, [num_rows, context_length]; the rest of the stream)."""
+    num_rows, num_left = divmod(len(ids), context_length - 2)
+    rows = np.empty((num_rows, context_length), ids.dtype)
+    rows[:, 0] = tokenizer.bos_token_id
+    rows[:, -1] = tokenizer.eos_token_id
+    rows[:, 1:-1] = ids[: len(ids) - num_left].reshape(num_rows, context_length - 2)
+    return rows, ids[len(ids) - num_left :]
 
 
 def num_documents_packed(folder: Path, name: str) -> int:
@@ -144,14 +150,12 @@ class _Shards:
         name: str,
         context_length: int,
         tokens_per_shard: int,
-        bos_token_id: int,
-        eos_token_id: int,
+        tokenizer: PreTrainedTokenizerFast,
         dtype: np.dtype[Any],
     ) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._tokenizer = folder, name, tokenizer
         self._context_length, self._dtype = context_length, dtype
         self._rows_per_shard = max(tokens_per_shard // context_length, 1)
-        self._bos_token_id, self._eos_token_id = bos_token_id, eos_token_id
         self._progress_path = _progress_path(folder, name)
         self._file: IO[bytes] | None = None
         self._noted_at = time.monotonic()
@@ -173,15 +177,11 @@ class _Shards:
 
     def append(self, ids: Ids, num_documents: int, next_document: int) -> None:
         """Add the tokens of some more documents."""
-        chunk_length = self._context_length - 2
-        stream = np.concatenate([self._rest, ids])
-        num_chunks = len(stream) // chunk_length
-        chunks = stream[: num_chunks * chunk_length].reshape(num_chunks, chunk_length)
-        while len(chunks):
+        rows, self._rest = as_rows(np.concatenate([self._rest, ids]), self._context_length, self._tokenizer)
+        while len(rows):
             room = self._rows_per_shard - self._num_rows
-            self._write(chunks[:room])
-            chunks = chunks[room:]
-        self._rest = stream[num_chunks * chunk_length :]
+            self._write(rows[:room])
+            rows = rows[room:]
         self.num_documents += num_documents
         self.num_tokens += len(ids)
         self.next_document = next_document
@@ -215,12 +215,8 @@ class _Shards:
         """Of the open shard."""
         return self._folder / f"{self._name}-{len(self._full):05}.npy"
 
-    def _write(self, chunks: Ids) -> None:
+    def _write(self, rows: Ids) -> None:
         """Add rows to the open shard, which has room for them."""
-        rows = np.empty((len(chunks), self._context_length), self._dtype)
-        rows[:, 0] = self._bos_token_id
-        rows[:, -1] = self._eos_token_id
-        rows[:, 1:-1] = chunks
         if self._file is None:
             self._open()
         assert self._file is not None

@@ -1,84 +1,73 @@
-"""Other texts than the corpus, packed as it is: to ask a model how likely it finds them."""
+"""Other texts than the corpus, as rows of tokens: to ask a model how likely it finds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora.base import store_documents
+from halfstep.data.corpora.base import batches
+from halfstep.data.encoding import encode
 from halfstep.data.finding import is_local
 from halfstep.data.hub import read_hub
-from halfstep.data.packing import id_type, pack_documents
+from halfstep.data.packing import as_rows, id_type
 from halfstep.data.reading import read_texts
-from halfstep.data.scratch import scratch_folder
-from halfstep.data.tokens import PackedTokens, Tokens
+from halfstep.data.tokens import Tokens
 from halfstep.run.errors import UserError
 from halfstep.settings.evaluation import TextSourceSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENS_PER_SHARD = 2**26
-"""Of the intermediate files; the rows are the same for any number."""
-
 
 def pack_texts(
-    name: str,
-    source: str,
-    *,
-    hub_config: str | None,
-    split: str,
-    text_column: str,
-    tokenizer: PreTrainedTokenizerFast,
-    context_length: int,
-    num_sequences: int | None,
-    scratch: Path,
+    text: TextSourceSettings, tokenizer: PreTrainedTokenizerFast, *, context_length: int, num_sequences: int | None
 ) -> Tokens:
     """Rows of tokens, `[BOS] chunk [EOS]`, of texts in their order; see `pack_documents`.
 
     Args:
-        name: what the texts are called in messages.
-        source: a local file, folder or glob, from the project's root where it is relative, or else a hub id. A local
-            `.txt` file is one document.
-        hub_config, split: of a data set of the hub.
-        text_column: of such a data set, and of `.jsonl` and `.parquet` files.
+        text: its source is a local file, folder or glob, from the project's root where it is relative, or else a hub
+            id. A local `.txt` file is one document.
         tokenizer: the model's own.
         context_length: tokens per row.
-        num_sequences: rows at most; None is all.
-        scratch: folder for intermediate files.
+        num_sequences: rows at most; no text is read beyond them. None is all.
     Returns:
         token ids [num_sequences, context_length], in memory.
     Raises:
         UserError: there is no such text, it cannot be read, or it does not fill one row.
     """
-    folder = scratch / name
-    folder.mkdir()
+    dtype = np.dtype(id_type(len(tokenizer)))
+    wanted = None if num_sequences is None else num_sequences * (context_length - 2)
+    ids, num_tokens = [], 0
     try:
-        if is_local(source):
-            texts: Iterable[str | None] = read_texts([source], text_column, split_on_blank_lines=0)
-        else:
-            texts = read_hub(
-                source, config=hub_config, revision=None, split=split, text_column=text_column, streaming=False
-            )
-        documents = store_documents(texts, None, folder)
-        packed = pack_documents(
-            documents,
-            np.ones(len(documents), np.bool_),
-            tokenizer,
-            folder,
-            "text",
-            context_length=context_length,
-            tokens_per_shard=TOKENS_PER_SHARD,
-            num_workers=1,
-            on_documents=lambda done, note: None,
-        )
+        with closing(_texts(text)) as texts:
+            for batch in batches(texts):
+                ids.append(encode(batch, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype))
+                num_tokens += len(ids[-1])
+                if wanted is not None and num_tokens >= wanted:
+                    break
+        rows, _ = as_rows(np.concatenate([np.empty(0, dtype), *ids]), context_length, tokenizer)
+        if not len(rows):
+            raise UserError(f"the text has {num_tokens} tokens, but one context needs {context_length - 2}: give more")
     except UserError as error:
-        raise UserError(f"evaluate.likelihood_on {name} ({source}): {error}") from None
-    tokens = PackedTokens(folder, packed, context_length, id_type(len(tokenizer)))
-    return np.array(tokens[:num_sequences])
+        raise UserError(f"evaluate.likelihood_on {text.name} ({text.source}): {error}") from None
+    return rows[:num_sequences]
+
+
+def _texts(text: TextSourceSettings) -> Generator[str | None]:
+    if is_local(text.source):
+        yield from read_texts([text.source], text.text_column, split_on_blank_lines=0)
+    else:
+        yield from read_hub(
+            text.source,
+            config=text.hub_config,
+            revision=None,
+            split=text.split,
+            text_column=text.text_column,
+            streaming=False,
+        )
 
 
 def pack_all(
@@ -89,14 +78,7 @@ def pack_all(
     num_sequences: int | None,
 ) -> dict[str, Tokens]:
     """`pack_texts` of each text that the parameters name, by its name."""
-    with scratch_folder() as scratch:
-        return {
-            text.name: pack_texts(
-                **text.model_dump(),
-                tokenizer=tokenizer,
-                context_length=context_length,
-                num_sequences=num_sequences,
-                scratch=scratch,
-            )
-            for text in texts
-        }
+    return {
+        text.name: pack_texts(text, tokenizer, context_length=context_length, num_sequences=num_sequences)
+        for text in texts
+    }

@@ -39,10 +39,12 @@ def local_files(parameter: str, source: str) -> list[Path]:
     # os.path says no to a name that no file can have, where pathlib raises.
     if os.path.isdir(path):
         return sorted(file for file in path.rglob("*") if file.is_file() and not _is_left_out(file.relative_to(path)))
-    if os.path.isfile(path):
+    is_folder = parameter == "evaluate.downstream_include_path"
+    if os.path.isfile(path) and not is_folder:
         return [path]
     is_written_so = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(ENDINGS)
-    if is_written_so or parameter == "evaluate.downstream_include_path":
+    # A denoiser of the hub has an owner.
+    if is_written_so or is_folder or (parameter == "pretrain.init_from" and "/" not in source):
         raise UserError(
             f"{parameter} {source!r}: {path} is not there; give a file or a folder, from the project's root"
         )

@@ -5,3 +5,5 @@ function `texts(settings, seed)` that yields the documents in a fixed order; Non
 cloze passages has a function `cloze_passages(settings, seed)`, which yields them. Files of the user are named by a
 parameter `path`, with the meaning of `halfstep.data.finding`, so that DVC learns when they are edited.
 """
+
+CORPORA = __name__

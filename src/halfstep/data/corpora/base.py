@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from halfstep.data.corpora import CORPORA
 from halfstep.run.console import SECONDS_BETWEEN_LINES, console
 from halfstep.run.errors import UserError
 from halfstep.run.files import storage_faults_named
 from halfstep.settings.data import CorpusSettings
 from halfstep.settings.plugins import plugin_module
-
-CORPORA = "halfstep.data.corpora"
 
 DOCUMENTS_FILE = "documents.arrow"
 
@@ -86,7 +85,7 @@ def store_documents(texts: Iterable[str | None], max_documents: int | None, fold
         try:
             with storage_faults_named(path), unfinished.open("wb") as file:
                 with pa.ipc.new_file(file, schema) as writer:
-                    for batch in _batches(_with_progress(islice(texts, max_documents))):
+                    for batch in batches(_with_progress(islice(texts, max_documents))):
                         writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
                 file.flush()
                 os.fsync(file.fileno())
@@ -96,7 +95,7 @@ def store_documents(texts: Iterable[str | None], max_documents: int | None, fold
     return Documents(path)
 
 
-def _batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+def batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
     """Texts in lists of about `CHARACTERS_PER_BATCH`; a longer text is in a list of its own, or ends one."""
     batch: list[str | None] = []
     num_characters = 0

@@ -50,7 +50,7 @@ def run_downstream(
     Returns:
         of each task every metric, counted in documents: its standard error holds the noise of drawn log-likelihoods
         too, since documents are drawn independently, and is None where lm-eval knows none. Then num_truncated.TASK,
-        and of a denoiser monte_carlo_error.TASK, see `DenoiserLM.monte_carlo`.
+        and of a denoiser monte_carlo_error.TASK, see `DenoiserLM.mean_standard_error`.
     Raises:
         UserError: a task is unknown, its data cannot be had, it has no documents, or it needs what the model refuses.
     """
