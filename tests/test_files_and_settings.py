@@ -89,6 +89,11 @@ def test_the_committed_parameters_are_sound() -> None:
         (lambda v: v["data"].update(source="scrolls"), "scrolls"),
         (lambda v: v["data"]["tokenizer"].update(source="train-magic"), "train-magic"),
         (lambda v: v["sample"].update(prefix_length=64), "leaves nothing to continue"),
+        (
+            lambda v: v["sample"].update(samplers=[{"name": "surest"}]),
+            r"sample\.samplers: there is no sampler 'surest'",
+        ),
+        (lambda v: v["latency"]["samplers"][0].update(num_steps=[0]), r"latency\.samplers: num_steps\.0 of ancestral"),
         (lambda v: v["sample"].update(continuation_length=65), r"more than data\.context_length 64"),
         (lambda v: v["model"].update(num_heads=7), "hidden_size"),
         (lambda v: v["distill"].update(base_num_steps=4), r"distill\.base_num_steps is 4"),

@@ -1,11 +1,13 @@
 """Sizes, spreads, the pairing of two sides, memory of a process of its own, and the command itself."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.__main__ import main
+from benchmarks.__main__ import main, parser
 from benchmarks.measure import compare, matmul_flops_per_second, peak_memory, spread
 from benchmarks.sizes import SIZES, Size, choose_size
 from benchmarks.work import build
@@ -13,6 +15,7 @@ from benchmarks.work import build
 from benchmarks import measure
 from halfstep.run.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TINY = Size(vocab_size=11, hidden_size=8, num_heads=2, num_blocks=2, cond_dim=4, length=6, batch_size=3)
 TINY_OPTIONS = [
@@ -74,6 +77,7 @@ def test_both_sides_of_every_work_run_and_the_flops_are_those_of_torch(name: str
     assert work.flops > 0.5 * (counted - num_networks * 2 * cond * 2)
 
 
+@pytest.mark.system
 def test_the_ceiling_is_positive_and_a_process_of_its_own_has_its_own_peak() -> None:
     assert matmul_flops_per_second(CPU, torch.float32, num_repeats=1) > 1e8
     options = {"num_steps": 2, "dt": 1 / 4, "device": "cpu", "precision": "fp32", "num_threads": 1}
@@ -125,3 +129,9 @@ def test_what_it_does_not_know_is_refused(
         run(monkeypatch, *arguments)
     assert ended.value.code == 2
     assert arguments[-1] in capsys.readouterr().err
+
+
+def test_what_is_measured_on_a_gpu_is_asked_for_as_the_command_knows_it() -> None:
+    script = (ROOT / "scripts" / "gpu-acceptance").read_text(encoding="utf-8").replace("\\\n", " ")
+    calls = re.findall(r"^bench \S+ \d+ (.+)$", script, re.MULTILINE)
+    assert {parser().parse_args(shlex.split(call)).work for call in calls} == {"train", "distill", "memory", "latency"}

@@ -5,6 +5,7 @@ nowhere else. `load_params` reads and checks all of it; a stage unpacks its own 
 """
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +108,7 @@ def load_params(path: Path) -> Params:
     _check_steps(params, path)
     _check_batches(params, path)
     _check_buckets(params, path)
+    _check_samplers(params, path)
     return params
 
 
@@ -183,3 +185,14 @@ def _check_buckets(params: Params, path: Path) -> None:
             f"{path}: evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
             " sample.num_prefixes and their continuations: dvc exp run -S evaluate.mauve_num_buckets=auto"
         )
+
+
+def _check_samplers(params: Params, path: Path) -> None:
+    # Only the files of samplers know their settings.
+    samplers_of = import_module("halfstep.samplers.base").samplers_of
+    for section in ("sample", "latency"):
+        try:
+            samplers_of(getattr(params, section).samplers, f"{path}: {section}.samplers")
+        except UserError as error:
+            example = f"'{section}.samplers=[{{name: ancestral, num_steps: [8]}}]'"
+            raise UserError(f"{error}; the file is composed from pipeline/conf: dvc exp run -S {example}") from None

@@ -19,7 +19,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from halfstep.run import console
-from halfstep.run.errors import UserError
+from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import project_root
 
 if TYPE_CHECKING:
@@ -114,10 +114,13 @@ def generate(
 def _settings_in(arguments: list[str]) -> dict[str, list[Any]]:
     """The settings of a sampler in `--num-steps 8 --threshold=0.9`, each of one value."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    if len(words) % 2 or not all(option.startswith("--") for option in words[::2]):
-        raise UserError(f"{' '.join(arguments)} is not understood: see halfstep generate --help")
-    names = [option[2:].replace("-", "_") for option in words[::2]]
-    return {name: [yaml.safe_load(value)] for name, value in zip(names, words[1::2], strict=True)}
+    try:
+        pairs = {option: [yaml.safe_load(value)] for option, value in zip(words[::2], words[1::2], strict=True)}
+    except (ValueError, yaml.YAMLError):
+        pairs = {}
+    if len(pairs) != len(words) / 2 or not all(option.startswith("--") for option in pairs):
+        raise UserError(f"{one_line(' '.join(arguments))} is not understood: see halfstep generate --help")
+    return {option[2:].replace("-", "_"): values for option, values in pairs.items()}
 
 
 def _draw_shown(

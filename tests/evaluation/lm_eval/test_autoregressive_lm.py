@@ -48,6 +48,7 @@ def saved(tmp_path):
     return tmp_path / "gpt2", model, tokenizer
 
 
+@pytest.mark.system  # lm-eval asks git for its version
 def test_cloze_numbers_equal_those_of_lm_evals_own_model(saved, tmp_path, monkeypatch):
     import datasets
     from lm_eval import simple_evaluate

@@ -1,0 +1,91 @@
+"""`halfstep generate`: any sampler by its name, any model by its folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
+from halfstep.model.config import DenoiserConfig
+from halfstep.model.denoiser import Denoiser
+from halfstep.model.gpt2 import new_gpt2
+from halfstep.samplers.ancestral import sample
+from halfstep.samplers.base import fill, sample_uniforms
+from halfstep.samplers.confidence import Confidence
+from halfstep.tools.cli import app
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    tokenizer = train_word_tokenizer(["the cat saw a red bird and ran"], 40)
+    root = tmp_path_factory.mktemp("models")
+    sizes = {"vocab_size": len(tokenizer), "length": 12, "hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    denoiser = Denoiser(
+        DenoiserConfig(**sizes, mask_token_id=tokenizer.mask_token_id, cond_dim=8, dropout=0.0, noise_epsilon=1e-3)
+    )
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            weight.normal_(std=0.5)
+    for name, model in {"denoiser": denoiser, "causal": new_gpt2(**sizes, dropout=0.0)}.items():
+        (root / name).mkdir()
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in ("denoiser", "causal")}
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["generate", *map(str, arguments)])
+
+
+def test_a_denoiser_writes_by_the_sampler_that_is_named(folders: dict[str, Path]) -> None:
+    model, tokenizer = Denoiser.from_pretrained(folders["denoiser"]), load_tokenizer(folders["denoiser"])
+    mask = tokenizer.mask_token_id
+    given = [tokenizer.bos_token_id, *tokenizer.encode("the cat", add_special_tokens=False)]
+    x_init = torch.tensor([given + [mask] * (12 - len(given))] * 2)
+    u_time, u_token = sample_uniforms(5, range(2), 12)
+
+    def eight(num_steps: int):
+        return sample(model, x_init, num_steps=num_steps, mask_token_id=mask, u_time=u_time, u_token=u_token)
+
+    expected = {
+        (): eight(8),
+        ("--num-steps", 3): eight(3),
+        ("--sampler", "ancestral", "--num-steps=3"): eight(3),
+        ("--sampler", "confidence", "--threshold", 0.7): fill(
+            model, x_init, Confidence(0.7, mask), mask_token_id=mask, u_token=u_token
+        ),
+    }
+    for arguments, samples in expected.items():
+        result = run("--model", folders["denoiser"], "--prompt", "the cat", "--num-samples", 2, "--seed", 5, *arguments)
+        assert result.exit_code == 0, result.output
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in samples.tokens.tolist()]
+        assert result.stdout.splitlines() == texts
+    shown = run("--model", folders["denoiser"], "--num-steps", 2, "--show", "--pause-seconds", 0)
+    assert "denoising step 2 of 2" in shown.stdout
+
+
+def test_a_causal_model_writes_too(folders: dict[str, Path]) -> None:
+    likeliest = [run("--model", folders["causal"], "--prompt", "the", "--top-k", 1, "--seed", s) for s in (0, 1)]
+    assert [result.exit_code for result in likeliest] == [0, 0]
+    assert likeliest[0].stdout == likeliest[1].stdout
+    assert likeliest[0].stdout.startswith("the")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sampler", "surest"], "--sampler: there is no sampler 'surest'; there are ancestral, confidence"),
+        (["--sampler", "confidence"], "--sampler: confidence needs threshold"),
+        (["--sampler", "confidence", "--threshold", "1.5"], "threshold.0 of confidence is 1.5"),
+        (["--num-steps", "0"], "num_steps.0 of ancestral is 0"),
+        (["--num-stepz", "4"], "ancestral has no setting num_stepz"),
+        (["--num-steps", "[4, 8]"], "num_steps.0 of ancestral is [4, 8]"),
+        (["--num-steps", "{"], "--num-steps { is not understood"),
+        (["extra"], "extra is not understood"),
+    ],
+)
+def test_samplers_that_cannot_be_are_one_line(arguments: list[str], message: str, folders: dict[str, Path]) -> None:
+    result = run("--model", folders["denoiser"], *arguments)
+    assert message in str(result.exception)
