@@ -14,7 +14,7 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.objectives.base import Objective
 from halfstep.objectives.nelbo import nelbo_objective
-from halfstep.objectives.sdtt import distillation_objective, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_objective, teacher_unmask_steps
 from halfstep.samplers.ancestral import sample, unmask_steps
 from halfstep.samplers.base import sample_uniforms
 from halfstep.tools.planning.networks import forward_flops
@@ -124,7 +124,7 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_com
         )
         _backward(student, plain.sdtt_loss(student, xt, targets, mask_token_id=size.mask_token_id))
 
-    objective = distillation_objective(
+    objective = sdtt_objective(
         _compiled(teacher, is_compiled),
         dt=dt,
         num_teacher_steps=NUM_TEACHER_STEPS,

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -86,9 +87,9 @@ sys.addaudithook(
 
 
 def mark_of(module: ModuleType) -> str:
-    """Of a test without a mark of its own: system if its file imports `subprocess`, stage if it imports a stage."""
+    """Of a test without a mark: system if its file imports subprocess or multiprocessing; stage if a stage."""
     values = list(vars(module).values())
-    if any(value is subprocess for value in values):
+    if any(value is subprocess or value is multiprocessing for value in values):
         return "system"
     origins = (
         value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "") for value in values

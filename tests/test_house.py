@@ -148,11 +148,25 @@ def test_every_script_is_a_stage_and_every_stage_runs_its_script() -> None:
         assert re.match(rf"python -m stages\.{name}( |$)", stage["cmd"])
 
 
-def plugins(name: str) -> list[Path]:
-    """The files that a stage imports by the names that the default parameters give."""
+# Of these files one is chosen by a parameter: the stages list it by DVC's template, and no import says which it is.
+PLUGINS = {
+    "inputs": ["src/halfstep/data/corpora/${data.source}.py"],
+    "prepare": ["src/halfstep/data/corpora/${data.source}.py"],
+    "distill": ["src/halfstep/objectives/${distill.objective}.py"],
+}
+
+
+def chosen(name: str) -> set[Path]:
+    """The files of plug-ins that a stage imports by the names that the default parameters give."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    names = {"evaluate": [f"evaluation/metrics/{metric}" for metric in params["evaluate"]["metrics"]]}
-    return [SOURCE / "halfstep" / f"{name}.py" for name in names.get(name, [])]
+    section = params.get(name)
+    samplers = section.get("samplers", []) if isinstance(section, dict) else []
+    names = [f"samplers/{entry['name']}" for entry in samplers]
+    if name == "evaluate":
+        names += [f"evaluation/metrics/{metric}" for metric in section["metrics"]]
+    if name == "distill":
+        names += [f"objectives/{section['objective']}"]
+    return {SOURCE / "halfstep" / f"{name}.py" for name in names}
 
 
 def watched_files(name: str) -> set[str]:
@@ -162,24 +176,16 @@ def watched_files(name: str) -> set[str]:
     """
     script = ROOT / "stages" / f"{name}.py"
     rooms = {*ROOMS} - (NOT_WATCHED - {{"report": "report", "track": "tracking"}.get(name)})
-    chosen = {*plugins(name), *chosen_samplers(name)}
-    imported = chosen | {file for root in (script, *chosen) for file in files_behind(root)}
+    plugins = chosen(name)
+    imported = plugins | {file for root in (script, *plugins) for file in files_behind(root)}
     files = {path for path in imported if room_of(module_name(path)) in rooms and path.name != "__init__.py"}
-    return {path.relative_to(ROOT).as_posix() for path in {script, *files}}
+    return {path.relative_to(ROOT).as_posix() for path in {script, *files}} - templated(name)
 
 
-def chosen_samplers(name: str) -> set[Path]:
-    """The files of the samplers that the default parameters of a stage name: it imports them by name."""
-    section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")).get(name)
-    entries = section.get("samplers", []) if isinstance(section, dict) else []
-    return {SOURCE / "halfstep" / "samplers" / f"{entry['name']}.py" for entry in entries}
-
-
-# Of these files one is chosen by a parameter: the stages list it by DVC's template, and no import says which it is.
-PLUGINS = {
-    "inputs": ["src/halfstep/data/corpora/${data.source}.py"],
-    "prepare": ["src/halfstep/data/corpora/${data.source}.py"],
-}
+def templated(name: str) -> set[str]:
+    """The plug-ins that the templates of a stage stand for under the default parameters."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return {re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep) for dep in PLUGINS.get(name, [])}
 
 
 def is_code(dep: str) -> bool:
@@ -200,6 +206,17 @@ def test_dvc_watches_the_code_that_decides_what_a_stage_writes_and_no_other(name
     watched = watched_files(name)
     assert [file for file in sorted(watched) if not any(covers(dep, file) for dep in listed)] == []
     assert [dep for dep in sorted(listed) if not any(covers(dep, file) for file in watched)] == []
+
+
+def test_a_further_plugin_makes_no_stage_stale() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+    def filled(dep: str) -> str:
+        return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: str(params.get(key[1], {}).get(key[2], key[0])), dep)
+
+    further = [re.sub(r"\$\{.*\}", "other", template) for of in PLUGINS.values() for template in of]
+    for stage in dvc_stages().values():
+        assert not [dep for dep in map(filled, stage["deps"]) for file in further if covers(dep, file)]
 
 
 def test_the_baseline_watches_neither_diffusion_nor_distillation() -> None:
@@ -314,11 +331,11 @@ FOLDERS = ("diffusion", "model", "training", "evaluation/lm_eval", "metrics", "r
 def dependency_list(name: str) -> list[str]:
     """What dvc.yaml lists of the code that a stage watches: whole folders where there are such, else files."""
     listed = [f"stages/{name}.py"]
-    for file in sorted(watched_files(name) - {listed[0]}):
+    for file in sorted((watched_files(name) | {*PLUGINS.get(name, [])}) - {listed[0]}):
         folder = next((f"src/halfstep/{part}" for part in FOLDERS if covers(f"src/halfstep/{part}", file)), file)
         if folder not in listed:
             listed.append(folder)
-    return listed + PLUGINS.get(name, [])
+    return listed
 
 
 def write_dependency_lists() -> None:

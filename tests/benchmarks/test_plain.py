@@ -17,7 +17,7 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.nelbo import nelbo_objective
-from halfstep.objectives.sdtt import distillation_objective
+from halfstep.objectives.sdtt import sdtt_objective
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms
 
@@ -93,7 +93,7 @@ def test_our_distillation_loss_and_its_gradients_are_the_plain_ones(
     options = {"dt": 1.0, "num_teacher_steps": 1, "mask_token_id": mask, "schedule": SCHEDULE}
     targets = plain.sdtt_targets(denoiser, xt, t, **options, generator=generator)
     expected = plain.sdtt_loss(student, xt, targets, mask_token_id=mask)
-    objective = distillation_objective(denoiser, **options, divergence=kl_student_teacher, min_time=1e-5)
+    objective = sdtt_objective(denoiser, **options, divergence=kl_student_teacher, min_time=1e-5)
     total, count = objective(student, x0, torch.Generator().manual_seed(3))
     assert expected > 0.01
     torch.testing.assert_close(total / count, expected, rtol=1e-5, atol=0)

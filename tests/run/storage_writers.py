@@ -39,10 +39,9 @@ from halfstep.samples.draw import Batch
 from halfstep.samples.table import write_samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
-from halfstep.training.nonfinite import NonFiniteStep, keep_nonfinite_step
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.output import write_curve, write_model
-from halfstep.training.state import CurvePoint, TrainState
+from halfstep.training.stage import write_curve, write_model, write_state
+from halfstep.training.state import CurvePoint, Trained, TrainState
 
 SMALL, LARGE = 32 * 1024, 64 * 1024 * 1024
 """Bytes the disk holds before and after it is mended; every writer needs more than the first."""
@@ -60,7 +59,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     denoiser = Denoiser(DenoiserConfig(400, 399, 16, 32, 1, 2, 8, 0.0, 1e-3))
     gpt2 = new_gpt2(vocab_size=1000, length=16, hidden_size=32, num_blocks=1, num_heads=2, dropout=0.0)
     optimizer = build_optimizer(denoiser, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
-    state = TrainState(denoiser, optimizer, EMA(denoiser, 0.9), step=7)
+    state = TrainState({"model": Trained(denoiser, optimizer, EMA(denoiser, 0.9))}, step=7)
     points = [CurvePoint(i, i / 7, i / 11, i / 13, None, 0) for i in range(3000)]
     tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
     batch = Batch(range(64), 4, [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens)))
@@ -88,24 +87,14 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             store_documents(stories(3000, 0), None, Path(temporary))
 
-    def kept() -> None:
-        place = keep_nonfinite_step("pretrain", state, tokens, NonFiniteStep(8, 1, float("nan"), 1.0, 0.1, []))
-        if "could not be kept" in place:
-            raise OSError(int(place.split("[Errno ")[1].split("]")[0]), place, place.split(" in ")[1].split(" (")[0])
-
     return {
         "denoiser": lambda: whole_folder("denoiser", denoiser.save_pretrained),
         "baseline": lambda: whole_folder("baseline", gpt2.save_pretrained),
         "tokenizer": lambda: whole_folder("tokenizer", tokenizer.save_pretrained),
         "tokens": lambda: whole_folder("tokens", packed),
         "checkpoint": lambda: CheckpointFolder(folder / "work").save(state),
-        "student": lambda: write_model(
-            state,
-            folder / "student",
-            source / "tokenizer",
-            save=denoiser.save_pretrained,
-            keep_train_state=True,
-        ),
+        "student": lambda: write_model(state, folder / "student", source / "tokenizer"),
+        "state": lambda: write_state(state, folder / "state"),
         "curve.csv": lambda: write_curve(points, folder / "curve.csv"),
         "samples.parquet": lambda: write_samples(
             folder / "samples.parquet", [batch], decode=lambda ids: str(ids), metadata={}
@@ -115,7 +104,6 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
         "cloze.jsonl": lambda: write_cloze(folder / "cloze.jsonl", TEXTS * 2),
         "reports": lambda: report_project(source).report(str(folder / "reports")),
         "corpus": corpus,
-        "fault": kept,
     }
 
 

@@ -24,7 +24,7 @@ stages:
     foreach: ${schedule}
     do:
       cmd: python -m stages.distill ${key}
-      deps: [stages/distill.py, "models/${item.teacher}"]
+      deps: [stages/distill.py, "src/halfstep/${distill.objective}.py", "models/${item.teacher}"]
 """
 FILES = ("stages/report.py", "stages/distill.py", "src/halfstep/files.py", "src/halfstep/cli.py",
          "src/halfstep/model/layouts.py", "data/tokens/manifest.json", "models/0/config.json")  # fmt: skip
@@ -37,13 +37,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "params.yaml").write_text("distill: {objective: cli}")
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     return tmp_path
 
 
 def test_the_code_of_a_stage_is_what_dvc_watches(project: Path) -> None:
     assert list(code_hashes("report")) == ["stages/report.py", "src/halfstep/files.py", "src/halfstep/model/layouts.py"]
-    assert list(code_hashes("distill")) == ["stages/distill.py"]
+    assert list(code_hashes("distill")) == ["stages/distill.py", "src/halfstep/cli.py"]
     before = code_hashes("report")
     (project / "src/halfstep/model/layouts.py").write_text("x = 2\n")
     (project / "src/halfstep/model/new.py").touch()

@@ -25,6 +25,7 @@ WRITTEN = {
     "tokens": "tokens",
     "checkpoint": "work/step-000000007",
     "student": "student",
+    "state": "state",
     "curve.csv": "curve.csv",
     "samples.parquet": "samples.parquet",
     "metrics.json": "metrics.json",
@@ -32,7 +33,6 @@ WRITTEN = {
     "cloze.jsonl": "cloze.jsonl",
     "reports": "reports/",
     "corpus": ".halfstep",
-    "fault": ".halfstep/faults/pretrain-step-000000008",
 }
 LEFT_OUT = {("read-only", "reports"), ("limit", "reports")}
 

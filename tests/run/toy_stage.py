@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,17 +15,14 @@ from halfstep.run import console, ranks
 from halfstep.run.launch import enter
 from halfstep.run.work import open_work
 from halfstep.settings import load_params
-from halfstep.training.parallel import make_accelerator
-from halfstep.training.session import fit
+from halfstep.training.fit import Data, fit
+from halfstep.training.parallel import make_devices
 
 NUM_STEPS = 14
 
 
-def _batch_at(step: int) -> Iterator[torch.Tensor]:
-    while True:
-        x0 = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-        yield x0[ranks.share()]
-        step += 1
+def _batch(step: int) -> torch.Tensor:
+    return torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
 
 
 def _loss(model: torch.nn.Module, x0: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -78,22 +74,10 @@ def main(
         if step == stop_at and ranks.is_main():
             _stop_all()
 
-    objective = Objective(_draw, _loss)
+    objective, data = Objective(_draw, {"model": _loss}), Data(_batch, lambda: [torch.ones(2, 3)])
+    devices = make_devices(params.runtime, params.launch)
     with open_work("toy", {}, []) as work:
-        state = fit(
-            work,
-            model,
-            settings,
-            runtime=params.runtime,
-            launch=params.launch,
-            objective=objective,
-            valid_objective=objective,
-            batch_at=_batch_at,
-            valid_batches=lambda: [torch.ones(2, 3)],
-            seed=0,
-            accelerator=make_accelerator(params.runtime),
-            log=log,
-        )
+        state = fit(work, model, objective, settings, devices, data, seed=0, log=log)
         if ranks.is_main():
             curve_path.write_text(json.dumps([point.loss for point in state.curve]))
 

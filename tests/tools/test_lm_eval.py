@@ -78,6 +78,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["lm-eval", *map(str, arguments)])
 
 
+@pytest.mark.system  # lm-eval asks git for its version
 def test_tasks_of_choices_and_of_texts(few_tasks, folder, tasks):
     result = run(
         "run", "--model", "halfstep", "--model_args", f"pretrained={folder},num_draws=4,seed=1",

@@ -1,4 +1,4 @@
-"""The training state that a round takes over: whole, or told in one line."""
+"""The training state that a round takes over: whole, or an error of one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +10,22 @@ from safetensors.torch import load_file, save_file
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json, write_json
 from halfstep.training.ema import EMA
+from halfstep.training.fit import CarriedOver, carry_over, load_raw_weights
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.session import CarriedOver, _carry_over, load_raw_weights
-from halfstep.training.state import TENSORS_FILE, VALUES_FILE, TrainState
+from halfstep.training.state import TENSORS_FILE, VALUES_FILE, Trained, TrainState
 
 
-def new_state(seed: int) -> TrainState:
-    torch.manual_seed(seed)
+def new_network() -> Trained:
     model = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(model, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return TrainState(model, optimizer, EMA(model, 0.9), optimizer_step=seed)
+    return Trained(model, optimizer, EMA(model, 0.9))
+
+
+def new_state(seed: int) -> TrainState:
+    torch.manual_seed(seed)
+    return TrainState({"model": new_network(), "critic": new_network()}, optimizer_step=seed)
 
 
 @pytest.fixture
@@ -34,15 +38,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("ema", [True, False])
 def test_what_is_asked_for_is_taken_over_and_nothing_else(folder: Path, optimizer: bool, ema: bool) -> None:
     before, state, after = new_state(7), new_state(8), new_state(8)
-    _carry_over(after, CarriedOver(folder, optimizer=optimizer, ema=ema))
+    carry_over(after, CarriedOver(folder, optimizer=optimizer, ema=ema))
     assert after.optimizer_step == (7 if optimizer else 8)
-    for key, expected in (before if ema else state).ema.average.items():
-        assert torch.equal(after.ema.average[key], expected)
-    moments = [next(iter(s.optimizer.state.values()))["exp_avg"] for s in (after, before if optimizer else state)]
-    assert torch.equal(*moments)
-    assert torch.equal(after.model.weight, state.model.weight)
-    load_raw_weights(after.model, folder)
-    assert torch.equal(after.model.weight, before.model.weight)
+    for name, network in after.networks.items():
+        for key, expected in (before if ema else state).networks[name].ema.average.items():
+            assert torch.equal(network.ema.average[key], expected)
+        expected = (before if optimizer else state).networks[name].tensors()["exp_avg.weight"]
+        assert torch.equal(network.tensors()["exp_avg.weight"], expected)
+        assert torch.equal(network.model.weight, state.networks[name].model.weight)
+        load_raw_weights(network.model, folder, name)
+        assert torch.equal(network.model.weight, before.networks[name].model.weight)
 
 
 def _cut(folder: Path) -> None:
@@ -74,7 +79,7 @@ def _pickle(folder: Path) -> None:
 def test_a_broken_state_is_one_line(folder: Path, harm: Callable[[Path], None]) -> None:
     harm(folder)
     with pytest.raises(UserError, match=r"dvc repro.*next_teacher=ema") as raised:
-        load_raw_weights(new_state(8).model, folder)
+        load_raw_weights(new_state(8).product.model, folder)
     assert str(folder) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -83,20 +88,20 @@ def test_a_broken_state_is_one_line(folder: Path, harm: Callable[[Path], None]) 
 def test_broken_values_are_one_line(folder: Path, values: str) -> None:
     (folder / VALUES_FILE).write_text(values)
     with pytest.raises(UserError, match=r"the training state in .* is broken"):
-        _carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
+        carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
 
 
 @pytest.mark.parametrize("name", ["ema.weight", "exp_avg.weight", "exp_avg_sq.bias"])
-def test_a_tensor_of_another_shape_is_told(folder: Path, name: str) -> None:
+def test_a_tensor_of_another_shape_is_refused(folder: Path, name: str) -> None:
     """One row would be spread over all."""
     _reshape(folder, name)
     with pytest.raises(UserError, match="is broken"):
-        _carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
+        carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
 
 
-def test_a_count_that_is_missing_is_told(folder: Path) -> None:
+def test_a_count_that_is_missing_is_refused(folder: Path) -> None:
     values = read_json(folder / VALUES_FILE)
     del values["ema_num_updates"]
     write_json(folder / VALUES_FILE, values)
     with pytest.raises(UserError, match=r"is broken .*ema_num_updates"):
-        _carry_over(new_state(8), CarriedOver(folder, optimizer=False, ema=True))
+        carry_over(new_state(8), CarriedOver(folder, optimizer=False, ema=True))

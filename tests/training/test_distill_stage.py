@@ -1,6 +1,5 @@
-"""The stage `distill` where its teacher is at fault."""
+"""The stage `distill`: its objectives, its teacher's noise schedule, the states of its rounds, and its errors."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,45 +7,137 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from stages import distill
 
+from halfstep.data.tokenizer import train_word_tokenizer
+from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.objectives import nelbo
 from halfstep.run.errors import UserError
+from halfstep.settings import load_params
+from halfstep.settings.graph import schedule_of
 
 ROOT = Path(__file__).parents[2]
+EPSILON = 0.25
+"""Of the teacher; params.yaml has another one."""
 
 
-def test_a_teacher_that_predicts_nan_is_named_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]
-) -> None:
-    spec = importlib.util.spec_from_file_location("distill_stage", ROOT / "stages" / "distill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    stage = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stage)
+def write_params(**changes: object) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["distill"] = {
+        **values["distill"], "num_train_steps": 3, "batch_size": 4, "num_warmup_steps": 0, "log_every_steps": 1,
+        **changes,
+    }  # fmt: skip
+    values["runtime"].update(device="cpu", num_threads=1)
+    values["sample"].update(num_prefixes=8)
+    values.update(rounds=2, models=["ar", "0", "1", "2"], schedule={k: dict(v) for k, v in schedule_of(2).items()})
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]) -> Denoiser:
+    """The current folder holds all that round 1 reads."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["distill"].update(num_train_steps=2, batch_size=4)
-    values["runtime"].update(device="cpu", num_threads=1)
-    values["sample"].update(num_prefixes=8)
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-    tokens = Path("data/tokens")
-    rows = np.ones((8, 16), np.uint16)
-    write_tokens(tokens, {"train": rows, "valid": rows}, vocab_size=12)
-    teacher = Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, 1e-3))
-    torch.nn.init.constant_(teacher.output_layer.linear.bias, float("nan"))
+    write_params()
+    train_word_tokenizer(["a b c d e f g h"], 12).save_pretrained("data/tokenizer")
+    rows = np.random.default_rng(0).integers(0, 11, (8, 16), np.uint16)
+    write_tokens(Path("data/tokens"), {"train": rows, "valid": rows}, vocab_size=12)
+    torch.manual_seed(0)
+    teacher = Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, EPSILON))
+    torch.nn.init.normal_(teacher.output_layer.linear.weight)
     Path("models/0").mkdir(parents=True)
     teacher.save_pretrained(Path("models/0"))
+    return teacher
+
+
+def run_round(round_index: int) -> None:
+    paths = Path("params.yaml"), Path("data/tokens"), Path("data/tokenizer")
+    distill.main(round_index, None, None, None, None, *paths, None)
+
+
+def weights_of(name: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(name) / "model.safetensors")
+
+
+def test_a_teacher_is_distilled_with_its_own_noise(teacher: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is the student validated; what `noise.epsilon` says is for pretraining."""
+    seen: set[float] = set()
+
+    class Recorded(LogLinearSchedule):
+        def __init__(self, epsilon: float) -> None:
+            seen.add(epsilon)
+            super().__init__(epsilon)
+
+    monkeypatch.setattr("halfstep.diffusion.schedule.LogLinearSchedule", Recorded)
+    run_round(1)
+    assert seen == {EPSILON}
+    assert Denoiser.from_pretrained("models/1").config.noise_epsilon == EPSILON
+
+
+def test_a_round_goes_on_from_the_state_and_a_model_holds_none(teacher: Denoiser) -> None:
+    run_round(1)
+    assert not list(Path("models/1").glob("train_state*"))
+    assert {path.name for path in Path("states/1").iterdir()} == {"train_state.safetensors", "train_state.json"}
+    write_params(num_train_steps=0)
+    run_round(2)
+    # Without a step, weights, moments and averages are those of the round before.
+    first, second = (load_file(f"states/{k}/train_state.safetensors") for k in (1, 2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(
+        first["model.output_layer.linear.weight"], weights_of("models/1")["output_layer.linear.weight"]
+    )
+
+
+def test_a_state_that_is_missing_is_one_line(teacher: Denoiser) -> None:
+    run_round(1)
+    Path("states/1").rename("elsewhere")
+    with pytest.raises(UserError, match=r"^states/1 is not there.*dvc repro distill@1"):
+        run_round(2)
+
+
+def test_the_control_is_a_student_trained_on_by_the_nelbo(teacher: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks its teacher for nothing."""
+    run_round(1)
+    by_sdtt = weights_of("models/1")
+    write_params(objective="nelbo", nelbo={}, sdtt=None)
+    with pytest.raises(UserError, match=r"unknown parameter distill\.sdtt"):
+        load_params(Path("params.yaml"))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    del values["distill"]["sdtt"]
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    seen: list[object] = []
+    built = nelbo.build
+    monkeypatch.setattr(nelbo, "build", lambda given: seen.append(given.teacher) or built(given))
+    run_round(1)
+    assert len(seen) == 1
+    assert any(not torch.equal(by_sdtt[name], tensor) for name, tensor in weights_of("models/1").items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"objective": "nelbo"}, r"no section distill\.nelbo: choose both by dvc exp run -S objective=nelbo$"),
+        ({"objective": "sdt"}, r"is 'sdt': it should be one of nelbo, sdtt; .* -S objective=sdtt$"),
+        ({"objective": "base"}, r"is 'base': it should be one of nelbo, sdtt"),
+        ({"sdtt": {"divergence": "msee"}}, r"distill\.sdtt\.divergence is 'msee'.* -S distill\.sdtt\.divergence=mse$"),
+    ],
+)
+def test_an_objective_that_is_not_known_or_not_chosen_by_its_file_is_one_line(
+    teacher: Denoiser, changes: dict[str, object], line: str
+) -> None:
+    write_params(**changes)
+    with pytest.raises(UserError, match=line):
+        load_params(Path("params.yaml"))
+
+
+def test_a_teacher_that_predicts_nan_is_named_in_one_line(teacher: Denoiser) -> None:
+    torch.nn.init.constant_(teacher.output_layer.linear.bias, float("nan"))
+    teacher.save_pretrained(Path("models/0"))
     with pytest.raises(UserError, match=r"^models/0 predicts NaN: its weights are broken"):
-        stage.main(
-            1,
-            teacher_path=None,
-            student_path=None,
-            params_path=Path("params.yaml"),
-            tokens_path=tokens,
-            tokenizer_path=Path("data/tokenizer"),
-            curve_path=None,
-        )
+        run_round(1)
     assert not Path("models/1").exists()

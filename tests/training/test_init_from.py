@@ -49,6 +49,16 @@ def test_a_teacher_that_goes_on_with_another_length_says_so(project: Path, lengt
     assert (config.length, config.noise_epsilon) == (16, 0.01)
 
 
+def test_a_teacher_that_is_not_trained_keeps_its_noise(project: Path) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["pretrain"].update(num_train_steps=0)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    Path("my/pretrain").mkdir(parents=True)
+    Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, 1e-3)).save_pretrained(Path("my/pretrain"))
+    pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+    assert Denoiser.from_pretrained(Path("models/0")).config.noise_epsilon == 1e-3
+
+
 @pytest.mark.parametrize(("length", "is_able"), [(8, False), (16, True), (64, True)])
 def test_a_baseline_reads_the_context_or_is_refused(project: Path, length: int, is_able: bool) -> None:
     torch.manual_seed(0)

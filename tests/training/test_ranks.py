@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
+from halfstep.objectives.base import Objective
 from halfstep.objectives.nelbo import nelbo_objective
-from halfstep.objectives.sdtt import distillation_objective
+from halfstep.objectives.sdtt import sdtt_objective
 from halfstep.run import ranks
 from halfstep.run.errors import UserError
 from halfstep.run.work import Work, cached
 from halfstep.settings import load_params
 from halfstep.settings.training import num_parts_of
-from halfstep.training.output import write_model
-from halfstep.training.parallel import is_teacher_shared, lay_out_teacher, make_accelerator
-from halfstep.training.session import fit, seed_weights
+from halfstep.training.fit import Data, fit, seed_weights
+from halfstep.training.parallel import make_devices, parallelize_teacher
+from halfstep.training.stage import write_model, write_state
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 RUNTIME = PARAMS.runtime.model_copy(update={"device": "cpu", "num_threads": 1})
@@ -44,12 +45,24 @@ CONFIG = DenoiserConfig(
 )  # fmt: skip
 
 
-def batch_at(step: int) -> Iterator[torch.Tensor]:
-    """This process's rows of the batches from a step on."""
-    while True:
-        rows = np.random.default_rng([1, step]).integers(0, 12, (16, 10))
-        yield torch.from_numpy(rows)[ranks.share()]
-        step += 1
+DATA = Data(
+    lambda step: torch.from_numpy(np.random.default_rng([1, step]).integers(0, 12, (16, 10))),
+    lambda: VALID_TOKENS.split(4),
+)
+
+
+def with_rival(nelbo: Objective) -> Objective:
+    """A second network, the rival, is trained too, first; the product's loss asks it, and leaves gradients there."""
+    rival = Denoiser(CONFIG)
+
+    def of_product(model: Denoiser, x0: torch.Tensor, *drawn: torch.Tensor) -> tuple[torch.Tensor, int]:
+        total, count = nelbo.loss(model, x0, *drawn)
+        everywhere = torch.ones_like(x0, dtype=torch.bool)
+        apart = model.hidden_at(x0, everywhere) - rival.hidden_at(x0, everywhere)
+        return total + apart.square().mean(-1).sum(), count
+
+    losses = {"rival": nelbo.loss, "model": of_product}
+    return Objective(nelbo.draw, losses, {"rival": rival}, {"rival": {"learning_rate": 1e-3, "ema_decay": 0.5}})
 
 
 def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate_every: int = 4, **layout: Any) -> None:
@@ -62,7 +75,7 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         }
     )  # fmt: skip
     launch = PARAMS.launch.model_copy(update=layout)
-    accelerator = make_accelerator(RUNTIME)
+    devices = make_devices(RUNTIME, launch)
     schedule = LogLinearSchedule(1e-3)
     common = {"schedule": schedule, "min_time": 1e-5, "mask_token_id": 12}
     seed_weights(0, kind)
@@ -74,31 +87,22 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
     elif kind == "distill":
         teacher = Denoiser(CONFIG).eval()
         torch.nn.init.normal_(teacher.head.weight, std=0.5)
-        lay_out_teacher(teacher, accelerator, RUNTIME, launch)
+        parallelize_teacher(teacher, devices)
         # So little time passes in a teacher's step that in some nothing unmasks.
-        objective = distillation_objective(
+        objective = sdtt_objective(
             teacher, dt=1 / 128, num_teacher_steps=2, divergence=kl_student_teacher,
-            asks_in_every_step=is_teacher_shared(launch), **common,
+            asks_in_every_step=devices.shards_teacher, **common,
         )  # fmt: skip
-    work = folder / "work"
-    state = fit(
-        Work(kind, work),
-        model,
-        settings,
-        runtime=RUNTIME,
-        launch=launch,
-        objective=objective,
-        valid_objective=valid_objective,
-        batch_at=batch_at,
-        valid_batches=lambda: VALID_TOKENS.split(4),
-        seed=0,
-        accelerator=accelerator,
-        log=lambda step, values: None,
-    )
+    elif kind == "rivals":
+        objective = with_rival(objective)
+    work = Work(kind, folder / "work")
+    log: Callable[..., None] = lambda step, values: None  # noqa: E731
+    state = fit(work, model, objective, settings, devices, DATA, seed=0, log=log, valid_objective=valid_objective)
     tokenizer = folder / "tokenizer"
     if ranks.is_main():
         tokenizer.mkdir(exist_ok=True)
-    write_model(state, folder / "model", tokenizer, save=model.save_pretrained, keep_train_state=True)
+    write_state(state, folder / "state")
+    write_model(state, folder / "model", tokenizer)
     if ranks.is_main():
         (folder / "curve.json").write_text(json.dumps([vars(point) for point in state.curve]))
 
@@ -106,7 +110,7 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
 def in_ranks(num_ranks: int, function: Callable[[], None]) -> None:
     """Call a function in several processes that have met."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "torch.distributed.checkpoint", "halfstep.training.session"])
+    context.set_forkserver_preload(["accelerate", "torch.distributed.checkpoint", "halfstep.training.fit"])
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -114,7 +118,7 @@ def in_ranks(num_ranks: int, function: Callable[[], None]) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * num_ranks
 
@@ -141,18 +145,21 @@ def _all_with_two(root: Path) -> None:
     train(root / "baseline-2", "baseline", num_train_steps=4, strategy="fsdp")
     train(root / "distill-2", "distill", num_train_steps=4, strategy="fsdp", shard_teacher=True)
     train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
+    train(root / "rivals-2", "rivals", num_train_steps=4)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of runs, named after what was trained in how many processes."""
     root = tmp_path_factory.mktemp("runs")
-    for name in ("ddp-1", "ddp-2", "ddp-4", "fsdp-2", "chain", "baseline-1", "baseline-2", "distill-1", "distill-2"):
+    kinds = ("ddp-1", "ddp-2", "ddp-4", "fsdp-2", "chain")
+    for name in (*kinds, *(f"{kind}-{num}" for kind in ("baseline", "distill", "rivals") for num in (1, 2))):
         (root / name / "work").mkdir(parents=True)
     torch.set_num_threads(1)
     train(root / "ddp-1", "pretrain")
     train(root / "baseline-1", "baseline", num_train_steps=4)
     train(root / "distill-1", "distill", num_train_steps=4)
+    train(root / "rivals-1", "rivals", num_train_steps=4)
     in_ranks(4, partial(_all_with_four, root))
     in_ranks(2, partial(_all_with_two, root))
     train(root / "chain", "pretrain")
@@ -178,6 +185,7 @@ def curve(folder: Path) -> np.ndarray:
         pytest.param("ddp-1", "chain", id="four-then-two-then-one"),
         ("baseline-1", "baseline-2"),
         ("distill-1", "distill-2"),
+        ("rivals-1", "rivals-2"),
     ],
 )
 def test_curve_and_files_are_those_of_one_process(root: Path, one: str, several: str) -> None:
@@ -185,8 +193,8 @@ def test_curve_and_files_are_those_of_one_process(root: Path, one: str, several:
     assert len(curve(root / one)) >= 4
     files = [sorted(path.name for path in (root / run / "model").iterdir()) for run in (one, several)]
     assert files[0] == files[1]
-    for name in ("model.safetensors", "train_state.safetensors"):
-        expected, found = (load_file(root / run / "model" / name) for run in (one, several))
+    for name in ("model/model.safetensors", "state/train_state.safetensors"):
+        expected, found = (load_file(root / run / name) for run in (one, several))
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():
             # AdamW divides by the root of a second moment that may be close to nothing.
@@ -198,6 +206,15 @@ def test_the_checkpoints_of_processes_with_parts_are_in_parts(root: Path) -> Non
     assert len(kept) == 2
     for files in kept:
         assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "hashes.json", "train_state.json"} == files
+
+
+def _two_networks_in_parts(root: Path) -> None:
+    with pytest.raises(UserError, match=r"-S launch\.strategy=ddp"):
+        train(root, "rivals", strategy="fsdp")
+
+
+def test_several_networks_are_not_trained_in_parts(tmp_path: Path) -> None:
+    in_ranks(2, partial(_two_networks_in_parts, tmp_path))
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:

@@ -24,8 +24,13 @@ def _checked(rounds: object) -> int:
 
 
 def schedule(rounds: object) -> DictConfig:
-    """`{'1': {'teacher': '0'}, ...}`: round k has model k-1 as its teacher."""
-    return OmegaConf.create({str(k): {"teacher": str(k - 1)} for k in range(1, _checked(rounds) + 1)})
+    """`{'1': {'teacher': '0', 'start': 'models/0'}, ...}`, as `halfstep.settings.schedule_of` has it."""
+    return OmegaConf.create(
+        {
+            str(k): {"teacher": str(k - 1), "start": "models/0" if k == 1 else f"states/{k - 1}"}
+            for k in range(1, _checked(rounds) + 1)
+        }
+    )
 
 
 def models(rounds: object) -> ListConfig:

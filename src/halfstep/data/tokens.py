@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,10 +147,8 @@ def vocab_size_of(tokens_path: Path) -> int:
     return read_manifest(tokens_path).vocab_size
 
 
-def token_batches(
-    tokens: PackedTokens, batch_size: int, *, seed: int, start_step: int = 0, rows: slice = slice(None)
-) -> Iterator[Tensor]:
-    """Yield batches without end; the batch of a step depends on the seed and the step only.
+def token_batches(tokens: PackedTokens, batch_size: int, *, seed: int) -> Callable[[int], Tensor]:
+    """The batch of each step, from 0, without end; it depends on the seed and the step only.
 
     Every epoch is a new permutation of the shards, and of the rows within each, and uses each row once. A batch may
     lie across the border of two shards or epochs, so no row is left out. Starting late costs the permutation of one
@@ -161,15 +158,16 @@ def token_batches(
         tokens: a split.
         batch_size: rows per batch.
         seed: decides the order.
-        start_step: number of batches to skip.
-        rows: the rows of each batch that are read and yielded, such as `slice(rank, None, num_ranks)`.
-    Yields:
-        x0, int64 [number of these rows, length].
+    Returns:
+        step -> x0, int64 [batch, length].
     """
     row_numbers = _shuffled(tokens.num_rows_of_shards, seed)
-    for step in count(start_step):
-        places = np.arange(step * batch_size, (step + 1) * batch_size)[rows]
-        yield torch.from_numpy(tokens[row_numbers(places)].astype(np.int64))
+
+    def batch(step: int) -> Tensor:
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        return torch.from_numpy(tokens[row_numbers(places)].astype(np.int64))
+
+    return batch
 
 
 def _shuffled(num_rows_of_shards: NDArray[np.int64], seed: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from halfstep.objectives.base import Objective
+from halfstep.objectives.base import PRODUCT, Objective
 
 
 def autoregressive_objective() -> Objective:
@@ -15,4 +15,4 @@ def autoregressive_objective() -> Objective:
         total = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
         return total, targets.numel()
 
-    return Objective(lambda shape, generator: (), loss)
+    return Objective(lambda shape, generator: (), {PRODUCT: loss})

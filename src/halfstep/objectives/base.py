@@ -1,30 +1,58 @@
-"""Losses as the loop wants them: a batch's randomness first, then sum and number of terms of any part of it."""
+"""What training minimizes: a batch's randomness first, then for each network a sum of terms and their number."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from halfstep.settings.training import TrainingSettings
+
+PRODUCT = "model"
+"""Name of the network that a stage makes and writes; the curve shows its loss."""
+
+Draw = Callable[[Sequence[int], torch.Generator], tuple[Tensor, ...]]
+Loss = Callable[..., tuple[Tensor, int]]
+
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss: the quotient of a sum over terms and their number.
+    """The losses of one step, each the quotient of a sum over terms and their number.
 
-    Randomness is drawn for a whole batch, which is then computed in one go or in parts, by one process or by several,
-    each of which reads only its part of the data: that changes neither the noise nor, sums and counts being added
-    before they are divided, the loss.
+    Randomness is drawn for a whole batch, which is then computed in one go or in parts, by one process or by several:
+    that changes neither the noise nor, sums and counts being added before they are divided, the loss. A network that is
+    frozen, such as a teacher, belongs to the losses that ask it.
 
     Attributes:
         draw: (the shape of a batch [batch, length], generator) -> tensors of `batch` rows each, all the randomness
-            that the loss needs.
-        loss: (model, x0 int64 [batch, length], those tensors; or the same rows of each) -> (sum over terms, number of
-            terms).
+            that the losses need.
+        losses: by network, in the order in which they are updated within a step: (network, x0 int64 [batch, length],
+            the drawn tensors; or the same rows of each) -> (sum over terms, number of terms).
+        networks: what is trained beside the product, by name. Each has an optimizer, an average and a gradient clip of
+            its own, and lies in the checkpoint under its name.
+        settings: where a network's training differs from the stage's: network -> setting -> value, such as
+            {"critic": {"learning_rate": 1e-4}}.
     """
 
-    draw: Callable[[Sequence[int], torch.Generator], tuple[Tensor, ...]]
-    loss: Callable[..., tuple[Tensor, int]]
+    draw: Draw
+    losses: Mapping[str, Loss]
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.losses) != {PRODUCT, *self.networks} or PRODUCT in self.networks:
+            raise ValueError(f"losses of {sorted(self.losses)}, but the networks are {[PRODUCT, *self.networks]}")
+
+    def settings_of(self, network: str, settings: TrainingSettings) -> TrainingSettings:
+        """The stage's settings as they are for a network."""
+        return settings.model_copy(update=dict(self.settings.get(network, {})))
+
+    @property
+    def loss(self) -> Loss:
+        """Of the product."""
+        return self.losses[PRODUCT]
 
     def __call__(self, model: nn.Module, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        """(sum over terms, number of terms) of a whole batch."""
+        """(sum over terms, number of terms) of the product, for a whole batch."""
         return self.loss(model, x0, *self.draw(x0.shape, generator))

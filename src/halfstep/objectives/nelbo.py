@@ -1,4 +1,7 @@
-"""The bound on the likelihood that a denoiser is trained by."""
+"""The bound on the likelihood that a denoiser is trained by; as an objective of distillation, the control.
+
+A student trained on by it for as many steps is what every distillation should beat.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +11,21 @@ from torch import Tensor, nn
 from halfstep.diffusion.nelbo import nelbo_weight, weighted_cross_entropy
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.objectives.base import Objective
+from halfstep.objectives.base import PRODUCT, Objective
+from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, row_chunks
+from halfstep.settings import base
+
+
+class Settings(base.Settings):
+    """It has none of its own."""
+
+
+def build(given: Distillation) -> Objective:
+    """The objective of a round in which the student learns from the data alone."""
+    return nelbo_objective(
+        schedule=given.schedule, min_time=given.settings.min_time, mask_token_id=given.student.config.mask_token_id
+    )
 
 
 def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_id: int) -> Objective:
@@ -33,4 +49,4 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
         terms = map(term, row_chunks(model, len(targets), x0.device))
         return masked_loss(model, xt, is_masked, mask_token_id, terms, t=t), x0.numel()
 
-    return Objective(draw, loss)
+    return Objective(draw, {PRODUCT: loss})

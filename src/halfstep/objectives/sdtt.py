@@ -1,18 +1,42 @@
 """Self-Distillation Through Time: what the teacher says in several steps, the student learns to say in one."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from halfstep.diffusion.categorical import draw_categorical
-from halfstep.diffusion.divergences import Divergence
+from halfstep.diffusion.divergences import DIVERGENCES, Divergence
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
-from halfstep.objectives.base import Objective
+from halfstep.objectives.base import PRODUCT, Objective
+from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
 from halfstep.samplers.base import LogitsAt, logit_chunks
+from halfstep.settings import base
+
+
+class Settings(base.Settings):
+    """How far a student's prediction is from its teacher's, see `halfstep.diffusion.divergences`."""
+
+    divergence: Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
+
+
+def build(given: Distillation) -> Objective:
+    """The objective of a round, from its parameters."""
+    settings = given.settings
+    return sdtt_objective(
+        given.teacher,
+        dt=teacher_step_size(given.round_index, settings.base_num_steps, settings.num_teacher_steps),
+        num_teacher_steps=settings.num_teacher_steps,
+        divergence=DIVERGENCES[settings.own.divergence],
+        schedule=given.schedule,
+        min_time=settings.min_time,
+        mask_token_id=given.student.config.mask_token_id,
+        asks_in_every_step=given.is_teacher_sharded,
+    )
 
 
 def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: int) -> float:
@@ -184,7 +208,7 @@ def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergenc
     return divergence(student_log_p, target_log_p).sum(), student_log_p.shape[0]
 
 
-def distillation_objective(
+def sdtt_objective(
     teacher: LogitsAt | MaskedModel,
     *,
     dt: float,
@@ -231,4 +255,4 @@ def distillation_objective(
         terms = (term(rows, target_log_p) for rows, target_log_p in targets)
         return masked_loss(student, xt, is_masked, mask_token_id, terms, t=t), int(is_masked.sum())
 
-    return Objective(draw, loss)
+    return Objective(draw, {PRODUCT: loss})

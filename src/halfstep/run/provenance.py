@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[3]
 CODE = ("src", "stages")
 """Folders of code; whatever else dvc.yaml lists is data."""
 
+PARAMETER = re.compile(r"\$\{(?!item\.)(\w+)\.(\w+)\}")
+"""By which dvc.yaml names the file of a plug-in, as `${distill.objective}`."""
+
 
 def code_hashes(stage: str) -> dict[str, str]:
     """Hash of each file of code that dvc.yaml lists for a stage; for what is no stage, of the package."""
@@ -72,18 +75,17 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
 
 
 def _dependencies(stage: str) -> list[Path]:
-    """What dvc.yaml lists for a stage, nothing for what is no stage; of plug-ins all, of data none that are chosen."""
+    """What dvc.yaml lists for a stage, but for what `foreach` names; nothing for what is no stage."""
     try:
         text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     entry = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"].get(stage, {})
-    patterns = [re.sub(r"\$\{.*?\}", "*", path) for path in entry.get("do", entry).get("deps", [])]
-    return [
-        found
-        for path in patterns
-        for found in ([ROOT / path] if "*" not in path else ROOT.glob(path) if path.startswith(CODE) else [])
-    ]
+    paths = entry.get("do", entry).get("deps", [])
+    if any(PARAMETER.search(path) for path in paths):
+        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        paths = [PARAMETER.sub(lambda key: str(params.get(key[1], {}).get(key[2], key[0])), path) for path in paths]
+    return list(dict.fromkeys(ROOT / path for path in paths if "${" not in path))
 
 
 def _is_code(path: Path) -> bool:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import atomic_path
-from halfstep.samplers.base import Samples
+
+if TYPE_CHECKING:
+    from halfstep.samplers.base import Samples
 
 METADATA_KEY = b"halfstep"
 TEMPERATURE = 1.0
@@ -32,7 +34,7 @@ class Batch:
     num_steps: int | None
     indices: Sequence[int]
     prefix_rows: Sequence[int]
-    samples: Samples
+    samples: "Samples"
 
 
 def write_samples(

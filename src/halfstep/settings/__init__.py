@@ -52,7 +52,9 @@ class Params(Settings):
     noise: NoiseSettings
     pretrain: PretrainSettings
     baseline: BaselineSettings
-    distill: DistillSettings
+    distill: Annotated[
+        DistillSettings, Plugin("halfstep.objectives", key="objective", has_section=True, group="objective")
+    ]
     sample: SampleSettings
     evaluate: EvaluateSettings
     latency: LatencySettings

@@ -11,14 +11,18 @@ BASELINE = "ar"
 
 
 class RoundSettings(Settings):
-    """One entry of the schedule: the model that teaches this round."""
+    """One entry of the schedule: the model that teaches this round, and what its student's training goes on from."""
 
     teacher: str
+    start: str
 
 
 def schedule_of(rounds: int) -> dict[str, RoundSettings]:
-    """The rounds as stages: round k, from 1, has model k-1 as its teacher."""
-    return {str(k): RoundSettings(teacher=str(k - 1)) for k in range(1, rounds + 1)}
+    """The rounds as stages: round k, from 1, has model k-1 as its teacher; after the first, it goes on from a state."""
+    return {
+        str(k): RoundSettings(teacher=str(k - 1), start="models/0" if k == 1 else f"states/{k - 1}")
+        for k in range(1, rounds + 1)
+    }
 
 
 def models_of(rounds: int) -> list[str]:

@@ -26,8 +26,8 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 from halfstep.run.errors import UserError, shown
 from halfstep.settings.base import Settings
 
-SHARED = ("base",)
-"""Files of such a folder that are no plug-ins, beside those whose names begin with an underscore."""
+SHARED = ("base", "adjust", "autoregressive", "distillation", "masked")
+"""Files of such folders that are no plug-ins, beside those whose names begin with an underscore."""
 
 
 def plugin_names(folder: str) -> list[str]:

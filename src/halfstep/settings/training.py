@@ -1,7 +1,7 @@
 """The models, the noise, and how they are trained."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -110,12 +110,25 @@ class BaselineSettings(TrainingSettings):
 
 
 class DistillSettings(TrainingSettings):
-    """One round of Self-Distillation Through Time; every round has the same settings."""
+    """One round of distillation; every round has the same settings.
 
+    `objective` names a file of `halfstep.objectives`. Its own settings lie in the section of that name.
+    """
+
+    objective: str
     min_time: Annotated[float, Field(ge=0, lt=1)]
     base_num_steps: PositiveInt
     num_teacher_steps: Annotated[int, Field(ge=2, le=MAX_INT)]
-    distance: Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
     next_teacher: Literal["student", "ema"]
     reset_optimizer: bool
     reset_ema: bool
+
+    @property
+    def own(self) -> Any:
+        """The objective's own settings."""
+        return getattr(self, self.objective)
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss of a student is: a divergence, or the objective itself."""
+        return getattr(self.own, "divergence", self.objective)

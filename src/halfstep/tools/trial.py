@@ -5,7 +5,6 @@ where it needs more than it may have: a kernel that runs out of memory might end
 """
 
 import copy
-import itertools
 import json
 import os
 import sys
@@ -17,26 +16,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from halfstep.diffusion.divergences import DIVERGENCES
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
-from halfstep.objectives.base import Objective
+from halfstep.objectives.base import PRODUCT, Objective
+from halfstep.objectives.distillation import Distillation, distillation_objective
 from halfstep.objectives.nelbo import nelbo_objective
-from halfstep.objectives.sdtt import distillation_objective, teacher_step_size
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms
 from halfstep.settings import Params, load_params
 from halfstep.settings.training import TrainingSettings
-from halfstep.training.ema import EMA
-from halfstep.training.loop import train
-from halfstep.training.optimizer import build_optimizer
-from halfstep.training.parallel import lay_out, make_accelerator
-from halfstep.training.state import TrainState
+from halfstep.training.loop import Hooks, train
+from halfstep.training.parallel import Devices, make_devices, parallelize, parallelize_teacher
+from halfstep.training.state import Trained, TrainState
 from halfstep.training.validation import mean_loss
 
 EXIT_TOO_MUCH = 77
@@ -133,54 +129,42 @@ def train_two_steps(
         the state that is left.
     """
     settings: TrainingSettings = getattr(params, stage)
-    accelerator = make_accelerator(params.runtime)
-    model, objective, valid_objective = _objectives(
-        params, stage, vocab_size, batch_size // num_accumulation_steps if masks_most else None, accelerator.device
-    )
-    model_loss = lay_out(model, accelerator, params.runtime, params.launch)
-    optimizer = build_optimizer(
-        model,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        epsilon=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-    )
+    devices = make_devices(params.runtime, params.launch)
+    at_once = batch_size // num_accumulation_steps if masks_most else None
+    model, objective, valid_objective = _objectives(params, stage, vocab_size, at_once, devices)
     x0 = torch.randint(vocab_size - 1, (batch_size, params.data.context_length))
+    two_steps = {
+        "batch_size": batch_size, "num_accumulation_steps": num_accumulation_steps, "num_train_steps": 2,
+        "learning_rate": 0.0, "validate_every_steps": 2, "on_nonfinite": "stop",
+        "checkpoint_every_seconds": float("inf"), "checkpoint_every_steps": None,
+    }  # fmt: skip
+    networks = {PRODUCT: model, **objective.networks}
+    parallel = {name: parallelize(network, devices) for name, network in networks.items()}
+    state = TrainState(
+        {name: Trained.new(network, objective.settings_of(name, settings)) for name, network in networks.items()}
+    )
 
     def validate() -> float:
-        batches = [x0[: settings.num_valid_sequences].to(accelerator.device)]
-        with accelerator.autocast():
-            return mean_loss(valid_objective, model_loss, batches, num_parts=num_accumulation_steps, seed=0)
+        batches = [x0[: settings.num_valid_sequences].to(devices.device)]
+        with devices.accelerator.autocast():
+            return mean_loss(valid_objective, parallel[PRODUCT], batches, num_parts=num_accumulation_steps, seed=0)
 
-    state = TrainState(model, optimizer, EMA(model, settings.ema_decay))
     train(
         state,
-        model_loss,
-        objective=objective,
-        batch_at=lambda step: itertools.repeat(x0),
-        learning_rate=lambda step: 0.0,
-        num_train_steps=2,
-        num_accumulation_steps=num_accumulation_steps,
-        max_grad_norm=settings.max_grad_norm,
-        on_nonfinite="stop",
-        max_nonfinite_steps=0,
-        keep_nonfinite_step=lambda state, x0, fault: "nothing was kept",
+        parallel,
+        objective,
+        lambda step: x0,
+        settings.model_copy(update=two_steps),
+        Hooks(validate=validate, progress=on_step),
+        num_parts=num_accumulation_steps,
         seed=0,
-        accelerator=accelerator,
-        validate=validate,
-        validate_every_steps=2,
-        log_every_steps=2,
-        log=lambda point: None,
-        progress=on_step,
-        save_checkpoint=lambda state: None,
-        save_alone=None,
-        checkpoint_every_seconds=float("inf"),
-        checkpoint_every_steps=None,
+        accelerator=devices.accelerator,
     )
     return state
 
 
 def _objectives(
-    params: Params, stage: str, vocab_size: int, at_once: int | None, device: torch.device
+    params: Params, stage: str, vocab_size: int, at_once: int | None, devices: Devices
 ) -> tuple[nn.Module, Objective, Objective]:
     """A new model, and what it is trained and validated by; with the most masks that `at_once` sequences may have."""
     if stage == "baseline":
@@ -197,17 +181,10 @@ def _objectives(
     valid = nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id)
     if stage == "pretrain":
         return denoiser, nelbo_objective(schedule=schedule, min_time=min_time, mask_token_id=mask_token_id), valid
-    teacher = copy.deepcopy(denoiser).eval().to(device).requires_grad_(False)
-    objective = distillation_objective(
-        teacher,
-        dt=teacher_step_size(1, params.distill.base_num_steps, params.distill.num_teacher_steps),
-        num_teacher_steps=params.distill.num_teacher_steps,
-        divergence=DIVERGENCES[params.distill.distance],
-        schedule=schedule,
-        min_time=min_time,
-        mask_token_id=mask_token_id,
-    )
-    return denoiser, objective, valid
+    teacher = copy.deepcopy(denoiser).eval()
+    parallelize_teacher(teacher, devices)
+    most_masks = params.distill.model_copy(update={"min_time": min_time})
+    return denoiser, distillation_objective(Distillation(1, teacher, denoiser, schedule, most_masks)), valid
 
 
 def _sample(params: Params, vocab_size: int, batch_size: int, device: torch.device) -> Tensor:

@@ -42,8 +42,6 @@ RETRY_COMMAND = "dvc repro --single-item --force track"
 CONNECT_SECONDS = 180.0
 
 NUM_PREVIEW_SAMPLES = 4
-TRAINING_STATE = "train_state.*"
-"""Left out of a model's files: it is several times the model, and DVC keeps it."""
 MAX_METRIC_NAME_LENGTH = 250
 
 WAYS_OUT = (
@@ -124,7 +122,7 @@ def _content(points: list[Point], sources: Mapping[str, Path]) -> _Content:
     files: dict[str, Path] = {}
     for target, source in sources.items():
         if source.is_dir():
-            inner = (path for path in source.rglob("*") if path.is_file() and not path.match(TRAINING_STATE))
+            inner = (path for path in source.rglob("*") if path.is_file())
             files |= {f"{target}/{path.relative_to(source).as_posix()}": path for path in inner}
         else:
             files[target] = source

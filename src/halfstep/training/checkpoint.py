@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written whole, told whole from torn, the newest few kept."""
+"""Checkpoints of a training run: written whole, checked by hash, the newest few kept."""
 
 import logging
 import shutil
@@ -8,7 +8,6 @@ from filelock import FileLock
 
 from halfstep.run import ranks
 from halfstep.run.files import atomic_path, file_hash, read_json, write_json, written_by_all
-from halfstep.training.sharding import is_sharded
 from halfstep.training.state import TrainState
 
 NUM_KEPT = 2
@@ -32,7 +31,7 @@ class CheckpointFolder:
         with written_by_all(self._path_of(state)) as folder:
             if ranks.is_main():
                 folder.mkdir()
-            if is_sharded(state.model):
+            if state.is_sharded:
                 ranks.wait()
                 state.save_parts(folder)
             else:
@@ -44,17 +43,13 @@ class CheckpointFolder:
                 shutil.rmtree(old, ignore_errors=True)
 
     def save_alone(self, state: TrainState) -> None:
-        """Write a checkpoint after another process was lost; one of those that are left does, for all have the same.
-
-        Raises:
-            ValueError: this process has only a part of the state.
-        """
+        """Write a checkpoint of a state that is not sharded, after another process was lost; the first one does."""
         path = self._path_of(state)
         with FileLock(self.path / "alone.lock"):
             if not path.exists():
                 with atomic_path(path) as folder:
                     folder.mkdir()
-                    state.save_alone(folder)
+                    state.save(folder, is_alone=True)
                     _write_hashes(folder)
 
     def restore(self, state: TrainState) -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from halfstep.training.sharding import as_part_of
+from halfstep.training.parallel import shard_like
 
 
 class EMA:
@@ -63,7 +63,7 @@ class EMA:
             raise ValueError("the saved average belongs to another model")
         self.num_updates = num_updates
         for name, tensor in self.average.items():
-            tensor.copy_(as_part_of(average[name], tensor))
+            tensor.copy_(shard_like(average[name], tensor))
 
 
 @torch.no_grad()

@@ -37,7 +37,6 @@ def learning_rate_at(
 def build_optimizer(
     model: nn.Module, *, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters, fused into one kernel; the loop sets its learning rate at every step."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True
-    )
+    """AdamW over the parameters that are not frozen, in one fused kernel; the loop sets the rate at every step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)

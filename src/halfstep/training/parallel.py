@@ -1,8 +1,9 @@
-"""How a network is laid out on the devices, and in which precision: the only file that makes an Accelerator."""
+"""Networks on one device or several, whole or sharded: the only file that makes an Accelerator."""
 
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,8 +16,31 @@ from halfstep.run.device import select_device, select_precision, set_num_threads
 from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
 
 
-def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
-    """The accelerator a training stage computes on.
+@dataclass(frozen=True)
+class Devices:
+    """What this process computes on, and how networks are spread over all processes.
+
+    Attributes:
+        accelerator: device and precision of this process.
+        runtime, launch: the parameters.
+    """
+
+    accelerator: Accelerator
+    runtime: RuntimeSettings
+    launch: LaunchSettings
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def shards_teacher(self) -> bool:
+        """Whether each process has only a part of the teacher."""
+        return ranks.num_ranks() > 1 and self.launch.strategy == "fsdp" and self.launch.shard_teacher
+
+
+def make_devices(runtime: RuntimeSettings, launch: LaunchSettings) -> Devices:
+    """What a training stage computes on.
 
     Raises:
         UserError: the device is not there.
@@ -24,12 +48,13 @@ def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
     set_num_threads(runtime.num_threads)
     device = select_device(runtime.device)
     is_bf16 = select_precision(runtime.precision, device) == "bf16"
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if is_bf16 else "no",
         # The networks' buffers are constants.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    return Devices(accelerator, runtime, launch)
 
 
 class ModelLoss(nn.Module):
@@ -48,57 +73,49 @@ class ModelLoss(nn.Module):
         return loss(self.model, *inputs)
 
 
-def lay_out(model: nn.Module, accelerator: Accelerator, runtime: RuntimeSettings, launch: LaunchSettings) -> nn.Module:
+def parallelize(model: nn.Module, devices: Devices) -> nn.Module:
     """Bring a network that is to be trained to the devices, in place; call before its optimizer is made.
 
     Args:
         model: the network, the same in every process. With strategy fsdp each process keeps its part of every
             parameter (a DTensor), and a block's are gathered when it is computed.
-        accelerator: of this process.
-        runtime, launch: the parameters.
+        devices: of this process.
     Returns:
         a `ModelLoss`, or what DDP or FSDP made of one; its backward pass leaves in every parameter the mean of the
         processes' gradients.
     """
-    model.to(accelerator.device)
-    if launch.gradient_checkpointing:
+    model.to(devices.device)
+    if devices.launch.gradient_checkpointing:
         for block in _blocks(model):
             # Computed a second time on the way back, instead of being kept.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if runtime.compile:
+    if devices.runtime.compile:
         compile_blocks(model)
     model_loss = ModelLoss(model)
     if ranks.num_ranks() == 1:
         return model_loss
-    if launch.strategy == "ddp":
+    if devices.launch.strategy == "ddp":
         with warnings.catch_warnings():
             # torch has a new name for broadcast_buffers, which accelerate does not know yet.
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-            return accelerator.prepare_model(model_loss)
-    _shard_blocks(model, accelerator.device)
+            return devices.accelerator.prepare_model(model_loss)
+    _shard_blocks(model, devices.device)
     # What is left, the embedding and the head, is gathered when the whole is called.
-    _fully_shard(model_loss, accelerator.device)
+    _fully_shard(model_loss, devices.device)
     return model_loss
 
 
-def lay_out_teacher(
-    teacher: nn.Module, accelerator: Accelerator, runtime: RuntimeSettings, launch: LaunchSettings
-) -> None:
-    """Bring a network that is only asked to the devices, in place.
+def parallelize_teacher(teacher: nn.Module, devices: Devices) -> None:
+    """Bring a frozen network to the devices, in place.
 
     With strategy fsdp and shard_teacher its blocks are spread over the processes; they must then all ask it equally
     often.
     """
-    teacher.to(accelerator.device).requires_grad_(False)
-    if runtime.compile:
+    teacher.to(devices.device).requires_grad_(False)
+    if devices.runtime.compile:
         compile_blocks(teacher)
-    if is_teacher_shared(launch):
-        _shard_blocks(teacher, accelerator.device)
-
-
-def is_teacher_shared(launch: LaunchSettings) -> bool:
-    """Whether each process has only a part of the teacher."""
-    return ranks.num_ranks() > 1 and launch.strategy == "fsdp" and launch.shard_teacher
+    if devices.shards_teacher:
+        _shard_blocks(teacher, devices.device)
 
 
 def without_sync(model_loss: nn.Module) -> AbstractContextManager[None]:
@@ -143,3 +160,41 @@ def _fully_shard(module: nn.Module, device: torch.device, *, reshard_after_forwa
 
     mesh = init_device_mesh(device.type, (ranks.num_ranks(),))
     fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process has only a part of the network's parameters."""
+    return any(_is_dtensor(parameter) for parameter in model.parameters())
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor as one process would have it; of a part, all processes must ask."""
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, or this process's part of it, as another one is laid out, on that one's device."""
+    tensor = tensor.to(like.device)
+    if not _is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole: nothing needs to be sent.
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def unshard(model: nn.Module) -> None:
+    """Give a network whole parameters in place of parts, in place, on the CPU; all processes must."""
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if _is_dtensor(parameter):
+                # One parameter may be in two modules, as a tied embedding is.
+                if parameter not in found:
+                    found[parameter] = nn.Parameter(full_tensor(parameter.detach()).cpu(), parameter.requires_grad)
+                setattr(module, name, found[parameter])
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")

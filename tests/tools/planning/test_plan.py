@@ -20,7 +20,7 @@ from halfstep.tools.planning.disk import FLOAT, STATE
 from halfstep.tools.planning.plan import Plan, make_plan
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.state import TrainState
+from halfstep.training.state import Trained, TrainState
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,7 +88,7 @@ def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:
     optimizer = build_optimizer(model, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     model(torch.ones(1, 100)).sum().backward()
     optimizer.step()
-    TrainState(model, optimizer, EMA(model, 0.9)).save(tmp_path)
+    TrainState({"model": Trained(model, optimizer, EMA(model, 0.9))}).save(tmp_path)
     size = (tmp_path / "train_state.safetensors").stat().st_size
     assert size == pytest.approx(FLOAT * STATE * (100 * 300 + 300), rel=0.01)
 

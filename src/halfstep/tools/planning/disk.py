@@ -19,7 +19,8 @@ class Disk:
 
     Attributes:
         tokens: the packed corpus; None where its size is not known.
-        models: weights of all models, and of every student the training state that the next round goes on from.
+        models: weights of all models.
+        states: of every student the training state that the next round goes on from.
         samples: before compression.
         checkpoints: of the stage under way, gone when it ends.
         cache: DVC's second copy of all that stages write, where the file system has no reflinks and cache.type is not
@@ -29,6 +30,7 @@ class Disk:
 
     tokens: float | None
     models: float
+    states: float
     samples: float
     checkpoints: float
     cache: float
@@ -53,8 +55,8 @@ def disk_of(params: Params, *, denoiser: int, baseline: int, vocab_size: int, nu
     # Every row has BOS and EOS around its tokens.
     id_bytes = 2 if vocab_size <= 2**16 else 4
     tokens = None if num_tokens is None else num_tokens * length / (length - 2) * id_bytes
-    weights = FLOAT * (denoiser * (params.rounds + 1) + baseline)
-    models = weights + FLOAT * STATE * denoiser * params.rounds
+    models = FLOAT * (denoiser * (params.rounds + 1) + baseline)
+    states = FLOAT * STATE * denoiser * params.rounds
     sample = params.sample
     drawn = sample.num_samples * length
     drawn += sample.num_prefixes * sample.continuations_per_prefix * sample.continuation_length
@@ -64,8 +66,9 @@ def disk_of(params: Params, *, denoiser: int, baseline: int, vocab_size: int, nu
     return Disk(
         tokens=tokens,
         models=models,
+        states=states,
         samples=samples,
         checkpoints=(NUM_KEPT + 1) * FLOAT * STATE * max(denoiser, baseline),
-        cache=(tokens or 0) + models + samples,
-        tracking=weights if params.tracking.log_models else 0,
+        cache=(tokens or 0) + models + states + samples,
+        tracking=models if params.tracking.log_models else 0,
     )

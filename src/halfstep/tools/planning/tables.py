@@ -148,10 +148,11 @@ def _disk(plan: Plan) -> Group:
     table.columns[2].justify = "left"
     rows = (
         (disk.tokens, "data/tokens", "packed tokens"),
-        (disk.models, "models", "weights; of each student the state the next round goes on from"),
+        (disk.models, "models", "weights"),
+        (disk.states, "states", "of each student, from which the next round goes on"),
         (disk.samples, "samples", "before compression"),
         (disk.checkpoints, "checkpoints", "of the stage under way, and the one being written"),
-        (disk.cache, "DVC's cache", "the first three once more; nothing where DVC can link"),
+        (disk.cache, "DVC's cache", "the first four once more; nothing where DVC can link"),
         (disk.tracking, "MLflow", "models, with tracking.log_models"),
     )
     for amount, name, what in rows:

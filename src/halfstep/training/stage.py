@@ -1,0 +1,148 @@
+"""What the stages that train have in common: what they begin with, and what they write."""
+
+import csv
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from halfstep.data.fits import check_fits
+from halfstep.data.manifest import MANIFEST_FILE
+from halfstep.data.tokens import PackedTokens, first_batches, load_tokens, token_batches, vocab_size_of
+from halfstep.objectives.base import Objective
+from halfstep.run import ranks
+from halfstep.run.errors import nan_as_user_error
+from halfstep.run.files import written_by_main
+from halfstep.run.inputs import inputs_of
+from halfstep.run.launch import enter
+from halfstep.run.stage_times import record_stage
+from halfstep.run.work import open_work
+from halfstep.settings import Params, load_params, named_inputs
+from halfstep.settings.graph import BASELINE
+from halfstep.tracking.live import live_run
+from halfstep.training.fit import CarriedOver, Data, fit
+from halfstep.training.parallel import Devices, make_devices, unshard
+from halfstep.training.state import CurvePoint, TrainState
+
+SECTIONS = {
+    "pretrain": ("seed", "runtime", "model", "noise", "pretrain"),
+    "baseline": ("seed", "runtime", "model", "baseline"),
+    "distill": ("seed", "runtime", "distill"),
+}
+"""Parameters on which the result of a stage depends, as dvc.yaml has them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that trains, begun. `section` is pretrain, baseline or distill; `vocab_size` counts the mask token."""
+
+    section: str
+    params: Params
+    devices: Devices
+    tokens_path: Path
+    tokenizer_path: Path
+    train_tokens: PackedTokens
+    valid_tokens: PackedTokens
+    vocab_size: int
+
+    @classmethod
+    def begin(cls, section: str, params_path: Path, tokens_path: Path, tokenizer_path: Path) -> "Stage":
+        """Read the parameters and the tokens, and go on as one of the processes that the parameters ask for."""
+        params = load_params(params_path)
+        enter(params.launch, params.runtime)
+        devices = make_devices(params.runtime, params.launch)
+        splits = load_tokens(tokens_path, "train"), load_tokens(tokens_path, "valid")
+        vocab_size = vocab_size_of(tokens_path)
+        check_fits(params, num_valid_sequences=len(splits[1]), vocab_size=vocab_size)
+        return cls(section, params, devices, tokens_path, tokenizer_path, *splits, vocab_size)
+
+    def train(
+        self,
+        name: str,
+        model: Any,
+        objective: Objective,
+        *,
+        model_path: Path,
+        curve_path: Path,
+        data_seed: int,
+        files: Sequence[Path] = (),
+        valid_objective: Objective | None = None,
+        state_path: Path | None = None,
+        carried_over: CarriedOver | None = None,
+        teacher_path: Path | None = None,
+    ) -> None:
+        """Train a model and write it with its curve.
+
+        Args:
+            name: of the DVC stage, such as `distill@2`.
+            model: the product; its `save_pretrained` writes it.
+            objective, valid_objective, carried_over: see `fit`.
+            data_seed: decides the order of the training data.
+            files: on which the result depends, beside the tokens.
+            state_path: folder of the training state, written where the next round goes on from it.
+            teacher_path: whose fault a prediction of NaN is.
+        """
+        params, settings = self.params, getattr(self.params, self.section)
+        model_name = {"pretrain": "0", "baseline": BASELINE}.get(self.section) or name.partition("@")[2]
+        inputs = inputs_of(params, self.section) if self.section in named_inputs(params) else None
+        key_files = [self.tokens_path / MANIFEST_FILE, *files]
+        data = Data(
+            token_batches(self.train_tokens, settings.batch_size, seed=data_seed),
+            lambda: first_batches(self.valid_tokens, settings.num_valid_sequences, settings.batch_size),
+        )
+        with open_work(name.replace("@", "-"), params.deciding(*SECTIONS[self.section]), key_files, inputs) as work:
+            with (
+                live_run(params.model_dump(mode="json"), model=model_name) as log,
+                nan_as_user_error(teacher_path) if teacher_path else nullcontext(),
+            ):
+                state = fit(
+                    work,
+                    model,
+                    objective,
+                    settings,
+                    self.devices,
+                    data,
+                    seed=params.seed,
+                    log=log,
+                    valid_objective=valid_objective,
+                    carried_over=carried_over,
+                )
+            if state_path is not None:
+                write_state(state, state_path)
+            write_model(state, model_path, self.tokenizer_path)
+            write_curve(state.curve, curve_path)
+            record_stage(name, curve_path, self.devices.device)
+            work.finish()
+
+
+def write_state(state: TrainState, path: Path) -> None:
+    """Write the training state from which the next round goes on; of several processes all must call this."""
+    with written_by_main(path) as folder:
+        folder.mkdir()
+        state.save(folder)
+
+
+def write_model(state: TrainState, path: Path, tokenizer_path: Path) -> None:
+    """Write the folder of a finished run's product whole: averaged weights and tokenizer.
+
+    The product is left with the averaged weights. Of several processes all must call this; the main one writes.
+    """
+    model: Any = state.product.model
+    with written_by_main(path) as folder:
+        state.product.ema.copy_to(model)
+        unshard(model)
+        if ranks.is_main():
+            shutil.copytree(tokenizer_path, folder)
+            model.save_pretrained(folder)
+
+
+def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
+    """Write a training curve as CSV; what was not measured at a step is empty."""
+    with written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
+        writer.writeheader()
+        writer.writerows(
+            {name: "" if value is None else value for name, value in vars(point).items()} for point in curve
+        )
