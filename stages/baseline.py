@@ -24,10 +24,11 @@ def main(
     from halfstep.model.gpt2 import load_autoregressive, new_gpt2
     from halfstep.objectives.autoregressive import autoregressive_objective
     from halfstep.run.files import local_or_hub
+    from halfstep.settings import load_params
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage
 
-    stage = Stage.begin("baseline", params_path, tokens_path, tokenizer_path)
+    stage = Stage.begin("baseline", load_params(params_path), tokens_path, tokenizer_path)
     params, settings, length = stage.params, stage.params.baseline, stage.params.data.context_length
     if settings.init_from is not None:
         model = load_autoregressive(local_or_hub(settings.init_from), settings.init_revision)

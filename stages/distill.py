@@ -37,20 +37,22 @@ def main(
     from halfstep.objectives.distillation import Distillation, distillation_objective
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
+    from halfstep.settings import load_params
     from halfstep.training.fit import CarriedOver, load_raw_weights
     from halfstep.training.parallel import parallelize_teacher
     from halfstep.training.stage import Stage
 
-    # 1. The teacher, and its copy. The first one is a finished model; later rounds go on from the training state.
-    before = round_index - 1
-    teacher_path, state_path = teacher_path or Path(f"models/{before}"), state_path or Path(f"states/{before}")
-    stage = Stage.begin("distill", params_path, tokens_path, tokenizer_path)
-    params, settings = stage.params, stage.params.distill
+    params = load_params(params_path)
+    settings = params.distill
     if round_index > params.rounds:
         raise UserError(
             f"round {round_index} is not one of the {params.rounds} rounds in {params_path}:"
             f" dvc exp run -S rounds={round_index}"
         )
+    # 1. The teacher, and its copy. The first one is a finished model; later rounds go on from the training state.
+    before = round_index - 1
+    teacher_path, state_path = teacher_path or Path(f"models/{before}"), state_path or Path(f"states/{before}")
+    stage = Stage.begin("distill", params, tokens_path, tokenizer_path)
     teacher = Denoiser.from_pretrained(teacher_path)
     if teacher.config.vocab_size != stage.vocab_size:
         raise UserError(

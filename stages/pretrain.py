@@ -29,10 +29,11 @@ def main(
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.run.files import local_or_hub
+    from halfstep.settings import load_params
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage
 
-    stage = Stage.begin("pretrain", params_path, tokens_path, tokenizer_path)
+    stage = Stage.begin("pretrain", load_params(params_path), tokens_path, tokenizer_path)
     params, settings, vocab_size = stage.params, stage.params.pretrain, stage.vocab_size
     files = []
     if settings.init_from is not None:

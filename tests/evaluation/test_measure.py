@@ -21,7 +21,8 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.samples.table import SampleSet
 from halfstep.settings import load_params
 
-FREE = SampleSet("ancestral", "num_steps=8", 1.0, 8, [5, 6, 7], [[0, 3, 4, 1], [0, 5, 6, 1], [0, 3, 4, 1]], [-1] * 3, 0)
+IDS = [[0, 3, 4, 1], [0, 5, 6, 1], [0, 3, 4, 1]]
+FREE = SampleSet("ancestral", "num_steps=8", 1.0, 8, [5, 6, 7], IDS, IDS, [-1] * 3, 0, ["", "", ""])
 SAME = [[0, 3, 4, 5, 6]] * 4
 DRAWN = ("ancestral", "num_steps=8", 1.0)
 

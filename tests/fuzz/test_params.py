@@ -134,7 +134,7 @@ def test_unknown_and_missing_keys_are_named_at_every_depth(
     given_values: list[Any] = []
     monkeypatch.setattr(settings, "_read_yaml", lambda path: given_values[0])
     for corpus, key in KEYS:
-        if not {"schedule", "likelihood_on"} & {*key}:
+        if not {"schedule", "likelihood_on", "samplers"} & {*key}:
             for unknown in (f"{key[-1]}_s", "two\nlines"):
                 given_values[:] = [put(sound_once(corpus), (*key[:-1], unknown), 3)]
                 refuse(KIND, lambda: load_params(Path("params.yaml")), "params.yaml: unknown parameter")

@@ -20,7 +20,7 @@ def test_a_queued_experiment_runs_the_code_it_was_queued_with(tmp_path: Path) ->
     project.dvc("exp", "run", "--queue", *command)
     corpora = project.path / "src/halfstep/data/corpora/stories.py"
     text = corpora.read_text()
-    edited = text.replace("stories(num_documents, seed)", "stories(num_documents // 2, seed)")
+    edited = text.replace("(settings.num_documents, seed)", "(settings.num_documents // 2, seed)")
     assert edited != text
     corpora.write_text(edited)
     # As where the environment is installed from the workspace.

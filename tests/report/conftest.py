@@ -17,6 +17,7 @@ from halfstep.metrics.record import Record, Row, write_record
 from halfstep.report import figures
 from halfstep.report.experiment import Experiment, load_experiment
 from halfstep.report.page import write_report
+from halfstep.settings.graph import schedule_of
 
 MODELS = ["ar", "0", "1", "2"]
 # Teacher and students at 4 and 16 steps: generative perplexity, its standard error, entropy.
@@ -118,7 +119,7 @@ class Project:
     def write_params(self, **changes: Any) -> None:
         """The project's parameters with two rounds and some values changed, by dotted name with __ for dots."""
         values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
-        schedule = {"1": {"teacher": "0"}, "2": {"teacher": "1"}}
+        schedule = {name: entry.model_dump() for name, entry in schedule_of(2).items()}
         for name, value in {"rounds": 2, "schedule": schedule, "models": MODELS, **changes}.items():
             *groups, last = name.split("__")
             place = values

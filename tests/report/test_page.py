@@ -20,6 +20,7 @@ from halfstep.report.records import format_estimate
 from halfstep.report.table import summarize, terminal_tables
 from halfstep.report.words import headline, ratio, reading, warnings_of
 from halfstep.run.errors import UserError
+from halfstep.settings.graph import schedule_of
 
 MODELS = ["ar", "0", "1", "2"]
 FIGURES = {"latency", "steps", "rounds", "cloze", "loss_by_time", "unmasking", "training"}
@@ -312,7 +313,8 @@ def test_what_was_not_measured_stops_nothing(project: Any, metrics: list[str], o
 
 def test_one_round_and_no_round_have_a_page(project: Any) -> None:
     for models in (["ar", "0", "1"], ["ar", "0"]):
-        schedule = {"1": {"teacher": "0"}} if "1" in models else {}
+        rounds = int("1" in models)
+        schedule = {name: entry.model_dump() for name, entry in schedule_of(rounds).items()}
         project.experiment(rounds=len(schedule), schedule=schedule, models=models)
         page = page_of(project.report())
         assert "restored from cache" in page

@@ -35,8 +35,7 @@ from halfstep.report import figures
 from halfstep.run.faults import fault_line
 from halfstep.run.files import atomic_path, file_hash, write_json
 from halfstep.samplers.base import Samples
-from halfstep.samples.draw import Batch
-from halfstep.samples.table import write_samples
+from halfstep.samples.table import Batch, write_samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
@@ -62,7 +61,9 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     state = TrainState({"model": Trained(denoiser, optimizer, EMA(denoiser, 0.9))}, step=7)
     points = [CurvePoint(i, i / 7, i / 11, i / 13, None, 0) for i in range(3000)]
     tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
-    batch = Batch(range(64), 4, [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens)))
+    batch = Batch(
+        "ancestral", "num_steps=4", 4, range(64), [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens))
+    )
     row = Row("entropy", Estimate(1 / 3, 1 / 7, 4, "nats"), "ancestral", "num_steps=4", 1.0)
 
     def whole_folder(name: str, save: Callable[[Path], object]) -> None:

@@ -1,5 +1,6 @@
 """Files and folders of another user: one line with the owner and the way out. And for whom our own files are."""
 
+import email.policy  # noqa: F401  # as below
 import os
 import shutil
 import sqlite3  # noqa: F401  # another user may not read the folder of this Python
@@ -26,6 +27,8 @@ from halfstep.samples.table import read_sample_sets
 from halfstep.settings import load_params
 from halfstep.tools import cli
 from halfstep.training.checkpoint import CheckpointFolder
+
+pytestmark = pytest.mark.system
 
 OTHER = 65534
 PARAMS = Path(__file__).parents[2] / "params.yaml"

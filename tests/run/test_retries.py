@@ -127,7 +127,7 @@ def test_reads_of_hub_and_disk_go_through_it(
     import numpy as np
     import transformers
 
-    from halfstep.data import cloze, corpora, tokenizer, tokens
+    from halfstep.data import cloze, hub, tokenizer, tokens
     from halfstep.model import gpt2 as autoregressive
     from halfstep.model import loading as checkpoint
     from halfstep.run import files
@@ -151,8 +151,8 @@ def test_reads_of_hub_and_disk_go_through_it(
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     options = {"config": None, "revision": None, "split": "train", "text_column": "text", "streaming": False}
     reads: dict[str, Callable[[], object]] = {
-        "data set": lambda: corpora.hub_corpus("a/b", **options, max_documents=None, cache=tmp_path, folder=tmp_path),
-        "cloze": lambda: list(cloze.load_cloze("a/b", cache=tmp_path)),
+        "data set": lambda: list(hub.read_hub("a/b", **options)),
+        "cloze": lambda: list(cloze.load_cloze("a/b")),
         "tokenizer": lambda: tokenizer.load_tokenizer("a/b"),
         "denoiser": lambda: checkpoint.locate_weights("a/b"),
         "baseline": lambda: autoregressive.load_autoregressive("a/b"),

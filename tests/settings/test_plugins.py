@@ -86,7 +86,7 @@ def test_settings_are_those_of_the_files_that_are_named_and_are_written_as_they_
         (lambda v: v["ground"].update(name=5), ("ground", "name"), "string_type"),
         (lambda v: v["shapes"][1].update(radius=1), ("shapes", 1, "radius"), "extra_forbidden"),
         (lambda v: v["figure"]["square"].update(side="4"), ("figure", "square", "side"), "int_type"),
-        (lambda v: v["figure"].pop("square"), ("figure", "square"), "missing"),
+        (lambda v: v["figure"].pop("square"), ("figure", "shape"), "no_section"),
         (lambda v: v["figure"].update(circle={}), ("figure", "circle"), "extra_forbidden"),
     ],
 )

@@ -42,7 +42,6 @@ class Project:
             self.write_curve(model, dict(self.curve))
             self.write_metrics(model)
             (root / "models" / model / "config.json").write_text(model)
-            (root / "models" / model / "train_state.safetensors").write_text("large")
 
     def write_curve(self, model: str, losses: dict[int, float]) -> None:
         rows = [f"{step},{loss},0.001," for step, loss in losses.items()]

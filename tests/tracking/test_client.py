@@ -19,7 +19,10 @@ from halfstep.tools.cli import app
 from halfstep.tracking.client import flatten, tracking_uri, without_credentials
 from halfstep.tracking.complete import TrackedRuns, ui_url
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # within MLflow
+]
 
 
 def test_each_experiment_and_each_set_of_parameters_has_its_run(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,10 @@ from halfstep.run.faults import STORAGE_FAULTS
 from halfstep.tracking import client, live
 from halfstep.tracking.live import live_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # within MLflow
+]
 
 
 def test_live_points_are_completed_and_none_is_doubled(project: Any) -> None:

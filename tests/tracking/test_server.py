@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 from halfstep.tools.cli import app
 from halfstep.tracking.client import tracking_uri
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # within MLflow
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # within MLflow
+]
 
 
 CREATE = """

@@ -58,7 +58,8 @@ def measure_model(
     by_baseline = scores_by_baseline(settings.scorer)
     scorer_source = settings.scorer if by_baseline else local_or_hub(settings.scorer)
     files = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
-    files += [Path(scorer_source)] if by_baseline else []
+    # Where it is missing, loading says so.
+    files += [Path(scorer_source)] if by_baseline and Path(scorer_source).is_dir() else []
     values = params.deciding("seed", "runtime", "evaluate")
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")

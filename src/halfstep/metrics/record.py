@@ -72,7 +72,8 @@ class Record:
         scorer: name of the model that judged the samples.
         is_retokenized: whether the scorer has another tokenizer, so that samples went through text.
         rows: what was measured; what could not be measured is not there.
-        loss_by_time: of a denoiser, {"t_low", "t_high", "value", "error", "count"} by ascending time.
+        loss_by_time: of a denoiser, {"t_low", "t_high", "value", "error", "count"} by ascending time; a value is None
+            where no time was drawn.
         conditions: settings under which it was measured, for people.
     """
 

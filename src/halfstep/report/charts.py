@@ -375,6 +375,7 @@ def _time_loss_chart(members: Sequence[Member]) -> Chart:
                     Estimate(bucket["value"], bucket["error"], bucket["count"], "nats"),
                 )
                 for bucket in member.record.loss_by_time
+                if bucket["value"] is not None
             ],
         )
         for member in members

@@ -54,6 +54,9 @@ def describe(error: ValidationError, path: Path, params: type[BaseModel], values
         problem = f"{key} is {shown(value)}: it should be {one_line(names)}"
         settable = first["ctx"]["group"] or settable
         example = _nearest(value, re.findall("'(.*?)'", names)) or example
+    elif kind == "no_section":
+        problem = f"{key} is {value}, whose section {'.'.join(map(str, parts[:-1]))}.{value} is missing"
+        settable, example = first["ctx"]["group"], value
     elif kind in WANTED:
         limits = {
             name: f"{limit:.10g}" for name, limit in first.get("ctx", {}).items() if isinstance(limit, int | float)

@@ -80,6 +80,14 @@ class Plugin:
                     type=PydanticCustomError("no_plugin", "it should be {names}", context), loc=(self.key,), input=name
                 )
                 raise ValidationError.from_exception_data(common.__name__, [error])
+            if self.has_section and name not in values:
+                context = {"section": name, "group": self.group}
+                error = InitErrorDetails(
+                    type=PydanticCustomError("no_section", "there is no section {section}", context),
+                    loc=(self.key,),
+                    input=name,
+                )
+                raise ValidationError.from_exception_data(common.__name__, [error])
             return self.settings_class(common, name).model_validate(values)
 
         return core_schema.no_info_before_validator_function(

@@ -19,7 +19,7 @@ from halfstep.run.inputs import inputs_of
 from halfstep.run.launch import enter
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import open_work
-from halfstep.settings import Params, load_params, named_inputs
+from halfstep.settings import Params, named_inputs
 from halfstep.settings.graph import BASELINE
 from halfstep.tracking.live import live_run
 from halfstep.training.fit import CarriedOver, Data, fit
@@ -48,9 +48,8 @@ class Stage:
     vocab_size: int
 
     @classmethod
-    def begin(cls, section: str, params_path: Path, tokens_path: Path, tokenizer_path: Path) -> "Stage":
-        """Read the parameters and the tokens, and go on as one of the processes that the parameters ask for."""
-        params = load_params(params_path)
+    def begin(cls, section: str, params: Params, tokens_path: Path, tokenizer_path: Path) -> "Stage":
+        """Read the tokens, and go on as one of the processes that the parameters ask for."""
         enter(params.launch, params.runtime)
         devices = make_devices(params.runtime, params.launch)
         splits = load_tokens(tokens_path, "train"), load_tokens(tokens_path, "valid")

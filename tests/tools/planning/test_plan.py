@@ -4,20 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from halfstep.data.tokenizer import train_word_tokenizer, with_mask_token
 from halfstep.run.errors import UserError
-from halfstep.run.files import write_json
 from halfstep.settings import load_params
 from halfstep.tools.cli import app
 from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
 from halfstep.tools.planning.devices import GPUS
 from halfstep.tools.planning.disk import FLOAT, STATE
-from halfstep.tools.planning.plan import Plan, make_plan
+from halfstep.tools.planning.networks import Network
+from halfstep.tools.planning.plan import Plan, make_plan, training_flops
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.state import Trained, TrainState
@@ -82,6 +83,18 @@ def test_a_run_that_trains_no_teacher_needs_nothing_for_it() -> None:
     assert plan.loads[0].stage == "baseline"
 
 
+def test_an_objective_that_asks_no_teacher_costs_what_pretraining_does() -> None:
+    params = composed_params(
+        ["preset=paper", "objective=nelbo", "distill.min_time=0.25", "pretrain.min_time=0.25"], ROOT
+    )
+    network = Network(512, 64, 4, 4, params.data.context_length, 16)
+    per_sequence = {
+        stage: training_flops(params, network, stage, 1) / getattr(params, stage).batch_size
+        for stage in ("pretrain", "distill")
+    }
+    assert per_sequence["distill"] == pytest.approx(per_sequence["pretrain"], rel=1e-12)
+
+
 def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:
     """The header, which names the tensors, and each one's count of steps take the rest."""
     model = torch.nn.Linear(100, 300)
@@ -117,17 +130,17 @@ def test_what_is_known_of_a_corpus_and_from_where(tmp_path: Path) -> None:
         known_vocab_size(local, None, None)
 
 
-def test_a_manifest_counts_for_the_corpus_that_it_counted_only(tmp_path: Path) -> None:
+def test_a_manifest_counts_for_the_corpus_that_it_counted_only(write_tokens, tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
-    counted = {"vocab_size": 321, "train": {"num_tokens": 1000}, "valid": {"num_tokens": 10}}
-    write_json(tmp_path / "data" / "tokens" / "manifest.json", counted)
+    rows = {"train": np.zeros((9, 10), dtype=np.uint16), "valid": np.ones((2, 10), dtype=np.uint16)}
+    write_tokens(tmp_path / "data" / "tokens", rows, vocab_size=321)
     here = load_params(ROOT / "params.yaml")
     manifest = prepared_manifest(here, tmp_path)
-    assert manifest == counted
+    assert manifest is not None
     assert known_vocab_size(here, manifest, None) == Known(321, "data/tokens/manifest.json")
     tokens = known_num_tokens(here, manifest, None)
     assert tokens is not None
-    assert tokens.value == 1010
+    assert tokens.value == 11 * (10 - 2), "each sequence has its two ends"
     assert prepared_manifest(composed_params(["preset=paper"], ROOT), tmp_path) is None
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from halfstep.data.manifest import Manifest, read_manifest
 from halfstep.run.errors import UserError
-from halfstep.run.files import read_json, resolve_user_path
+from halfstep.run.files import resolve_user_path
 from halfstep.settings import Params, load_params
 
 HUB_TOKENIZERS = dict.fromkeys(
@@ -26,24 +26,20 @@ class Known:
     source: str
 
 
-def prepared_manifest(params: Params, root: Path) -> dict[str, Any] | None:
-    """What `prepare` counted in the project, if that was this corpus: the one that params.yaml names there."""
-    path = root / "data" / "tokens" / "manifest.json"
-    if not path.is_file():
-        return None
+def prepared_manifest(params: Params, root: Path) -> Manifest | None:
+    """The manifest that `prepare` wrote in the project, if of this corpus: the one that params.yaml names there."""
     try:
         there = load_params(root / "params.yaml")
-        manifest = read_json(path)
-        counted = [manifest["vocab_size"], manifest["train"]["num_tokens"], manifest["valid"]["num_tokens"]]
+        if (there.seed, there.data) == (params.seed, params.data):
+            return read_manifest(root / "data" / "tokens")
     except PermissionError:
         raise
-    except (UserError, OSError, ValueError, KeyError, TypeError):
-        return None
-    is_same = (there.seed, there.data) == (params.seed, params.data)
-    return manifest if is_same and all(isinstance(number, int) for number in counted) else None
+    except (UserError, OSError):
+        pass
+    return None
 
 
-def known_vocab_size(params: Params, manifest: dict[str, Any] | None, given: int | None) -> Known:
+def known_vocab_size(params: Params, manifest: Manifest | None, given: int | None) -> Known:
     """Tokens of the vocabulary, the mask token included.
 
     Args:
@@ -57,7 +53,7 @@ def known_vocab_size(params: Params, manifest: dict[str, Any] | None, given: int
     if given is not None:
         return Known(given, "--vocab-size")
     if manifest is not None:
-        return Known(manifest["vocab_size"], "data/tokens/manifest.json")
+        return Known(manifest.vocab_size, "data/tokens/manifest.json")
     if tokenizer.source.startswith("train-") and tokenizer.vocab_size is not None:
         return Known(tokenizer.vocab_size, "data.tokenizer.vocab_size, at most")
     folder = resolve_user_path(tokenizer.source)
@@ -74,7 +70,7 @@ def known_vocab_size(params: Params, manifest: dict[str, Any] | None, given: int
     )
 
 
-def known_num_tokens(params: Params, manifest: dict[str, Any] | None, given: int | None) -> Known | None:
+def known_num_tokens(params: Params, manifest: Manifest | None, given: int | None) -> Known | None:
     """Tokens of the training and the validation documents together; None where nothing says it.
 
     Args:
@@ -83,8 +79,8 @@ def known_num_tokens(params: Params, manifest: dict[str, Any] | None, given: int
     if given is not None:
         return Known(given, "--num-tokens")
     if manifest is not None:
-        total = manifest["train"]["num_tokens"] + manifest["valid"]["num_tokens"]
-        return Known(total, "data/tokens/manifest.json")
+        num_sequences = manifest.train.num_sequences + manifest.valid.num_sequences
+        return Known(num_sequences * (manifest.context_length - 2), "data/tokens/manifest.json")
     hub_id = getattr(params.data, "hub_id", None)
     if hub_id in HUB_CORPORA and params.data.max_documents is None:
         return Known(HUB_CORPORA[hub_id], f"about, {hub_id} under GPT-2's tokenizer")

@@ -173,7 +173,8 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
         params: all parameters.
         network: that is trained.
         stage: pretrain, baseline or distill.
-        round_index: of distill, from 1: in later rounds more unmasks in a teacher's first step.
+        round_index: of distill, from 1: in later rounds more unmasks in a teacher's first step. An objective other than
+            nelbo is taken to ask the teacher as SDTT's does.
     """
     settings: TrainingSettings = getattr(params, stage)
     length, epsilon = params.data.context_length, params.noise.epsilon
@@ -187,7 +188,7 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
     flops = FORWARD_AND_BACKWARD * forward_flops(network, num_tokens, num_wanted, length)
     if params.launch.gradient_checkpointing:
         flops += body_flops(network, num_tokens, num_wanted, length)
-    if stage == "distill":
+    if stage == "distill" and params.distill.objective != "nelbo":
         distill = params.distill
         shares = teacher_shares(
             dt=distill.num_teacher_steps ** (round_index - 1) / distill.base_num_steps,
