@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     }
 
 
+@cache
 def report_project(source: Path) -> Any:
     """A finished pipeline run on the disk with room, as the tests of the report have it."""
     path = Path(__file__).parents[1] / "report" / "conftest.py"

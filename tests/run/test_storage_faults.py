@@ -32,7 +32,7 @@ WRITTEN = {
     "rows.csv": "rows.csv",
     "cloze.jsonl": "cloze.jsonl",
     "reports": "reports/",
-    "corpus": ".halfstep",
+    "corpus": "tmp",
 }
 LEFT_OUT = {("read-only", "reports"), ("limit", "reports")}
 
