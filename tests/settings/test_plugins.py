@@ -46,7 +46,15 @@ SQUARE = "from halfstep.settings.base import Settings as Base\nclass Settings(Ba
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / FOLDER
     folder.mkdir()
-    files = {"__init__": "", "base": "", "_shared": "", "circle": CIRCLE, "square": SQUARE, "point": "", "broken": "?"}
+    files = {
+        "__init__": "SHARED = ('base',)",
+        "base": "",
+        "_shared": "",
+        "circle": CIRCLE,
+        "square": SQUARE,
+        "point": "",
+        "broken": "?",
+    }
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text.replace("tests.settings.test_plugins", __name__))
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,7 +1,6 @@
 """One model measured: by every metric that `evaluate.metrics` names, into a record and two tables."""
 
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from halfstep.data.manifest import MANIFEST_FILE
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
 from halfstep.data.tokens import load_tokens
 from halfstep.evaluation.evaluated import Evaluated
+from halfstep.evaluation.metrics import METRICS
 from halfstep.evaluation.metrics.cloze import load_passages
 from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
 from halfstep.evaluation.scorer import load_scorer, shares_vocabulary
@@ -27,13 +27,14 @@ from halfstep.run.work import open_work
 from halfstep.samples.table import pair_sample_sets, read_sample_sets
 from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE, scores_by_baseline
+from halfstep.settings.plugins import plugin_module
 
 Metric = Callable[[Evaluated], Iterable[Row]]
 
 
 def metric(name: str) -> Metric:
     """`measure` of the file halfstep/evaluation/metrics/NAME.py."""
-    return import_module(f"halfstep.evaluation.metrics.{name}").measure
+    return plugin_module(METRICS, name).measure
 
 
 def measure_model(

@@ -9,17 +9,14 @@ import numpy as np
 
 from halfstep.metrics.estimate import Estimate, perplexity_of, with_interval
 from halfstep.run.errors import UserError
-from halfstep.run.files import atomic_path
+from halfstep.run.files import write_csv
 
 COLUMNS = ("sampler", "setting", "temperature", "sample_index", "nll_nats", "num_tokens", "entropy_nats")
 
 
 def write_samples_table(path: Path, samples: Iterable[tuple[Any, ...]]) -> None:
     """Write what each unconditional sample scored, one of COLUMNS each, to CSV."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(samples)
+    write_csv(path, COLUMNS, samples)
 
 
 def paired_perplexity_ratio(

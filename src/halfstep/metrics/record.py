@@ -1,6 +1,5 @@
 """The one schema of measured values: rows, in one JSON file for each model, that every table, chart and run reads."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.run.errors import UserError
-from halfstep.run.files import atomic_path, read_json, write_json
+from halfstep.run.files import read_json, write_csv, write_json
 
 AUTOREGRESSIVE = "autoregressive"
 COLUMNS = ("sampler", "setting", "temperature", "metric", "value", "error", "low", "high", "count", "unit")
@@ -104,10 +103,7 @@ def write_record(path: Path, record: Record) -> None:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to CSV, one a line."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.as_dict() for row in rows)
+    write_csv(path, COLUMNS, ([*row.as_dict().values()] for row in rows))
 
 
 def read_record(path: Path) -> Record:

@@ -1,1 +1,5 @@
 """What a network is trained to do: one file for each loss."""
+
+OBJECTIVES = __name__
+SHARED = ("autoregressive", "base", "distillation", "masked")
+"""Files that are no objectives of a round."""

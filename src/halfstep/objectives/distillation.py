@@ -1,11 +1,12 @@
 """The objectives that train students: each is a file beside this one with `build` and the class of its settings."""
 
 from dataclasses import dataclass
-from importlib import import_module
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
+from halfstep.objectives import OBJECTIVES
 from halfstep.objectives.base import Objective
+from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import DistillSettings
 
 
@@ -32,4 +33,4 @@ class Distillation:
 
 def distillation_objective(given: Distillation) -> Objective:
     """The objective that `distill.objective` names, for one round."""
-    return import_module(f"halfstep.objectives.{given.settings.objective}").build(given)
+    return plugin_module(OBJECTIVES, given.settings.objective).build(given)

@@ -3,8 +3,7 @@
 A chart is drawn by `halfstep.report.figures`, and its points are what `dvc plots` draws.
 """
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from halfstep.report.records import (
     steps_of,
 )
 from halfstep.report.samples import tokens_together
-from halfstep.run.files import atomic_path
+from halfstep.run.files import write_csv
 
 
 @dataclass(frozen=True)
@@ -461,19 +460,20 @@ def _training_chart(members: Sequence[Member], references: Records) -> Chart:
 
 def write_points(chart: Chart, path: Path) -> None:
     """Write a chart's points as CSV for `dvc plots`; a reference is a line between the ends of the panel."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["panel", "series", "x", "y", "y_low", "y_high"])
+
+    def rows() -> Iterator[list[Any]]:
         for i, panel in enumerate(chart.panels):
             column = chart.panels[i % chart.num_columns].title
             name = f"{column}: {panel.y_label}" if column else panel.y_label
             for line in panel.lines:
                 for point in line.points:
-                    writer.writerow([name, line.label, point.x, point.y.value, *bar(point.y)])
+                    yield [name, line.label, point.x, point.y.value, *bar(point.y)]
             ends = sorted({point.x for line in panel.lines for point in line.points})
             for reference in panel.references if ends else ():
                 for x in {ends[0]: None, ends[-1]: None}:
-                    writer.writerow([name, reference.label, x, reference.level.value, *bar(reference.level)])
+                    yield [name, reference.label, x, reference.level.value, *bar(reference.level)]
+
+    write_csv(path, ["panel", "series", "x", "y", "y_low", "y_high"], rows())
 
 
 def bar(estimate: Estimate) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Tables of what was measured: for the page, the terminal, and as files."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from halfstep.report.records import (
     format_value,
     steps_of,
 )
-from halfstep.run.files import atomic_path
+from halfstep.run.files import write_csv
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -154,14 +153,13 @@ def write_steps(records: Records, path: Path) -> None:
     """Write what every set of samples measures as one CSV; what was not measured is empty."""
     others = (row.metric for record in records.values() for row in record.rows if row.sampler)
     metrics = list(dict.fromkeys((*SAMPLE_METRICS, *others)))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["model", "sampler", "setting", "num_steps", *metrics])
-        for record in records.values():
-            for drawn in drawn_of([record]):
-                estimates = (record.get(metric, *drawn) for metric in metrics)
-                values = [None if estimate is None else estimate.value for estimate in estimates]
-                writer.writerow([record.model, *drawn, steps_of(*drawn), *values])
+    rows = []
+    for record in records.values():
+        for drawn in drawn_of([record]):
+            estimates = (record.get(metric, *drawn) for metric in metrics)
+            values = [None if estimate is None else estimate.value for estimate in estimates]
+            rows.append([record.model, *drawn, steps_of(*drawn), *values])
+    write_csv(path, ["model", "sampler", "setting", "num_steps", *metrics], rows)
 
 
 def summarize(records: Records) -> dict[str, dict[str, float]]:

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and where the project's root is."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -8,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, whole or not at all; NaN and infinity are refused (ValueError)."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV with a header, whole or not at all; None is empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> Any:

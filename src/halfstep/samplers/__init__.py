@@ -1,1 +1,5 @@
 """From masks to text: one file for each way to write."""
+
+SAMPLERS = __name__
+SHARED = ("adjust", "autoregressive", "base")
+"""Files that are no samplers of masked models."""

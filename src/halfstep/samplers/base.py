@@ -9,9 +9,7 @@ mask_token_id, ...)`, which makes the policy of a batch from one value of each f
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import count, product
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,9 +23,8 @@ from halfstep.diffusion.projection import rows_per_chunk
 from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
 from halfstep.run.errors import UserError, one_line, shown
-
-SHARED = ("adjust", "autoregressive", "base")
-"""Files of this room that are no samplers of masked models."""
+from halfstep.samplers import SAMPLERS
+from halfstep.settings.plugins import plugin_module, plugin_names
 
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """(xt int64 [batch, length], at bool [batch, length]) -> logits at those positions, row-major [at.sum(), vocab]."""
@@ -155,7 +152,7 @@ class Sampler:
         **options: Any,
     ) -> Samples:
         """Fill the masks of x_init: see `fill` for arguments and options, and `sample_uniforms`."""
-        make_policy = import_module(f"halfstep.samplers.{self.name}").policy
+        make_policy = plugin_module(SAMPLERS, self.name).policy
         policy = make_policy(x_init, u_time, mask_token_id=mask_token_id, **self.values)
         return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, **options)
 
@@ -169,14 +166,14 @@ def samplers_of(entries: Iterable[Mapping[str, Any]], where: str) -> list[Sample
     Raises:
         UserError: there is no such sampler, a value does not fit, or one is given twice.
     """
-    known = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", *SHARED})
+    known = plugin_names(SAMPLERS)
     samplers: list[Sampler] = []
     for entry in entries:
         name = entry.get("name")
         if name not in known:
             raise UserError(f"{where}: there is no sampler {shown(name)}; there are {', '.join(known)}")
         try:
-            settings = import_module(f"halfstep.samplers.{name}").Settings.model_validate(entry)
+            settings = plugin_module(SAMPLERS, name).Settings.model_validate(entry)
         except ValidationError as error:
             # A name that is not known is why another is missing.
             first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")

@@ -26,14 +26,15 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 from halfstep.run.errors import UserError, shown
 from halfstep.settings.base import Settings
 
-SHARED = ("base", "adjust", "autoregressive", "distillation", "masked")
-"""Files of such folders that are no plug-ins, beside those whose names begin with an underscore."""
-
 
 def plugin_names(folder: str) -> list[str]:
-    """The plug-ins of a folder, which is named as a package is."""
-    names = (module.name for module in pkgutil.iter_modules(import_module(folder).__path__))
-    return sorted(name for name in names if name not in SHARED and not name.startswith("_"))
+    """The plug-ins of a folder, which is named as a package is.
+
+    Files that the folder's `__init__.py` lists as SHARED are none, nor are those whose names begin with an underscore.
+    """
+    package = import_module(folder)
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    return sorted(name for name in names - {*getattr(package, "SHARED", ())} if not name.startswith("_"))
 
 
 def plugin_module(folder: str, name: str) -> ModuleType:

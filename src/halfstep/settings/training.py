@@ -127,8 +127,3 @@ class DistillSettings(TrainingSettings):
     def own(self) -> Any:
         """The objective's own settings."""
         return getattr(self, self.objective)
-
-    @property
-    def loss_name(self) -> str:
-        """What the loss of a student is: a divergence, or the objective itself."""
-        return getattr(self.own, "divergence", self.objective)

@@ -7,3 +7,5 @@ parameter `path`, with the meaning of `halfstep.data.finding`, so that DVC learn
 """
 
 CORPORA = __name__
+SHARED = ("base",)
+"""Files that are no corpora."""

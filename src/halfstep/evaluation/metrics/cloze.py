@@ -21,8 +21,8 @@ TASK = "halfstep_cloze"
 
 def measure(evaluated: Evaluated) -> Iterator[Row]:
     """cloze_accuracy and cloze_perplexity; nothing without passages."""
-    lm = evaluated.lm(evaluated.settings.num_cloze_maskings)
     if evaluated.passages:
+        lm = evaluated.lm(evaluated.settings.num_cloze_maskings)
         result = run_cloze(lm, evaluated.passages)
         yield from rows_of(None, cloze_accuracy=result.accuracy, cloze_perplexity=result.perplexity)
         yield from rows_of(None, **{"num_truncated.cloze": lm.num_truncated})
