@@ -20,6 +20,7 @@ from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
 from halfstep.run.stage_times import StageTime, find_stage_time
 from halfstep.settings import Params, load_params
+from halfstep.settings.base import flat
 
 WORKSPACE = "workspace"
 """Names what lies in the working copy, as DVC itself calls it."""
@@ -111,7 +112,7 @@ class Experiment:
     def flat_params(self) -> dict[str, Any]:
         """Parameters by dotted name, without those that follow from others."""
         values = yaml.safe_load(self.params_text)
-        return dict(_flat({key: value for key, value in values.items() if key not in COMPOSED}))
+        return dict(flat({key: value for key, value in values.items() if key not in COMPOSED}))
 
 
 def load_experiment(name: str, folder: Path) -> Experiment:
@@ -235,11 +236,3 @@ def labels_of(experiments: Sequence[Experiment]) -> list[str]:
     if 0 < len(differing) <= MAX_NAMED_PARAMS and len(set(labels)) == len(labels):
         return labels
     return [experiment.name for experiment in experiments]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -28,6 +28,7 @@ from halfstep.run.files import atomic_path, file_hash, project_root, read_json, 
 from halfstep.run.inputs import Inputs, fingerprint
 from halfstep.run.provenance import code_hashes, refuse_changes
 from halfstep.run.signals import stops_at_signals
+from halfstep.settings.base import flat
 
 Arrays = dict[str, np.ndarray]
 """What a piece of work gave, by name."""
@@ -214,12 +215,12 @@ def _lock_path(path: Path) -> Path:
 
 
 def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> None:
-    ours = _flat(description)
+    ours = dict(flat(description))
     for other in sorted(path.parent.glob(f"{name}-{'[0-9a-f]' * 16}")):
         if other == path or (other / FINISHED_FILE).exists():
             continue
         try:
-            theirs = _flat(read_json(other / DESCRIPTION_FILE))
+            theirs = dict(flat(read_json(other / DESCRIPTION_FILE)))
         except (OSError, ValueError):
             continue
         keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
@@ -238,16 +239,6 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
         return f"{rest} ({theirs}, now {ours})"
     names = {"files": f"the file {rest}", "code": f"the file {rest}", "inputs": f"the content of {rest}"}
     return names.get(kind, kind)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, the keys joined by dots."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _sweep_finished(root: Path) -> None:

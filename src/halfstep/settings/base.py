@@ -1,6 +1,7 @@
 """The base class of all settings, and the kinds of numbers and lists that they hold."""
 
 import unicodedata
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -48,6 +49,15 @@ class Settings(BaseModel):
                 if max(names) > MAX_NAME_BYTES or sum(names) + len(names) > MAX_PATH_BYTES:
                     raise ValueError("text is longer than the name of a file can be")
         return value
+
+
+def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values one by one, by dotted name."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from flat(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, values
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from halfstep.run.errors import one_line
 from halfstep.run.files import atomic_path, project_root
+from halfstep.settings.base import flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -290,20 +291,16 @@ class Pipeline:
         return {(name, metric.step, metric.value) for name, history in histories.items() for metric in history}
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(params: Mapping[str, Any]) -> dict[str, str]:
     """Nested parameters as MLflow takes them: dotted names, values as JSON where they are no text.
 
     A value longer than every server takes ends in three dots.
     """
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            is_short = len(text) <= MAX_PARAM_LENGTH
-            flat[f"{prefix}{key}"] = text if is_short else f"{text[: MAX_PARAM_LENGTH - 3]}..."
-    return flat
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat(params)}
+    return {
+        name: text if len(text) <= MAX_PARAM_LENGTH else f"{text[: MAX_PARAM_LENGTH - 3]}..."
+        for name, text in texts.items()
+    }
 
 
 def hash_of(value: Any) -> str:

@@ -118,7 +118,7 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
 
 
 def _content(points: list[Point], sources: Mapping[str, Path]) -> _Content:
-    """Points, and files or folders by path among a run's artifacts, of a model's folder without its training state."""
+    """Points, and files or folders by path among a run's artifacts."""
     files: dict[str, Path] = {}
     for target, source in sources.items():
         if source.is_dir():
