@@ -38,7 +38,7 @@ def main(
     from halfstep.run.launch import enter
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samplers.base import samplers_of
+    from halfstep.samplers.base import Sampler
     from halfstep.samples.draw import AUTOREGRESSIVE, draw_batches, requests_of
     from halfstep.samples.table import write_samples
     from halfstep.settings import load_params
@@ -47,7 +47,7 @@ def main(
     params = load_params(params_path)
     settings = params.sample
     check_model_name(model_name)
-    samplers = samplers_of(settings.samplers, f"{params_path}: sample.samplers")
+    samplers = [Sampler(each.name, way) for each in settings.samplers for way in each.ways()]
     enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name

@@ -176,7 +176,6 @@ def test_every_combination_of_settings_is_one_way_to_draw() -> None:
         ([{"name": "confidence", "threshold": []}], r"threshold of confidence is \[\]"),
         ([{"name": "confidence"}], "confidence needs threshold"),
         ([{"name": "ancestral", "threshold": [0.5]}], "ancestral has no setting threshold"),
-        ([{"name": "ancestral", "num_steps": [4]}] * 2, "ancestral with num_steps=4 is given twice"),
     ],
 )  # fmt: skip
 def test_samplers_that_cannot_be_are_one_line(entries: list[dict], message: str) -> None:

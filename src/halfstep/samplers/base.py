@@ -9,7 +9,7 @@ mask_token_id, ...)`, which makes the policy of a batch from one value of each f
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -164,7 +164,7 @@ def samplers_of(entries: Iterable[Mapping[str, Any]], where: str) -> list[Sample
         entries: {"name": of the sampler, setting: list of values, ...} each.
         where: the parameter or option that holds them, for messages.
     Raises:
-        UserError: there is no such sampler, a value does not fit, or one is given twice.
+        UserError: there is no such sampler, or a value does not fit.
     """
     known = plugin_names(SAMPLERS)
     samplers: list[Sampler] = []
@@ -181,12 +181,7 @@ def samplers_of(entries: Iterable[Mapping[str, Any]], where: str) -> list[Sample
             problems = {"extra_forbidden": f"{name} has no setting {key}", "missing": f"{name} needs {key}"}
             other = f"{key} of {name} is {shown(first['input'])}: {one_line(first['msg'])}"
             raise UserError(f"{where}: {problems.get(first['type'], other)}") from None
-        values = settings.model_dump(exclude={"name"})
-        for each in product(*map(sorted, values.values())):
-            sampler = Sampler(settings.name, dict(zip(values, each, strict=True)))
-            if sampler in samplers:
-                raise UserError(f"{where}: {name} with {sampler.setting} is given twice; give each once")
-            samplers.append(sampler)
+        samplers += [Sampler(settings.name, way) for way in settings.ways()]
     return samplers
 
 

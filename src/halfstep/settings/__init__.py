@@ -5,7 +5,7 @@ nowhere else. `load_params` reads and checks all of it; a stage unpacks its own 
 """
 
 import os
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,13 +104,8 @@ def load_params(path: Path) -> Params:
         params = Params.model_validate(values)
     except ValidationError as error:
         raise UserError(describe(error, path, Params, values)) from None
-    _check_schedule(params, path)
-    _check_inputs(params, path)
-    _check_lengths(params, path)
-    _check_steps(params, path)
-    _check_batches(params, path)
-    _check_buckets(params, path)
-    _check_samplers(params, path)
+    for problem in _contradictions(params):
+        raise UserError(f"{path}{problem}")
     return params
 
 
@@ -128,73 +123,48 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {one_line(error)}; {way_out}") from None
 
 
-def _check_schedule(params: Params, path: Path) -> None:
-    if params.schedule != schedule_of(params.rounds) or params.models != models_of(params.rounds):
-        raise UserError(
-            f"{path} contradicts itself: rounds is {params.rounds}, but schedule holds rounds"
-            f" {shown(list(params.schedule))} and models {shown(params.models)}; the file is composed, not edited:"
-            f" dvc exp run -S rounds={params.rounds}"
+def _contradictions(params: Params) -> Iterator[str]:
+    """What does not go together, each with an override that mends it."""
+    rounds, context = params.rounds, params.data.context_length
+    composed = "the file is composed, not edited: dvc exp run -S"
+    if params.schedule != schedule_of(rounds) or params.models != models_of(rounds):
+        yield (
+            f" contradicts itself: rounds is {rounds}, but schedule holds rounds {shown(list(params.schedule))} and"
+            f" models {shown(params.models)}; {composed} rounds={rounds}"
         )
-
-
-def _check_inputs(params: Params, path: Path) -> None:
     stages = [stage for stage, named in named_inputs(params).items() if named]
     # By hand a stage needs nobody who watches its inputs.
     if "DVC_STAGE" in os.environ and params.inputs.stages != stages:
-        raise UserError(
-            f"{path} contradicts itself: files are read by the stages {shown(stages)}, but inputs.stages is"
-            f" {shown(params.inputs.stages)}; the file is composed, not edited: dvc exp run -S KEY=VALUE"
+        yield (
+            f" contradicts itself: files are read by the stages {shown(stages)}, but inputs.stages is"
+            f" {shown(params.inputs.stages)}; {composed} KEY=VALUE"
         )
-
-
-def _check_lengths(params: Params, path: Path) -> None:
-    context = params.data.context_length
     lengths = {
         "sample.continuation_length": params.sample.continuation_length,
         "latency.length": params.latency.length or context,
     }
     for key, length in lengths.items():
         if length > context:
-            raise UserError(
-                f"{path}: {key} is {length}, more than data.context_length {context};"
+            yield (
+                f": {key} is {length}, more than data.context_length {context};"
                 f" give fewer: dvc exp run -S {key}={context}"
             )
-
-
-def _check_steps(params: Params, path: Path) -> None:
-    fewest = params.distill.num_teacher_steps**params.rounds
-    if params.rounds and params.distill.base_num_steps < fewest:
-        raise UserError(
-            f"{path}: distill.base_num_steps is {params.distill.base_num_steps}, but rounds {params.rounds} with"
+    fewest = params.distill.num_teacher_steps**rounds
+    if rounds and params.distill.base_num_steps < fewest:
+        yield (
+            f": distill.base_num_steps is {params.distill.base_num_steps}, but rounds {rounds} with"
             f" {params.distill.num_teacher_steps} teacher steps each need {fewest} or more:"
             f" dvc exp run -S distill.base_num_steps={fewest}"
         )
-
-
-def _check_batches(params: Params, path: Path) -> None:
-    for section in ("pretrain", "baseline", *(["distill"] if params.rounds else [])):
+    for section in ("pretrain", "baseline", *(["distill"] if rounds else [])):
         try:
             num_parts_of(getattr(params, section), section, params.launch.num_processes)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-
-
-def _check_buckets(params: Params, path: Path) -> None:
+            yield f": {error}"
     num_texts = params.sample.num_prefixes * (1 + params.sample.continuations_per_prefix)
     buckets = params.evaluate.mauve_num_buckets
     if buckets != "auto" and buckets > num_texts:
-        raise UserError(
-            f"{path}: evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
+        yield (
+            f": evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
             " sample.num_prefixes and their continuations: dvc exp run -S evaluate.mauve_num_buckets=auto"
         )
-
-
-def _check_samplers(params: Params, path: Path) -> None:
-    # Only the files of samplers know their settings.
-    samplers_of = import_module("halfstep.samplers.base").samplers_of
-    for section in ("sample", "latency"):
-        try:
-            samplers_of(getattr(params, section).samplers, f"{path}: {section}.samplers")
-        except UserError as error:
-            example = f"'{section}.samplers=[{{name: ancestral, num_steps: [8]}}]'"
-            raise UserError(f"{error}; the file is composed from pipeline/conf: dvc exp run -S {example}") from None

@@ -1,21 +1,35 @@
 """What is drawn from the models, and how they are judged and timed."""
 
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
 from halfstep.settings.base import MAX_INT, NonNegativeInt, PositiveInt, PositiveInts, Probability, Settings, each_once
-from halfstep.settings.plugins import plugin_names
+from halfstep.settings.plugins import Plugin, plugin_names
 
 
 class SamplerSettings(Settings):
-    """What the settings of all samplers have in common: the name of the file in `samplers/` that has the others."""
+    """A sampler: the name of the file in `samplers/` that has its other settings, each a list of values to combine."""
 
     name: str
 
+    def ways(self) -> list[dict[str, Any]]:
+        """One value of each setting, in every combination, in ascending order: each is one way to draw samples."""
+        values = self.model_dump(exclude={"name"})
+        return [dict(zip(values, each, strict=True)) for each in product(*map(sorted, values.values()))]
 
-Samplers = Annotated[tuple[dict[str, Any], ...], Field(strict=False, min_length=1)]
-"""Samplers with their settings, which are lists: each combination of them is one way to draw samples."""
+
+def _each_way_once(samplers: tuple[SamplerSettings, ...]) -> tuple[SamplerSettings, ...]:
+    each_once(tuple({"name": sampler.name, **way} for sampler in samplers for way in sampler.ways()))
+    return samplers
+
+
+Samplers = Annotated[
+    tuple[Annotated[SamplerSettings, Plugin("halfstep.samplers", key="name")], ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(_each_way_once),
+]
 
 
 class SampleSettings(Settings):

@@ -75,21 +75,16 @@ class Plugin:
             name = values.get(self.key) if isinstance(values, dict) else None
             if not isinstance(name, str):
                 return values
-            if name not in plugin_names(self.folder):
-                context = {"names": one_of(plugin_names(self.folder)), "group": self.group}
-                error = InitErrorDetails(
-                    type=PydanticCustomError("no_plugin", "it should be {names}", context), loc=(self.key,), input=name
-                )
-                raise ValidationError.from_exception_data(common.__name__, [error])
-            if self.has_section and name not in values:
-                context = {"section": name, "group": self.group}
-                error = InitErrorDetails(
-                    type=PydanticCustomError("no_section", "there is no section {section}", context),
-                    loc=(self.key,),
-                    input=name,
-                )
-                raise ValidationError.from_exception_data(common.__name__, [error])
-            return self.settings_class(common, name).model_validate(values)
+            names = plugin_names(self.folder)
+            context = {"names": one_of(names), "section": name, "group": self.group}
+            if name not in names:
+                problem = PydanticCustomError("no_plugin", "it should be {names}", context)
+            elif self.has_section and name not in values:
+                problem = PydanticCustomError("no_section", "there is no section {section}", context)
+            else:
+                return self.settings_class(common, name).model_validate(values)
+            error = InitErrorDetails(type=problem, loc=(self.key,), input=name)
+            raise ValidationError.from_exception_data(common.__name__, [error])
 
         return core_schema.no_info_before_validator_function(
             validate, handler(common), serialization=core_schema.simple_ser_schema("any")
