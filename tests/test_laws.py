@@ -20,6 +20,7 @@ from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_step_size,
 from halfstep.samplers.ancestral import sample, unmask_steps
 from halfstep.samplers.base import sample_uniforms
 
+pytestmark = pytest.mark.stage  # takes seconds
 SCHEDULE = LogLinearSchedule(1e-3)
 seeds = st.integers(0, 2**32)
 vocab_sizes = st.integers(2, 6)

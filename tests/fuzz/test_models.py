@@ -26,6 +26,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.loading import locate_weights, save_denoiser
 
+pytestmark = pytest.mark.stage  # takes seconds
 WEIGHTS = "model.safetensors"
 CPU = torch.device("cpu")
 TEXTS = ["One day Ann sat by the river.", "Ben ran to the river, and Ann sat."]

@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from halfstep.run.errors import shown
 from halfstep.settings import load_params
 from halfstep.settings.graph import check_model_name
 
+pytestmark = pytest.mark.stage  # takes seconds
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 KIND = "params.yaml"
@@ -78,25 +80,26 @@ NO_FIELD_TAKES = (
 )  # fmt: skip
 
 
-def test_what_no_field_takes_is_refused_in_every_field(
-    refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values come as YAML would give them; reading a file for each of ten thousand takes minutes."""
-    given_values: list[Any] = []
-    monkeypatch.setattr(settings, "_read_yaml", lambda path: given_values[0])
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """Load values as YAML would give them; reading a file for each of ten thousand takes minutes."""
+    given: list[Any] = []
+    monkeypatch.setattr(settings, "_read_yaml", lambda path: given.pop())
+    return lambda values: given.append(values) or load_params(Path("params.yaml"))
+
+
+def test_what_no_field_takes_is_refused_in_every_field(refuse: Callable[..., None], load: Callable[..., Any]) -> None:
     for corpus, key in KEYS:
         for value in NO_FIELD_TAKES:
-            given_values[:] = [put(sound_once(corpus), key, value)]
+            values = put(sound_once(corpus), key, value)
             # A section says which of its keys is wrong, and a list which of its entries.
             named = () if isinstance(value, dict | list | tuple) else (shown(value),)
-            refuse(KIND, lambda: load_params(Path("params.yaml")), "params.yaml", str(key[0]), *named)
+            refuse(KIND, partial(load, values), "params.yaml", str(key[0]), *named)
 
 
 def test_nothing_is_made_a_number_or_text_that_is_not_one(
-    refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    refuse: Callable[..., None], load: Callable[..., Any]
 ) -> None:
-    given_values: list[Any] = []
-    monkeypatch.setattr(settings, "_read_yaml", lambda path: given_values[0])
     for corpus, key in KEYS:
         value = get(SOUND[corpus], key)
         if isinstance(value, bool):
@@ -110,8 +113,7 @@ def test_nothing_is_made_a_number_or_text_that_is_not_one(
         for other in others:
             if key[-2:] == ("evaluate", "mauve_num_buckets") and other == 5 and not isinstance(other, bool):
                 continue
-            given_values[:] = [put(sound_once(corpus), key, other)]
-            refuse(KIND, lambda: load_params(Path("params.yaml")), str(key[0]), shown(other))
+            refuse(KIND, partial(load, put(sound_once(corpus), key, other)), str(key[0]), shown(other))
 
 
 def sound_once(corpus: str) -> dict[str, Any]:
@@ -129,19 +131,17 @@ def test_sound_parameters_load_and_say_the_same(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_keys_are_named_at_every_depth(
-    refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    refuse: Callable[..., None], load: Callable[..., Any]
 ) -> None:
-    given_values: list[Any] = []
-    monkeypatch.setattr(settings, "_read_yaml", lambda path: given_values[0])
     for corpus, key in KEYS:
         if not {"schedule", "likelihood_on", "samplers"} & {*key}:
             for unknown in (f"{key[-1]}_s", "two\nlines"):
-                given_values[:] = [put(sound_once(corpus), (*key[:-1], unknown), 3)]
-                refuse(KIND, lambda: load_params(Path("params.yaml")), "params.yaml: unknown parameter")
+                values = put(sound_once(corpus), (*key[:-1], unknown), 3)
+                refuse(KIND, partial(load, values), "params.yaml: unknown parameter")
         if key[-3:-1] != ("likelihood_on", 0):
-            given_values[:] = [sound_once(corpus)]
-            del get(given_values[0], key[:-1])[key[-1]]
-            refuse(KIND, lambda: load_params(Path("params.yaml")), str(key[0]))
+            values = sound_once(corpus)
+            del get(values, key[:-1])[key[-1]]
+            refuse(KIND, partial(load, values), str(key[0]))
 
 
 TRAPS: dict[str, str | bytes] = {
@@ -160,7 +160,6 @@ TRAPS: dict[str, str | bytes] = {
     "UTF-16": TEXT.encode("utf-16"),
     "Latin-1": TEXT.replace("laptop", "l\xe4ptop").encode("latin-1"),
     "random bytes": bytes(range(256)) * 4,
-    "two megabytes": TEXT + "#" * 2**21,
     "rounds beyond the schedule": TEXT.replace("rounds: 4", "rounds: 30"),
     "a name that leaves its folder": TEXT.replace("likelihood_on: []", "likelihood_on: [{name: .., source: a.txt}]"),
 }
@@ -208,13 +207,10 @@ def test_every_stage_refuses_them_and_writes_nothing(stage: str, tmp_path: Path,
 
     main = importlib.import_module(f"stages.{stage}").main
     path = tmp_path / "params.yaml"
-    for trap in ("empty", "a tab", "zero bytes"):
-        content = TRAPS[trap]
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        run_stage(KIND, main, *ARGUMENTS.get(stage, ()), named=("params.yaml",))
-    for key, value in ((("pretrain", "learning_rate"), math.nan), (("seed",), -1), (("rounds",), "4")):
-        path.write_text(yaml.safe_dump(put(sound(), key, value)))
-        run_stage(KIND, main, *ARGUMENTS.get(stage, ()), named=(".".join(map(str, key)), shown(value)))
+    path.write_text("")
+    run_stage(KIND, main, *ARGUMENTS.get(stage, ()), named=("params.yaml",))
+    path.write_text(yaml.safe_dump(put(sound(), ("pretrain", "learning_rate"), math.nan)))
+    run_stage(KIND, main, *ARGUMENTS.get(stage, ()), named=("pretrain.learning_rate", "nan"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from halfstep.metrics.record import num_steps_of, read_record
 from halfstep.tools.cli import app
-from tests.pipeline.project import CANARY, Project, stages_run
+from tests.pipeline.project import CANARY, ROOT, Project, stages_run
 
 pytestmark = pytest.mark.system
 
@@ -194,3 +195,30 @@ def test_text_is_generated_from_a_prompt(project: Project) -> None:
     refused = project.run("halfstep", "generate", "--model", "models", code=2)
     assert "not a model's folder" in refused
     assert "Traceback" not in refused
+
+
+@pytest.mark.parametrize(
+    ("target", "num_kills", "outs"),
+    [
+        ("distill", 1, ["data/tokens", "models/0", "models/1"]),
+        pytest.param(
+            "evaluate",
+            3,
+            ["data/tokens", "models/0", "models/ar", "models/1", "samples/1", "metrics/1.json"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_killed_at_random_moments_another_copy_gives_the_same_bytes(
+    project: Project, tmp_path: Path, target: str, num_kills: int, outs: list[str]
+) -> None:
+    """Tokens, models, curves, samples and metrics; from a path of another length, and so at another time."""
+    (tmp_path / "undisturbed").symlink_to(project.path)
+    (tmp_path / "undisturbed.seconds.json").write_text(json.dumps({"prepare": 4, "pretrain": 8, "distill@1": 8}))
+    Project(tmp_path / "killed")
+    script = str(ROOT / "tests/soak/soak.py")
+    options = ["--preset", "smoke", "--target", target, "--num-kills", str(num_kills), "--seed", "3"]
+    output = project.run(sys.executable, script, str(tmp_path), *options)
+    assert f"{num_kills} kill" in output
+    for out in outs:
+        assert out in json.loads((tmp_path / "hashes.json").read_text())

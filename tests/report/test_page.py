@@ -22,6 +22,7 @@ from halfstep.report.words import headline, ratio, reading, warnings_of
 from halfstep.run.errors import UserError
 from halfstep.settings.graph import schedule_of
 
+pytestmark = pytest.mark.stage  # takes seconds
 MODELS = ["ar", "0", "1", "2"]
 FIGURES = {"latency", "steps", "rounds", "cloze", "loss_by_time", "unmasking", "training"}
 

@@ -15,6 +15,7 @@ from halfstep.samplers.confidence import Confidence
 from halfstep.samples.draw import AUTOREGRESSIVE, Request, draw, draw_batches
 from halfstep.samples.table import METADATA_KEY, Batch, read_sample_sets, write_samples
 
+pytestmark = pytest.mark.stage  # takes seconds
 CPU = torch.device("cpu")
 TWO_FIVE = samplers_of([{"name": "ancestral", "num_steps": [5, 2]}], "test")
 FOUR = torch.arange(12).view(4, 3)

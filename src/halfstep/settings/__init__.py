@@ -32,9 +32,6 @@ from halfstep.settings.training import (
     num_parts_of,
 )
 
-MAX_PARAMS_BYTES = 2**20
-"""A file larger than this is not one of parameters."""
-
 
 class Params(Settings):
     """All of `params.yaml`."""
@@ -114,8 +111,6 @@ def _read_yaml(path: Path) -> Any:
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a file; {way_out}")
-        if (size := path.stat().st_size) > MAX_PARAMS_BYTES:
-            raise UserError(f"{path} has {size} bytes, too many for parameters; {way_out}")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not there; run in the project's root, or compose it: dvc exp run") from None

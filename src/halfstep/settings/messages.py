@@ -21,9 +21,9 @@ WANTED = {
     "int_from_float": "a whole number", "float_type": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "string_type": "text", "string_too_short": "text", "model_type": "a group of keys",
     "model_attributes_type": "a group of keys", "dict_type": "a group of keys", "list_type": "a list",
-    "string_pattern_mismatch": "{form}", "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more", "less_than": "less than {lt}", "less_than_equal": "{le} or less",
-    "literal_error": "{expected}",
+    "string_pattern_mismatch": "{form}", "greater_than": "more than {gt:.10g}",
+    "greater_than_equal": "{ge:.10g} or more", "less_than": "less than {lt:.10g}",
+    "less_than_equal": "{le:.10g} or less", "literal_error": "{expected}",
 }  # fmt: skip
 """What a value should be, by pydantic's name for what is wrong with it."""
 FORMS = {"rendezvous": "HOST:PORT", "name": "letters, digits, '.', '_' and '-', a letter or digit first"}
@@ -58,11 +58,8 @@ def describe(error: ValidationError, path: Path, params: type[BaseModel], values
         problem = f"{key} is {value}, whose section {'.'.join(map(str, parts[:-1]))}.{value} is missing"
         settable, example = first["ctx"]["group"], value
     elif kind in WANTED:
-        limits = {
-            name: f"{limit:.10g}" for name, limit in first.get("ctx", {}).items() if isinstance(limit, int | float)
-        }
         form = FORMS.get(str(parts[-1]) if parts else "", "")
-        wanted = WANTED[kind].format(**{**first.get("ctx", {}), **limits, "form": form})
+        wanted = WANTED[kind].format(**first.get("ctx", {}), form=form)
         for other in others:
             if (other["type"], other["loc"][:-1]) == ("literal_error", first["loc"][:-1]):
                 wanted += f" or {other['ctx']['expected']}"
@@ -88,10 +85,6 @@ def _mended(kind: str, value: Any, wanted: str) -> str | None:
         return f"[{value}]"
     if kind == "literal_error":
         return _nearest(str(value), re.findall("'(.*?)'", wanted))
-    if kind == "bool_type":
-        return "true" if str(value).lower() in ("1", "1.0", "yes", "on", "true", "y") else "false"
-    if kind == "string_type" and isinstance(value, int | float):
-        return f'"{_as_override(value)}"'
     if isinstance(value, str | float) and kind in ("int_type", "int_from_float", "float_type"):
         try:
             number = float(value)
@@ -117,12 +110,7 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def nearest_key(key: str, params: type[BaseModel], values: Any = None) -> str | None:
-    """The parameter that was likely meant by one that is not known; None where none is like it.
-
-    Args:
-        params: the class of all parameters.
-        values: what they are, as far as it is known: it says which plug-ins' parameters there are.
-    """
+    """The parameter, among those of the plug-ins that `values` name, that was likely meant by one that is not known."""
     return _nearest(key, _keys(params, values))
 
 

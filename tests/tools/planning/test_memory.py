@@ -16,6 +16,7 @@ from halfstep.tools.planning.networks import Network, count_parameters
 from halfstep.tools.trial import train_two_steps
 from halfstep.training import checkpoint
 
+pytestmark = pytest.mark.stage  # takes seconds
 ROOT = Path(__file__).parents[3]
 NETWORK = Network(vocab_size=512, hidden_size=64, num_blocks=4, num_heads=4, length=32, cond_dim=16)
 WIDE = replace(NETWORK, hidden_size=256, num_blocks=2)
