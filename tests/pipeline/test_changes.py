@@ -1,7 +1,9 @@
 """What DVC runs again when code or a corpus was edited, in copies of the project that only prepare a corpus."""
 
 import json
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,10 @@ def test_a_queued_experiment_runs_the_code_it_was_queued_with(tmp_path: Path) ->
     assert edited != text
     corpora.write_text(edited)
     # As where the environment is installed from the workspace.
-    project.run("env", f"PYTHONPATH={project.path / 'src'}", sys.executable, "-m", "dvc", "exp", "run", "--run-all")
+    project.run("env", f"PYTHONPATH={project.path / 'src'}", sys.executable, "-m", "dvc", "queue", "start")
+    while re.search(r"Queued|Running", project.dvc("queue", "status")):
+        # To ask takes a core for seconds.
+        time.sleep(3)
     corpora.write_text(text)
     output = project.dvc("exp", "run", *command)
     assert "Stage 'prepare' is cached" in output
