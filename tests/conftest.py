@@ -103,7 +103,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(map(item.get_closest_marker, MARKS)):
             item.add_marker(mark_of(item.module))
-    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+    items.sort(key=lambda item: (item.path.parent.name != "pipeline", item.get_closest_marker("system") is None))
 
 
 @pytest.fixture(autouse=True)
