@@ -5,7 +5,7 @@ python -m benchmarks distill --size S1 --json FILE      (also: train, sample, la
 
 import argparse
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.latency import time_sizes
-from benchmarks.measure import compare, environment, matmul_flops_per_second, peak_memory
+from benchmarks.measure import compare, environment, matmul_flops_per_second
+from benchmarks.peak import peak_memory
 from benchmarks.sizes import Size, choose_size
 from benchmarks.work import WORKS, build
 from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
@@ -111,10 +112,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         return {**named(work, num_steps), **times, "flops": built.flops, "mfu": mfu}
 
     def peaks(work: str, num_steps: int = 1) -> dict[str, Any]:
-        asked = {"num_steps": num_steps, "dt": dt, "device": device.type, "precision": precision}
+        asked = {"num_steps": num_steps, "dt": dt, "device": device, "precision": precision}
         sides = {
-            side: peak_memory(work, side, size.as_dict(), num_threads=options.num_threads, **asked)
-            for side in ("plain", "ours")
+            side: peak_memory(work, side, size, num_threads=options.num_threads, **asked) for side in ("plain", "ours")
         }
         ratio = sides["plain"]["peak_bytes"] / sides["ours"]["peak_bytes"]
         return {**named(work, num_steps), **sides, "ratio": {"median": ratio}}
@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **environment(device, precision),
         "clock": options.clock,
         "compiled": options.compile,
-        "size": {"name": name, **size.as_dict()},
+        "size": {"name": name, **asdict(size)},
         "matmul_flops_per_second": ceiling,
         "cases": cases,
     }

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.measure import spread
 from benchmarks.sizes import Size
-from halfstep.evaluation.latency import synchronizer, time_calls
+from halfstep.evaluation.latency import decode, synchronizer, time_calls
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms
@@ -59,22 +59,9 @@ def time_sizes(
     def denoise(steps: int) -> None:
         sample(denoiser, x_init, num_steps=steps, mask_token_id=size.mask_token_id, u_time=u_time, u_token=u_token)
 
-    def decode(cache: str) -> None:
-        tokens = autoregressive.generate(
-            x_init[:, :1],
-            attention_mask=torch.ones_like(x_init[:, :1]),
-            do_sample=True,
-            top_k=0,
-            use_cache=True,
-            cache_implementation=cache,
-            max_new_tokens=size.length - 1,
-            pad_token_id=0,
-        )
-        assert tokens.shape == x_init.shape
-
     caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
     calls: dict[str, Callable[[], object]] = {f"{n}": partial(denoise, n) for n in num_steps}
-    calls |= {cache: partial(decode, cache) for cache in caches}
+    calls |= {cache: partial(decode, autoregressive, x_init[:, :1], size.length, cache) for cache in caches}
     seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
     rival = spread(min((seconds[cache] for cache in caches), key=lambda taken: spread(taken)["median"]))
     num_parameters = {"denoiser": denoiser.num_parameters(), "autoregressive": autoregressive.num_parameters()}

@@ -1,11 +1,8 @@
 """Seconds, memory and the machine they were measured on."""
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,23 +84,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def peak_memory(work: str, which: str, size: dict[str, int], **options: Any) -> dict[str, int]:
-    """Peak memory of one piece of work in a process of its own, see `benchmarks.peak`.
-
-    Args:
-        work: train, distill or sample.
-        which: plain or ours.
-        size: numbers of a `Size`.
-        options: num_steps, dt, device, precision, num_threads.
-    Returns:
-        {"peak_bytes": ..., "before_bytes": ...}: with the work done once; before it, with the networks in memory.
-    Raises:
-        RuntimeError: the process failed.
-    """
-    request = json.dumps({"work": work, "which": which, "size": size, **options})
-    done = subprocess.run([sys.executable, "-m", "benchmarks.peak", request], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"peak memory of {work}, {which}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])

@@ -1,9 +1,10 @@
 """How large a benchmark is: by name, by model group, or by numbers."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from halfstep.model.config import DenoiserConfig
@@ -12,22 +13,11 @@ from halfstep.run.errors import UserError
 from halfstep.tools.planning.networks import Network
 
 
-@dataclass(frozen=True)
-class Size:
-    """A denoiser and a batch.
+@dataclass(frozen=True, kw_only=True)
+class Size(Network):
+    """A denoiser, whose mask token is the last, and a batch of sequences of its length."""
 
-    Attributes:
-        vocab_size: tokens, the mask token, which is the last, included.
-        hidden_size, num_heads, num_blocks, cond_dim: of the denoiser.
-        length, batch_size: of the sequences.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_heads: int
-    num_blocks: int
     cond_dim: int
-    length: int
     batch_size: int
 
     @property
@@ -37,8 +27,6 @@ class Size:
 
     def denoiser(self) -> Denoiser:
         """A denoiser of this size without dropout, with small random weights: time does not depend on them."""
-        import torch
-
         config = DenoiserConfig(
             vocab_size=self.vocab_size,
             mask_token_id=self.mask_token_id,
@@ -57,19 +45,14 @@ class Size:
                 torch.nn.init.normal_(parameter, std=0.02, generator=generator)
         return denoiser
 
-    def network(self) -> Network:
-        """The sizes by which arithmetic is counted."""
-        return Network(self.vocab_size, self.hidden_size, self.num_blocks, self.num_heads, self.length, self.cond_dim)
-
-    def as_dict(self) -> dict[str, int]:
-        """For the results' file."""
-        return asdict(self)
-
 
 SIZES = {
-    "S1": Size(50258, 256, 4, 4, 128, 128, 8),
-    "S2": Size(50258, 768, 12, 12, 128, 256, 2),
-}
+    name: Size(
+        vocab_size=50258, hidden_size=width, num_heads=heads, num_blocks=blocks, cond_dim=128, length=length,
+        batch_size=batch_size,
+    )
+    for name, width, heads, blocks, length, batch_size in (("S1", 256, 4, 4, 128, 8), ("S2", 768, 12, 12, 256, 2))
+}  # fmt: skip
 
 
 def choose_size(name: str, changes: dict[str, int | None], groups: Path = Path("pipeline/conf/model")) -> Size:

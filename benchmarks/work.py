@@ -101,7 +101,7 @@ def _train(size: Size, num_steps: int, dt: float, device: torch.device, is_compi
     objective = nelbo_objective(schedule=SCHEDULE, min_time=MIN_TIME, mask_token_id=size.mask_token_id)
     xt, _ = _noised(x0, size, _generator(device))
     num_masked = int((xt == size.mask_token_id).sum())
-    flops = 3 * forward_flops(size.network(), x0.numel(), num_masked, size.length)
+    flops = 3 * forward_flops(size, x0.numel(), num_masked, size.length)
     return Work(published, _ours(_compiled(model, is_compiled), objective, x0), flops)
 
 
@@ -139,10 +139,10 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_com
     u_time, _ = torch.rand(2, *x0.shape, generator=generator, device=device, dtype=torch.float64)
     step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=NUM_TEACHER_STEPS, schedule=SCHEDULE)
     num_masked = int(is_masked.sum())
-    flops = 3 * forward_flops(size.network(), x0.numel(), num_masked, size.length)
+    flops = 3 * forward_flops(size, x0.numel(), num_masked, size.length)
     for unmasks in (is_masked & (step == 1), is_masked & (step > 1)):
         num_tokens = int(unmasks.any(dim=1).sum()) * size.length
-        flops += forward_flops(size.network(), num_tokens, int(unmasks.sum()), size.length)
+        flops += forward_flops(size, num_tokens, int(unmasks.sum()), size.length)
     return Work(published, _ours(_compiled(student, is_compiled), objective, x0), flops)
 
 
@@ -173,7 +173,7 @@ def _sample(size: Size, num_steps: int, dt: float, device: torch.device, is_comp
         )
 
     num_evaluations = sum(len(set(row)) for row in unmask_steps(u_time, num_steps).tolist())
-    flops = forward_flops(size.network(), num_evaluations * size.length, x_init.numel(), size.length)
+    flops = forward_flops(size, num_evaluations * size.length, x_init.numel(), size.length)
     return Work(published, ours, flops)
 
 

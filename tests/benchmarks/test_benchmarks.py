@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.__main__ import main, parser
-from benchmarks.measure import compare, matmul_flops_per_second, peak_memory, spread
+from benchmarks.measure import compare, matmul_flops_per_second, spread
+from benchmarks.peak import peak_memory
 from benchmarks.sizes import SIZES, Size, choose_size
 from benchmarks.work import build
 
@@ -80,10 +81,10 @@ def test_both_sides_of_every_work_run_and_the_flops_are_those_of_torch(name: str
 @pytest.mark.system
 def test_the_ceiling_is_positive_and_a_process_of_its_own_has_its_own_peak() -> None:
     assert matmul_flops_per_second(CPU, torch.float32, num_repeats=1) > 1e8
-    options = {"num_steps": 2, "dt": 1 / 4, "device": "cpu", "precision": "fp32", "num_threads": 1}
+    options = {"num_steps": 2, "dt": 1 / 4, "device": CPU, "precision": "fp32", "num_threads": 1}
     # A larger parent must not show in the child's maximum.
     ballast = torch.ones(2**28)
-    small = peak_memory("train", "ours", TINY.as_dict(), **options)
+    small = peak_memory("train", "ours", TINY, **options)
     assert len(ballast) == 2**28
     assert 2**24 < small["before_bytes"] <= small["peak_bytes"] < 2**30
 

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.denoiser import Denoiser
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_passes, teacher_step_size, teacher_unmask_steps
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2
@@ -75,6 +76,28 @@ def test_what_no_teacher_step_unmasks_is_one_step_later() -> None:
     t = torch.tensor([1.0, 0.5], dtype=torch.float64)
     u = torch.zeros(2, 1, dtype=torch.float64)
     assert teacher_unmask_steps(u, t, dt=0.1, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[3], [3]]
+
+
+@pytest.mark.parametrize("num_teacher_steps", [2, 3])
+@pytest.mark.parametrize("min_time", [1e-5, 0.3])
+def test_what_a_teacher_evaluates_is_the_mean_over_times_and_numbers(num_teacher_steps: int, min_time: float) -> None:
+    """`teacher_unmask_steps` on a fine grid of times and of uniform numbers, where nothing is left to chance.
+
+    A step unmasks nothing of a sequence of n tokens with the nth power of the chance that it leaves one alone. The
+    grids leave errors below 1e-3.
+    """
+    length, schedule = 5, LogLinearSchedule(0.1)
+    t = min_time + (1 - min_time) * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    u = ((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000).expand(len(t), -1)
+    step = teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=num_teacher_steps, schedule=schedule)
+    masked = 1 - schedule.alpha(t)
+    settings = SimpleNamespace(min_time=min_time, base_num_steps=5, num_teacher_steps=num_teacher_steps)
+    passes = teacher_passes(settings, 1, schedule, length)
+    for i, (evaluated, unmasking) in enumerate(passes, start=1):
+        chance = masked * (step.clamp(max=num_teacher_steps) == i).double().mean(dim=1)
+        assert unmasking == pytest.approx(chance.mean().item(), abs=1e-3)
+        assert evaluated == pytest.approx((1 - (1 - chance) ** length).mean().item(), abs=1e-3)
+    assert sum(unmasking for _, unmasking in passes) == pytest.approx(0.9 * (1 + min_time) / 2)
 
 
 def test_targets_carry_no_gradient_to_the_teacher(published: Path) -> None:

@@ -1,8 +1,6 @@
 """The search for a batch that fits, against trials that are known, and once in earnest at toy size."""
 
-import json
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,10 @@ from typer.testing import CliRunner
 
 from halfstep.run.device import peak_memory_bytes
 from halfstep.run.errors import UserError
-from halfstep.settings import load_params
+from halfstep.settings import Params, load_params
 from halfstep.tools import fit_batch as fit
 from halfstep.tools.cli import app
-from halfstep.tools.fit_batch import (
-    fit_batch,
-    largest_that_fits,
-    memory_limit,
-    round_numbers,
-    try_batch,
-    vocab_size_for,
-)
+from halfstep.tools.fit_batch import fit_batch, memory_limit, try_batch
 from halfstep.tools.trial import EXIT_TOO_MUCH
 
 ROOT = Path(__file__).parents[2]
@@ -43,70 +34,42 @@ def params_path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("candidates", [[1], [1, 2], [1, 2, 3, 4, 6, 12], list(range(1, 40)), [3, 5, 200, 1000]])
-def test_the_largest_that_fits_is_found_wherever_the_border_is(candidates: list[int]) -> None:
-    for border in range(len(candidates) + 1):
-        tried: list[int] = []
-
-        def fits(n: int, border: int = border, tried: list[int] = tried) -> bool:
-            tried.append(n)
-            return n in candidates[:border]
-
-        assert largest_that_fits(candidates, fits) == (candidates[border - 1] if border else None)
-        assert len(tried) == len(set(tried)), "nothing is tried twice"
-        assert len(tried) <= 2 * len(candidates).bit_length()
-
-
-def test_no_trial_is_more_than_twice_what_fitted() -> None:
-    tried: list[int] = []
-    largest_that_fits(range(1, 1000), lambda n: tried.append(n) or n <= 37)
-    assert max(tried) == 64
-
-
-def test_numbers_to_try_are_close_and_end_at_the_most() -> None:
-    assert round_numbers(5) == [1, 2, 3, 4, 5]
-    numbers = round_numbers(1000)
-    assert numbers[:16] == list(range(1, 17))
-    assert numbers[-1] == 1000
-    assert all(b / a <= 1.125 for a, b in pairwise(numbers[8:]))
-
-
 def _known(monkeypatch: pytest.MonkeyPatch, peak_of) -> None:
-    def known(params_path, stage, *, batch_size, num_accumulation_steps, limit_bytes, vocab_size):
-        peak = peak_of(batch_size, num_accumulation_steps)
+    def known(params, stage, limit_bytes, vocab_size):
+        settings = getattr(params, stage)
+        peak = peak_of(settings.batch_size, getattr(settings, "num_accumulation_steps", 1))
         return peak if peak <= limit_bytes else None
 
     monkeypatch.setattr(fit, "try_batch", known)
 
 
 @pytest.mark.parametrize(
-    ("stage", "limit", "overrides"),
+    ("stage", "limit", "found", "num_trials"),
     [
-        ("pretrain", 100, ["pretrain.num_accumulation_steps=1"]),
-        ("pretrain", 20, ["pretrain.num_accumulation_steps=3"]),  # 12 + 4 fit; of 6 at once, 12 + 6 do and 8 do not
-        ("distill", 13, ["distill.num_accumulation_steps=12"]),
-        ("distill", 9, ["distill.batch_size=8", "distill.num_accumulation_steps=8"]),
-        ("baseline", 1, []),
+        ("pretrain", 100, {"num_accumulation_steps": 1}, 6),
+        ("pretrain", 20, {"num_accumulation_steps": 3}, 5),  # 12 + 4 fit; of 6 at once, 12 + 6 do and 8 do not
+        ("distill", 13, {"num_accumulation_steps": 12}, 2),
+        ("distill", 9, {"batch_size": 8, "num_accumulation_steps": 8}, 5),
+        ("baseline", 1, {}, 2),
+        ("sample", 53, {"batch_size": 32}, 7),
+        ("sample", 10**6, {"batch_size": 256}, 9),  # all that there are
     ],
 )
-def test_training_keeps_its_batch_where_accumulation_helps(
-    params_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, limit: int, overrides: list[str]
+def test_the_largest_batch_that_fits_is_found_from_below(
+    params_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, limit: int, found: dict[str, int], num_trials: int
 ) -> None:
     """Memory here is the batch, which validation holds at once, and twice what a step holds beyond the first."""
-    _known(monkeypatch, lambda batch, parts: batch + (2 * (batch // parts) if batch > parts else 1))
-    trials, found = fit_batch(load_params(params_path), params_path, stage, limit_bytes=limit, vocab_size=20)
-    assert found == overrides
+    beyond = 0 if stage == "sample" else 2
+    _known(monkeypatch, lambda batch, parts: batch + (beyond * (batch // parts) if batch > parts else 1))
+    trials, sizes = fit_batch(load_params(params_path), stage, limit_bytes=limit, vocab_size=20)
+    assert sizes == found
+    assert len(trials) == num_trials
     assert all(trial.batch_size % trial.num_accumulation_steps == 0 for trial in trials)
-    assert all(trial.fits == (trial.peak_bytes is not None) for trial in trials)
 
 
-def test_sampling_gets_its_largest_batch(params_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _known(monkeypatch, lambda batch, parts: batch)
+def _sized(params_path: Path, stage: str, **sizes: int) -> Params:
     params = load_params(params_path)
-    _, found = fit_batch(params, params_path, "sample", limit_bytes=53, vocab_size=20)
-    assert found == ["sample.batch_size=52"]
-    _, found = fit_batch(params, params_path, "sample", limit_bytes=10**6, vocab_size=20)
-    assert found == [f"sample.batch_size={params.sample.num_samples}"]
+    return params.model_copy(update={stage: getattr(params, stage).model_copy(update=sizes)})
 
 
 # `baseline` is measured below.
@@ -114,8 +77,7 @@ def test_sampling_gets_its_largest_batch(params_path: Path, monkeypatch: pytest.
     "stage", ["distill", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pretrain", "sample"))]
 )
 def test_a_stage_at_toy_size_is_measured_and_its_limit_kept(params_path: Path, stage: str) -> None:
-    options = {"batch_size": 4, "num_accumulation_steps": 2, "vocab_size": 20}
-    peak = try_batch(params_path, stage, limit_bytes=8 * GIB, **options)
+    peak = try_batch(_sized(params_path, stage, batch_size=4), stage, limit_bytes=8 * GIB, vocab_size=20)
     assert peak is not None
     assert LIBRARIES < peak < 2 * GIB
 
@@ -127,10 +89,8 @@ def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(
 
     Validation holds the logits of the batch once, a step those of its part with their gradients.
     """
-    options = {"batch_size": 64, "vocab_size": 4096}
-    most, least = (
-        try_batch(params_path, "baseline", num_accumulation_steps=n, limit_bytes=8 * GIB, **options) for n in (1, 16)
-    )
+    whole, in_parts = (_sized(params_path, "baseline", batch_size=64, num_accumulation_steps=n) for n in (1, 16))
+    most, least = (try_batch(params, "baseline", limit_bytes=8 * GIB, vocab_size=4096) for params in (whole, in_parts))
     assert most is not None
     assert least is not None
     assert LIBRARIES < least < 2 * GIB
@@ -145,13 +105,13 @@ def test_more_at_once_takes_more_memory_and_a_limit_between_them_is_kept(
 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", noted)
-    assert try_batch(params_path, "baseline", num_accumulation_steps=1, limit_bytes=between, **options) is None
+    assert try_batch(whole, "baseline", limit_bytes=between, vocab_size=4096) is None
     assert codes == [EXIT_TOO_MUCH], "the process ended itself, before it had all that it wanted"
 
 
 def test_the_command_prints_trials_and_the_override(params_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _known(monkeypatch, lambda batch, parts: GIB * (batch // parts))
-    arguments = ["fit-batch", "--params", str(params_path), "--tokens", "nowhere", "--limit", "4.5"]
+    arguments = ["fit-batch", "--params", str(params_path), "--limit", "4.5"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "dvc exp run -S pretrain.num_accumulation_steps=3" in done.output
@@ -168,16 +128,9 @@ def test_the_command_says_what_is_wrong(
     params_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
     _known(monkeypatch, lambda batch, parts: GIB)
-    done = CliRunner().invoke(app, ["fit-batch", "--params", str(params_path), "--tokens", "nowhere", *options])
+    done = CliRunner().invoke(app, ["fit-batch", "--params", str(params_path), *options])
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
-
-
-def test_the_vocabulary_is_the_corpus_or_the_tokenizers(params_path: Path, tmp_path: Path) -> None:
-    params = load_params(params_path)
-    assert vocab_size_for(params, tmp_path) == 1024
-    (tmp_path / "manifest.json").write_text(json.dumps({"vocab_size": 77}))
-    assert vocab_size_for(params, tmp_path) == 77
 
 
 def test_the_limit_is_the_users_or_below_what_is_available(params_path: Path, tmp_path: Path) -> None:
@@ -186,6 +139,6 @@ def test_the_limit_is_the_users_or_below_what_is_available(params_path: Path, tm
     assert memory_limit(params, None) > peak_memory_bytes() / 10
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert min(fit._left_by_control_group(tmp_path)) == 700
+    assert fit._left_by_control_group(tmp_path) == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert min(fit._left_by_control_group(tmp_path)) == float("inf")
+    assert fit._left_by_control_group(tmp_path) == float("inf")

@@ -116,7 +116,7 @@ def test_arguments_reach_lm_eval_unchanged():
         ({"sampler": "confidence", "threshold": 1.5}, "threshold.0 of confidence is 1.5: .* less than or equal to 1"),
         ({"sampler": "surest", "num_steps": 8}, "there is no sampler 'surest'; there are ancestral, confidence"),
         ({"num_steps": 0}, "num_steps.0 of ancestral is 0: Input should be greater than 0"),
-        ({"pretrained": None}, "pretrained is missing; --model halfstep takes pretrained"),
+        ({"pretrained": None}, "pretrained is missing"),
         ({"num_draws": 0}, "num_draws is 0"),
         ({"num_draws": 2.5}, "num_draws is 2.5"),
         ({"batch_size": "auto"}, "--batch_size is 'auto'"),

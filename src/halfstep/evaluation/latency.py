@@ -96,21 +96,8 @@ def time_generation(
         )
         nfe[number] = samples.nfe.double().mean().item()
 
-    def decode() -> None:
-        tokens = autoregressive.generate(
-            x_init[:, :1],
-            attention_mask=torch.ones_like(x_init[:, :1]),
-            do_sample=True,
-            top_k=0,
-            use_cache=True,
-            max_new_tokens=length - 1,
-            pad_token_id=0,
-        )
-        if tokens.shape[1] != length:
-            raise ValueError(f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token")
-
     calls: dict[str, Callable[[], object]] = {f"{i}": partial(denoise, i) for i in range(len(samplers))}
-    calls["decode"] = decode
+    calls["decode"] = partial(decode, autoregressive, x_init[:, :1], length)
     seconds = time_calls(calls, num_warmups=num_warmups, num_repeats=num_repeats, synchronize=synchronizer(device))
     num_tokens = batch_size * (length - 1)
     return {
@@ -126,6 +113,26 @@ def time_generation(
         ],
         "autoregressive": {"nfe": float(length - 1), "kv_cache": True, **_entry(seconds["decode"], num_tokens)},
     }
+
+
+def decode(autoregressive: "GPT2LMHeadModel", given: torch.Tensor, length: int, cache: str = "dynamic") -> None:
+    """Write `given`, int64 [batch, n], on to `length` tokens, drawn from the whole distribution with a KV cache.
+
+    Raises:
+        ValueError: it stopped before.
+    """
+    tokens = autoregressive.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        do_sample=True,
+        top_k=0,
+        use_cache=True,
+        cache_implementation=cache,
+        max_new_tokens=length - given.shape[1],
+        pad_token_id=0,
+    )
+    if tokens.shape[1] != length:
+        raise ValueError(f"generate stopped at {tokens.shape[1]} of {length} tokens: the model has an EOS token")
 
 
 def _entry(seconds: Sequence[float], num_tokens: int) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The objectives that train students: each is a file beside this one with `build` and the class of its settings."""
+"""The objectives that train students: each is a file beside this one with `build` and the class of its settings.
+
+One that asks the teacher has `teacher_passes`, too, by which `halfstep plan` counts what that costs.
+"""
 
 from dataclasses import dataclass
 

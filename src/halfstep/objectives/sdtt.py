@@ -16,6 +16,7 @@ from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
 from halfstep.samplers.base import LogitsAt, logit_chunks
 from halfstep.settings import base
+from halfstep.settings.training import DistillSettings
 
 
 class Settings(base.Settings):
@@ -91,6 +92,23 @@ def teacher_unmask_steps(
         still_masked = (1 - schedule.alpha(t - i * dt)) / masked_at_t
         step += u_time < still_masked[:, None]
     return step
+
+
+def teacher_passes(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int
+) -> list[tuple[float, float]]:
+    """What each of the teacher's steps computes, on average over the noise: `halfstep plan` asks for it.
+
+    Returns:
+        for each step (share of the sequences that it evaluates, those in which anything unmasks; share of the
+        positions that unmask in it).
+    """
+    dt = teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps)
+    t = settings.min_time + (1 - settings.min_time) * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    masked = [1 - schedule.alpha((t - i * dt).clamp(min=0)) for i in range(settings.num_teacher_steps)]
+    # The last step unmasks all that is left.
+    unmasking = [before - after for before, after in zip(masked, [*masked[1:], torch.zeros(1)], strict=True)]
+    return [((1 - (1 - share) ** length).mean().item(), share.mean().item()) for share in unmasking]
 
 
 @torch.no_grad()

@@ -34,6 +34,10 @@ app = typer.Typer(
 
 MASK_GLYPH = " ░░"
 
+VocabSize = Annotated[
+    int | None, typer.Option(min=3, help="Tokens, the mask included (of the tokenizer, if it is known).")
+]
+
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def generate(
@@ -191,9 +195,7 @@ def plan(
         ),
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
-    vocab_size: Annotated[
-        int | None, typer.Option(min=3, help="Tokens, the mask included (of the tokenizer, if it is known).")
-    ] = None,
+    vocab_size: VocabSize = None,
     num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan there, too.")] = None,
 ) -> None:
@@ -260,9 +262,7 @@ def lm_eval(context: typer.Context) -> None:
 def fit_batch(
     stage: Annotated[str, typer.Option(help="pretrain, distill, baseline or sample.")] = "pretrain",
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters.")] = Path("params.yaml"),
-    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens: their vocabulary.")] = Path(
-        "data/tokens"
-    ),
+    vocab_size: VocabSize = None,
     limit: Annotated[
         float | None, typer.Option(min=0.0, metavar="GIB", help="Memory a process may have (nine tenths of the free).")
     ] = None,
@@ -271,29 +271,29 @@ def fit_batch(
     from rich.table import Table
 
     from halfstep.settings import load_params
-    from halfstep.tools.fit_batch import STAGES, memory_limit, vocab_size_for
+    from halfstep.tools.fit_batch import STAGES, memory_limit
     from halfstep.tools.fit_batch import fit_batch as search
+    from halfstep.tools.planning.corpus import known_vocab_size, prepared_manifest
 
     if stage not in STAGES:
         raise UserError(f"--stage is {stage!r}: {', '.join(STAGES)} are known")
     params = load_params(params_path)
     limit_bytes = memory_limit(params, limit)
-    vocab_size = vocab_size_for(params, tokens_path)
-    trials, found = search(params, params_path, stage, limit_bytes=limit_bytes, vocab_size=vocab_size)
+    known = known_vocab_size(params, prepared_manifest(params, Path.cwd()), vocab_size)
+    trials, found = search(params, stage, limit_bytes=limit_bytes, vocab_size=known.value)
     shown = "all of the accelerator" if limit_bytes is None else f"{limit_bytes / 2**30:.2f} GiB"
     table = Table("batch", "accumulation steps", "sequences at once", "peak", "fits", title=f"{stage} in {shown}")
     for trial in trials:
-        peak = "more" if trial.peak_bytes is None else f"{trial.peak_bytes / 2**30:.2f} GiB"
-        parts = trial.num_accumulation_steps
-        sizes = (str(trial.batch_size), str(parts), str(trial.batch_size // parts))
-        table.add_row(*sizes, peak, "yes" if trial.fits else "no")
+        size, parts = trial.batch_size, trial.num_accumulation_steps
+        answer = ("more", "no") if trial.peak_bytes is None else (f"{trial.peak_bytes / 2**30:.2f} GiB", "yes")
+        table.add_row(str(size), str(parts), str(size // parts), *answer)
     Console().print(table)
     if not found:
         raise UserError(
             f"{stage} does not fit into {shown} with one sequence: take a smaller data.context_length or model"
             " (dvc exp run -S model=tiny), or a larger --limit"
         )
-    print("dvc exp run " + " ".join(f"-S {override}" for override in found))
+    print("dvc exp run " + " ".join(f"-S {stage}.{key}={value}" for key, value in found.items()))
 
 
 @app.command("verify-tokens")

@@ -1,6 +1,5 @@
 """lm-eval's own command, with our denoisers among its models."""
 
-import inspect
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import lm_eval.models  # noqa: F401
 import torch
 from lm_eval.api.registry import register_model
-from lm_eval.utils import simple_parse_args_string
 
 from halfstep.data.tokenizer import load_tokenizer, with_mask_token
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
@@ -32,7 +30,7 @@ class RegisteredDenoiserLM(DenoiserLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         revision: str | None = None,
         tokenizer: str | None = None,
         num_draws: int = 32,
@@ -60,6 +58,8 @@ class RegisteredDenoiserLM(DenoiserLM):
         Raises:
             UserError: there is no such model, device or tokenizer, or a value does not fit.
         """
+        if not pretrained:
+            raise UserError("--model_args: pretrained is missing: give a denoiser, such as pretrained=models/3")
         entry = {"name": sampler, **{name: [value] for name, value in setting.items()}}
         chosen_sampler = samplers_of([entry], "--model_args") if setting else [None]
         target = _device(device)
@@ -93,21 +93,8 @@ class RegisteredDenoiserLM(DenoiserLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "RegisteredDenoiserLM":
-        """As lm-eval makes a model from --model_args and its other options."""
-        if "pretrained" not in arg_dict:
-            known = ", ".join(list(inspect.signature(cls).parameters)[:-1])
-            raise UserError(
-                f"--model_args: pretrained is missing; --model {MODEL_NAME} takes {known}, and what the sampler takes"
-            )
-        given = {key: value for key, value in (additional_config or {}).items() if value is not None}
-        return cls(**{**given, **arg_dict})
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> "RegisteredDenoiserLM":
-        """`create_from_arg_obj`, of `key=value,key=value`."""
-        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+        """As lm-eval makes a model: --model_args go before its other options."""
+        return super().create_from_arg_obj({}, {**(additional_config or {}), **arg_dict})
 
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """See `DenoiserLM`; says how far the answers depend on the draws."""

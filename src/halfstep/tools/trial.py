@@ -1,4 +1,4 @@
-"""Try in a process of its own whether memory holds a stage at some batch: `python -m halfstep.tools.trial REQUEST`.
+"""Try in a process of its own whether memory holds a stage: `python -m halfstep.tools.trial`, see `try_batch`.
 
 What runs is the stage's own loop on made-up tokens, with as many masks as its times can bring. The process ends itself
 where it needs more than it may have: a kernel that runs out of memory might end another one.
@@ -10,11 +10,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
@@ -28,7 +27,7 @@ from halfstep.run.device import autocast, peak_memory_bytes, select_device, sele
 from halfstep.run.faults import lacks_memory
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import sample_uniforms
-from halfstep.settings import Params, load_params
+from halfstep.settings import Params
 from halfstep.settings.training import TrainingSettings
 from halfstep.training.loop import Hooks, train
 from halfstep.training.parallel import Devices, make_devices, parallelize, parallelize_teacher
@@ -41,43 +40,26 @@ EXIT_TOO_MUCH = 77
 WATCH_SECONDS = 0.005
 
 
-def main(request: str) -> None:
-    """Print {"peak_bytes"} of a stage at a batch, or exit with `EXIT_TOO_MUCH`.
-
-    Args:
-        request: JSON of params_path, stage, vocab_size, batch_size, num_accumulation_steps and limit_bytes (null on an
-            accelerator: all of its memory).
-    """
-    wanted = json.loads(request)
-    params = load_params(Path(wanted["params_path"]))
+def main(params: Params, stage: str, *, vocab_size: int, limit_bytes: int | None) -> None:
+    """Print the peak memory of a stage in bytes, or exit with `EXIT_TOO_MUCH`; None is all of an accelerator's."""
     device = select_device(params.runtime.device)
     set_num_threads(params.runtime.num_threads)
-    limit = wanted["limit_bytes"]
-    if device.type == "cuda":
-        if limit is not None:
-            total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
-    else:
+    if device.type == "cpu":
         _be_the_first_to_go()
-        threading.Thread(target=_watch, args=(limit,), daemon=True).start()
+        threading.Thread(target=_watch, args=(limit_bytes,), daemon=True).start()
+    elif limit_bytes is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(limit_bytes / total, 1.0), device)
     try:
-        if wanted["stage"] == "sample":
-            _sample(params, wanted["vocab_size"], wanted["batch_size"], device)
+        if stage == "sample":
+            _sample(params, vocab_size, device)
         else:
-            train_two_steps(
-                params,
-                wanted["stage"],
-                wanted["vocab_size"],
-                batch_size=wanted["batch_size"],
-                num_accumulation_steps=wanted["num_accumulation_steps"],
-                masks_most=True,
-            )
+            train_two_steps(params, stage, vocab_size)
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
         sys.exit(EXIT_TOO_MUCH)
-    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes()
-    print(json.dumps({"peak_bytes": peak}))
+    print(torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes())
 
 
 def _watch(limit: int) -> None:
@@ -105,37 +87,23 @@ def _denoiser(params: Params, vocab_size: int) -> Denoiser:
     return Denoiser(config)
 
 
-def train_two_steps(
-    params: Params,
-    stage: str,
-    vocab_size: int,
-    *,
-    batch_size: int,
-    num_accumulation_steps: int,
-    masks_most: bool,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> TrainState:
+def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: bool = True) -> None:
     """A stage's own loop on made-up tokens: two steps, the second with the optimizer's moments beside it, a validation.
 
     Args:
         params: all parameters.
         stage: pretrain, baseline or distill.
         vocab_size: tokens, the mask token included.
-        batch_size: sequences of a step.
-        num_accumulation_steps: equal parts they are computed in.
         masks_most: as many masks as the unluckiest draw of times brings, not those of any.
-        on_step: told the number and the loss of each step when it is made.
-    Returns:
-        the state that is left.
     """
     settings: TrainingSettings = getattr(params, stage)
+    num_parts = settings.num_accumulation_steps
     devices = make_devices(params.runtime, params.launch)
-    at_once = batch_size // num_accumulation_steps if masks_most else None
+    at_once = settings.batch_size // num_parts if masks_most else None
     model, objective, valid_objective = _objectives(params, stage, vocab_size, at_once, devices)
-    x0 = torch.randint(vocab_size - 1, (batch_size, params.data.context_length))
+    x0 = torch.randint(vocab_size - 1, (settings.batch_size, params.data.context_length))
     two_steps = {
-        "batch_size": batch_size, "num_accumulation_steps": num_accumulation_steps, "num_train_steps": 2,
-        "learning_rate": 0.0, "validate_every_steps": 2, "on_nonfinite": "stop",
+        "num_train_steps": 2, "learning_rate": 0.0, "validate_every_steps": 2, "on_nonfinite": "stop",
         "checkpoint_every_seconds": float("inf"), "checkpoint_every_steps": None,
     }  # fmt: skip
     networks = {PRODUCT: model, **objective.networks}
@@ -147,7 +115,7 @@ def train_two_steps(
     def validate() -> float:
         batches = [x0[: settings.num_valid_sequences].to(devices.device)]
         with devices.accelerator.autocast():
-            return mean_loss(valid_objective, parallel[PRODUCT], batches, num_parts=num_accumulation_steps, seed=0)
+            return mean_loss(valid_objective, parallel[PRODUCT], batches, num_parts=num_parts, seed=0)
 
     train(
         state,
@@ -155,12 +123,11 @@ def train_two_steps(
         objective,
         lambda step: x0,
         settings.model_copy(update=two_steps),
-        Hooks(validate=validate, progress=on_step),
-        num_parts=num_accumulation_steps,
+        Hooks(validate),
+        num_parts=num_parts,
         seed=0,
         accelerator=devices.accelerator,
     )
-    return state
 
 
 def _objectives(
@@ -187,21 +154,16 @@ def _objectives(
     return denoiser, distillation_objective(Distillation(1, teacher, denoiser, schedule, most_masks)), valid
 
 
-def _sample(params: Params, vocab_size: int, batch_size: int, device: torch.device) -> Tensor:
+def _sample(params: Params, vocab_size: int, device: torch.device) -> None:
     """One batch in the fewest denoising steps asked for, which unmask the most tokens at once."""
     denoiser = _denoiser(params, vocab_size).eval().to(device)
-    length = params.data.context_length
-    u_time, u_token = sample_uniforms(0, range(batch_size), length)
+    shape, mask = (params.sample.batch_size, params.data.context_length), vocab_size - 1
+    u_time, u_token = sample_uniforms(0, range(shape[0]), shape[1])
+    x_init = torch.full(shape, mask, device=device)
+    num_steps = min(params.sample.num_steps)
     with autocast(device, select_precision(params.runtime.precision, device)):
-        return sample(
-            denoiser,
-            torch.full((batch_size, length), vocab_size - 1, device=device),
-            num_steps=min(params.sample.num_steps),
-            mask_token_id=vocab_size - 1,
-            u_time=u_time,
-            u_token=u_token,
-        ).tokens
+        sample(denoiser, x_init, num_steps=num_steps, mask_token_id=mask, u_time=u_time, u_token=u_token)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Params.model_validate_json(sys.stdin.read()), **json.loads(sys.argv[1]))

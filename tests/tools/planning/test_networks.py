@@ -6,9 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfstep.model.config import DenoiserConfig
-from halfstep.model.denoiser import Denoiser
+from halfstep.model.denoiser import FREQUENCY_EMBEDDING_SIZE, Denoiser
 from halfstep.model.gpt2 import new_gpt2
-from halfstep.tools.planning.networks import FREQUENCY_EMBEDDING_SIZE, Network, count_parameters, forward_flops
+from halfstep.tools.planning.networks import Network, count_parameters, forward_flops
 
 TINY = Network(vocab_size=37, hidden_size=24, num_blocks=3, num_heads=2, length=10, cond_dim=5)
 LARGE = Network(vocab_size=50258, hidden_size=1536, num_blocks=24, num_heads=16, length=1024, cond_dim=128)
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_networks_part_by_part(network: Network) -> 
     counted = count_parameters(network)
     assert counted.total == denoiser.num_parameters()
     assert counted.embedding == denoiser.vocab_embed.embedding.numel()
-    assert counted.block == sum(p.numel() for p in denoiser.blocks[0].parameters())
+    assert counted.blocks == sum(p.numel() for p in denoiser.blocks.parameters())
     assert counted.projection == sum(p.numel() for p in denoiser.head.parameters())
     assert count_parameters(baseline_of(network)).total == sum(p.numel() for p in baseline.parameters())
 

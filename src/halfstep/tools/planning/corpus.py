@@ -7,12 +7,7 @@ from halfstep.data.manifest import Manifest, read_manifest
 from halfstep.run.errors import UserError
 from halfstep.run.files import resolve_user_path
 from halfstep.settings import Params, load_params
-
-HUB_TOKENIZERS = dict.fromkeys(
-    [name for size in ("", "-medium", "-large", "-xl") for name in (f"gpt2{size}", f"openai-community/gpt2{size}")],
-    50257,
-)
-"""Entries of public tokenizers, by hub id."""
+from halfstep.tools.planning.networks import GPT2_SIZES, GPT2_VOCAB_SIZE
 
 HUB_CORPORA = {"Skylion007/openwebtext": 9_000_000_000}
 """Tokens of public corpora under GPT-2's tokenizer, by hub id: OpenWebText has about nine billion."""
@@ -62,8 +57,8 @@ def known_vocab_size(params: Params, manifest: Manifest | None, given: int | Non
 
         loaded = load_tokenizer(folder)
         return Known(len(loaded) + (loaded.mask_token is None), f"{tokenizer.source} and a mask token")
-    if tokenizer.source in HUB_TOKENIZERS:
-        return Known(HUB_TOKENIZERS[tokenizer.source] + 1, f"{tokenizer.source}'s tokenizer and a mask token")
+    if tokenizer.source.removeprefix("openai-community/") in GPT2_SIZES:
+        return Known(GPT2_VOCAB_SIZE + 1, f"{tokenizer.source}'s tokenizer and a mask token")
     raise UserError(
         f"how many tokens the tokenizer {tokenizer.source} has is known when it is loaded: give --vocab-size, the mask"
         " token included, or a local folder in data.tokenizer.source"
@@ -71,11 +66,7 @@ def known_vocab_size(params: Params, manifest: Manifest | None, given: int | Non
 
 
 def known_num_tokens(params: Params, manifest: Manifest | None, given: int | None) -> Known | None:
-    """Tokens of the training and the validation documents together; None where nothing says it.
-
-    Args:
-        params, manifest, given: as in `known_vocab_size`.
-    """
+    """Tokens of the training and the validation documents together; None where nothing says it."""
     if given is not None:
         return Known(given, "--num-tokens")
     if manifest is not None:

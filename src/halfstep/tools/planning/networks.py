@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass
 
-FREQUENCY_EMBEDDING_SIZE = 256
-"""Sinusoids of the noise that the denoiser's conditioning is made from, as in `halfstep.model.denoiser`."""
+from halfstep.model.denoiser import FREQUENCY_EMBEDDING_SIZE
+
+GPT2_SIZES = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
+"""Width, blocks and heads of the public GPT-2s, by hub id."""
+GPT2_VOCAB_SIZE = 50257
 
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of a network.
+    """Sizes of a network; `vocab_size` counts the mask token.
 
-    Attributes:
-        vocab_size: tokens, the mask token included.
-        hidden_size, num_blocks, num_heads: width, depth, heads.
-        length: tokens of the longest sequence.
-        cond_dim: width of a denoiser's conditioning; None is a GPT-2, whose projection is its embedding.
+    `cond_dim` is the width of a denoiser's conditioning; None is a GPT-2, whose projection is its embedding.
     """
 
     vocab_size: int
@@ -32,23 +36,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of a network by part; `outer` is what is neither embedding of the tokens, block nor projection."""
+    """Parameters of a network by part; `others` is what is neither embedding of the tokens, block nor projection."""
 
     embedding: int
-    block: int
-    num_blocks: int
+    blocks: int
     projection: int
-    outer: int
-
-    @property
-    def blocks(self) -> int:
-        """Of all blocks."""
-        return self.block * self.num_blocks
-
-    @property
-    def total(self) -> int:
-        """Of the network."""
-        return self.embedding + self.blocks + self.projection + self.outer
+    others: int
+    total: int
 
 
 def count_parameters(network: Network) -> Parameters:
@@ -56,10 +50,12 @@ def count_parameters(network: Network) -> Parameters:
     h, v, c = network.hidden_size, network.vocab_size, network.cond_dim
     # Attention and MLP have matrices of 4 and 8 h^2 entries; the MLP has biases, the attention of GPT-2 too.
     if c is None:
-        return Parameters(v * h, 12 * h**2 + 13 * h, network.num_blocks, 0, network.length * h + 2 * h)
-    block = 12 * h**2 + 7 * h + 6 * h * (c + 1)
-    conditioning = (FREQUENCY_EMBEDDING_SIZE + 1) * c + (c + 1) * c
-    return Parameters(v * h, block, network.num_blocks, (h + 1) * v, conditioning + h + 2 * h * (c + 1))
+        block, projection, others = 12 * h**2 + 13 * h, 0, network.length * h + 2 * h
+    else:
+        block, projection = 12 * h**2 + 7 * h + 6 * h * (c + 1), (h + 1) * v
+        others = (FREQUENCY_EMBEDDING_SIZE + 1) * c + (c + 1) * c + h + 2 * h * (c + 1)
+    parts = (v * h, block * network.num_blocks, projection, others)
+    return Parameters(*parts, total=sum(parts))
 
 
 def body_flops(network: Network, num_tokens: float, num_wanted: float, num_keys: float) -> float:
@@ -81,11 +77,7 @@ def body_flops(network: Network, num_tokens: float, num_wanted: float, num_keys:
     return num_blocks * attention * num_tokens + rest * ((num_blocks - 1) * num_tokens + last)
 
 
-def head_flops(network: Network, num_rows: float) -> float:
-    """Floating-point operations of projecting some positions to the vocabulary."""
-    return 2 * network.hidden_size * network.vocab_size * num_rows
-
-
 def forward_flops(network: Network, num_tokens: float, num_wanted: float, num_keys: float) -> float:
-    """`body_flops`, and `head_flops` of the positions that are wanted."""
-    return body_flops(network, num_tokens, num_wanted, num_keys) + head_flops(network, num_wanted)
+    """`body_flops`, and those of projecting the positions that are wanted to the vocabulary."""
+    head = 2 * network.hidden_size * network.vocab_size * num_wanted
+    return body_flops(network, num_tokens, num_wanted, num_keys) + head

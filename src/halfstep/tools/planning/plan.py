@@ -1,29 +1,33 @@
 """A plan: what each stage computes, holds and writes, from the parameters alone."""
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from halfstep.run.files import read_json, resolve_user_path
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.objectives import OBJECTIVES
 from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE
+from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import TrainingSettings, num_parts
-from halfstep.tools.planning.corpus import HUB_TOKENIZERS, Known
-from halfstep.tools.planning.devices import GPUS, Gpu
-from halfstep.tools.planning.disk import Disk, disk_of
-from halfstep.tools.planning.expectations import expected_evaluations, masked_share, teacher_shares
-from halfstep.tools.planning.memory import Memory, device_of, evaluation_memory, sampling_memory, training_memory
+from halfstep.tools.planning.corpus import Known
+from halfstep.tools.planning.memory import FLOAT, Memory, device_of, training_memory
 from halfstep.tools.planning.networks import (
+    GPT2_SIZES,
+    GPT2_VOCAB_SIZE,
     Network,
     Parameters,
     body_flops,
     count_parameters,
     forward_flops,
-    head_flops,
 )
+from halfstep.training.checkpoint import NUM_KEPT
 
-BASELINE_STAGE = "baseline"
+STATE = 4
+"""Numbers in a training state for each parameter: the weight, its average, and both moments."""
+
+TEXT_BYTES_PER_TOKEN = 4.5
+"""English under GPT-2's tokenizer, about; in a table of samples the text is beside its tokens."""
 
 USABLE_SHARE = 0.9
 """Of a GPU's memory: CUDA, torch and what an allocator cannot reuse take the rest."""
@@ -31,19 +35,33 @@ USABLE_SHARE = 0.9
 FORWARD_AND_BACKWARD = 3
 """A backward pass makes two products for each one of the forward pass: by the inputs and by the weights."""
 
-SCORERS = {
-    "gpt2": (768, 12, 12),
-    "gpt2-medium": (1024, 24, 16),
-    "gpt2-large": (1280, 36, 20),
-    "gpt2-xl": (1600, 48, 25),
-}
-"""Width, blocks and heads of public causal models, by hub id."""
-
 LEFT_OUT = (
     "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
     "prepare, latency, report and track",
     "validation during training",
 )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a data sheet says: operations per second are in bf16, dense; memory is as sold, and a driver keeps some."""
+
+    name: str
+    flops_per_second: float
+    bytes_per_second: float
+    memory_bytes: int
+
+
+GPUS = (
+    Gpu("A100-40GB", 312e12, 1.555e12, 40 * 10**9),
+    Gpu("A100-80GB", 312e12, 2.039e12, 80 * 10**9),
+    Gpu("H100-SXM", 989e12, 3.35e12, 80 * 10**9),
+    Gpu("H200-SXM", 989e12, 4.8e12, 141 * 10**9),
+    Gpu("L40S", 362e12, 0.864e12, 48 * 10**9),
+    Gpu("RTX-4090", 165e12, 1.008e12, 24 * 10**9),
+)
+"""Source: NVIDIA's data sheets of A100 (SXM), H100 (SXM), H200 (SXM) and L40S, tensor-core bf16 without sparsity; RTX
+4090: NVIDIA Ada GPU Architecture, Appendix A, bf16 with float32 accumulation."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,6 @@ class Work:
         num_tokens: of all sequences that pass through the stage, once each.
         flops: floating-point operations of the matrix products, in all.
         bytes_read: of weights and cache, at least, where a stage makes more network evaluations than arithmetic fills.
-        busiest_share: of the work that falls to the device that has most of it: batches are not divided further.
     """
 
     stage: str
@@ -65,65 +82,63 @@ class Work:
     num_steps: int | None
     num_tokens: float
     flops: float
-    bytes_read: float
-    busiest_share: float
+    bytes_read: float = 0
 
     @property
     def flops_per_step(self) -> float | None:
         """Of an optimizer step."""
         return self.flops / self.num_steps if self.num_steps else None
 
-    def seconds(self, gpu: Gpu, mfu: float) -> float:
+    def seconds(self, gpu: Gpu, mfu: float, num_devices: int) -> float:
         """For one model: at a share of the GPU's peak, or at the speed of its memory where that is less."""
         arithmetic = self.flops / (gpu.flops_per_second * mfu)
-        return max(arithmetic, self.bytes_read / gpu.bytes_per_second) * self.busiest_share
+        return max(arithmetic, self.bytes_read / gpu.bytes_per_second) / num_devices
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a device holds in a stage.
+    """What a device holds in a stage that trains.
 
     Attributes:
         stage: its name.
         num_sequences: computed at once.
+        num_accumulation_steps: of the parameters.
         memory: at the fullest moment.
-        fits: for each GPU, by name: an empty text if it fits; the override with which it does; None where none helps.
+        fits: for each GPU, by name: the fewest accumulation steps with which it fits; None where none do.
     """
 
     stage: str
     num_sequences: int
+    num_accumulation_steps: int
     memory: Memory
-    fits: dict[str, str | None]
+    fits: dict[str, int | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it, see the fields' types; `num_tokens` is None where nothing says how large the corpus is."""
+    """All of it; `num_tokens` is None where nothing says how large the corpus is, `disk` is bytes by what they are."""
 
     preset: str
     vocab_size: Known
     num_tokens: Known | None
     denoiser: Parameters
-    baseline: Parameters
+    autoregressive: Parameters
     precision: str
     num_devices: int
     strategy: str
     works: list[Work]
     loads: list[Load]
-    disk: Disk
+    disk: dict[str, float | None]
     left_out: list[str]
 
     def as_dict(self, mfu: float) -> dict[str, Any]:
         """Plain values for a file: bytes, seconds, floating-point operations."""
         values = asdict(self)
-        for name in ("denoiser", "baseline"):
-            values[name]["total"] = getattr(self, name).total
         for work, planned in zip(self.works, values["works"], strict=True):
             planned["flops_per_step"] = work.flops_per_step
-            planned["seconds"] = {gpu.name: work.seconds(gpu, mfu) for gpu in GPUS}
+            planned["seconds"] = {gpu.name: work.seconds(gpu, mfu, self.num_devices) for gpu in GPUS}
         for load, planned in zip(self.loads, values["loads"], strict=True):
             planned["memory"]["total"] = load.memory.total
-        values["disk"]["total"] = self.disk.total
         return {**values, "mfu": mfu, "gpus": [asdict(gpu) for gpu in GPUS]}
 
 
@@ -135,33 +150,22 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         vocab_size: tokens, the mask token included.
         num_tokens: of the corpus; None where it is not known.
     """
-    model = params.model
-    denoiser = Network(
-        vocab_size.value,
-        model.hidden_size,
-        model.num_blocks,
-        model.num_heads,
-        params.data.context_length,
-        model.cond_dim,
-    )
-    baseline = replace(denoiser, cond_dim=None)
-    scorer = _scorer(params, baseline)
-    sizes = count_parameters(denoiser), count_parameters(baseline)
-    tokens = num_tokens.value if num_tokens else None
+    sizes = params.model.model_dump(exclude={"dropout"})
+    denoiser = Network(vocab_size.value, length=params.data.context_length, **sizes)
+    autoregressive = replace(denoiser, cond_dim=None)
+    scorer = _scorer(params, autoregressive)
     return Plan(
         preset=params.preset,
         vocab_size=vocab_size,
         num_tokens=num_tokens,
-        denoiser=sizes[0],
-        baseline=sizes[1],
+        denoiser=count_parameters(denoiser),
+        autoregressive=count_parameters(autoregressive),
         precision=device_of(params)[1],
         num_devices=params.launch.num_processes,
         strategy=params.launch.strategy,
-        works=list(_works(params, denoiser, baseline, scorer)),
-        loads=list(_loads(params, denoiser, baseline, scorer)),
-        disk=disk_of(
-            params, denoiser=sizes[0].total, baseline=sizes[1].total, vocab_size=vocab_size.value, num_tokens=tokens
-        ),
+        works=list(_works(params, denoiser, autoregressive, scorer)),
+        loads=list(_loads(params, denoiser, autoregressive)),
+        disk=_disk(params, denoiser, autoregressive, num_tokens),
         left_out=[*(() if scorer else (f"evaluate.scorer {params.evaluate.scorer}, of unknown size",)), *LEFT_OUT],
     )
 
@@ -169,192 +173,158 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
 def training_flops(params: Params, network: Network, stage: str, round_index: int = 1) -> float:
     """Floating-point operations of an optimizer step, on average over the noise.
 
+    An objective of distillation says itself what it asks of the teacher, by a function `teacher_passes` in its file.
+
     Args:
         params: all parameters.
         network: that is trained.
         stage: pretrain, baseline or distill.
-        round_index: of distill, from 1: in later rounds more unmasks in a teacher's first step. An objective other than
-            nelbo is taken to ask the teacher as SDTT's does.
+        round_index: of distill, from 1: in later rounds more unmasks in a teacher's first step.
     """
     settings: TrainingSettings = getattr(params, stage)
-    length, epsilon = params.data.context_length, params.noise.epsilon
-    if stage == BASELINE_STAGE:
+    length = params.data.context_length
+    if stage == "baseline":
         length -= 1
-        num_tokens = num_wanted = float(settings.batch_size * length)
+        share_wanted = 1.0
     else:
-        min_time = (params.distill if stage == "distill" else params.pretrain).min_time
-        num_tokens = settings.batch_size * length
-        num_wanted = num_tokens * masked_share(epsilon, min_time)
-    flops = FORWARD_AND_BACKWARD * forward_flops(network, num_tokens, num_wanted, length)
+        share_wanted = _masked_share(params, (params.distill if stage == "distill" else params.pretrain).min_time)
+    num_tokens = settings.batch_size * length
+    flops = FORWARD_AND_BACKWARD * forward_flops(network, num_tokens, num_tokens * share_wanted, length)
     if params.launch.gradient_checkpointing:
-        flops += body_flops(network, num_tokens, num_wanted, length)
-    if stage == "distill" and params.distill.objective != "nelbo":
-        distill = params.distill
-        shares = teacher_shares(
-            dt=distill.num_teacher_steps ** (round_index - 1) / distill.base_num_steps,
-            num_teacher_steps=distill.num_teacher_steps,
-            length=length,
-            epsilon=epsilon,
-            min_time=distill.min_time,
-        )
-        for evaluated, unmasking in shares:
-            flops += forward_flops(network, num_tokens * evaluated, num_tokens * unmasking, length)
+        flops += body_flops(network, num_tokens, num_tokens * share_wanted, length)
+    if stage == "distill":
+        objective = plugin_module(OBJECTIVES, params.distill.objective)
+        if hasattr(objective, "teacher_passes"):
+            schedule = LogLinearSchedule(params.noise.epsilon)
+            for evaluated, wanted in objective.teacher_passes(params.distill, round_index, schedule, length):
+                flops += forward_flops(network, num_tokens * evaluated, num_tokens * wanted, length)
     return flops
 
 
-def _works(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Work]:
-    def training(stage: str, name: str, network: Network, round_index: int = 1) -> Work:
+def _masked_share(params: Params, min_time: float) -> float:
+    """Share of the positions that are masked, on average over times evenly spread over [min_time, 1]."""
+    return (1 - params.noise.epsilon) * (1 + min_time) / 2
+
+
+def _works(params: Params, denoiser: Network, autoregressive: Network, scorer: Network | None) -> Iterator[Work]:
+    trained = [("pretrain", denoiser, 1), ("baseline", autoregressive, 1)]
+    trained += [("distill", denoiser, round_index) for round_index in range(1, params.rounds + 1)]
+    for stage, network, round_index in trained:
         settings: TrainingSettings = getattr(params, stage)
         steps = settings.num_train_steps
-        flops = steps * training_flops(params, network, stage, round_index)
+        name = f"distill@{round_index}" if stage == "distill" else stage
         num_tokens = steps * settings.batch_size * params.data.context_length
-        return Work(name, 1, steps, num_tokens, flops, 0, 1 / params.launch.num_processes)
-
-    yield training("pretrain", "pretrain", denoiser)
-    yield training(BASELINE_STAGE, BASELINE_STAGE, baseline)
-    for round_index in range(1, params.rounds + 1):
-        yield training("distill", f"distill@{round_index}", denoiser, round_index)
-    for network, names, count in _models(params, denoiser, baseline):
+        yield Work(name, 1, steps, num_tokens, steps * training_flops(params, network, stage, round_index))
+    denoisers = "0" if params.rounds == 0 else f"0..{params.rounds}"
+    for network, names, count in ((denoiser, denoisers, params.rounds + 1), (autoregressive, BASELINE, 1)):
         yield _sampling(params, network, f"sample@{names}", count)
         yield _evaluating(params, network, scorer, f"evaluate@{names}", count)
 
 
-def _models(params: Params, denoiser: Network, baseline: Network) -> Iterable[tuple[Network, str, int]]:
-    """(network, names, number) of the models that are sampled and measured."""
-    names = "0" if params.rounds == 0 else f"0..{params.rounds}"
-    return (denoiser, names, params.rounds + 1), (baseline, BASELINE, 1)
+def expected_evaluations(num_steps: int, num_masked: int) -> float:
+    """Network evaluations of one sample: the denoising steps in which at least one of its positions unmasks.
+
+    Args:
+        num_steps: denoising steps, each equally likely for each position.
+        num_masked: positions to fill.
+    """
+    return num_steps * (1 - (1 - 1 / num_steps) ** num_masked)
 
 
 def _sampling(params: Params, network: Network, name: str, num_models: int) -> Work:
     settings = params.sample
+    num_continuations = settings.num_prefixes * settings.continuations_per_prefix
     # (samples, tokens of each, tokens of them given)
     kinds = (
         (settings.num_samples, params.data.context_length, 0 if network.is_denoiser else 1),
-        (
-            settings.num_prefixes * settings.continuations_per_prefix,
-            settings.continuation_length,
-            settings.prefix_length,
-        ),
+        (num_continuations, settings.continuation_length, settings.prefix_length),
     )
-    weights = 4 * count_parameters(network).total
-    num_tokens = flops = bytes_read = busiest = 0.0
+    weights = FLOAT * count_parameters(network).total
+    num_tokens = flops = bytes_read = 0.0
     for num_samples, length, given in kinds:
-        num_batches = math.ceil(num_samples / settings.batch_size)
         new = length - given
-        flops_before = flops
         if network.is_denoiser:
             for num_steps in settings.num_steps:
                 evaluations = expected_evaluations(num_steps, new)
                 flops += num_samples * forward_flops(network, evaluations * length, new, length)
-                bytes_read += num_batches * weights * min(num_steps, new * settings.batch_size)
+                bytes_read += num_samples / settings.batch_size * num_steps * weights
                 num_tokens += num_samples * new
         else:
-            flops += num_samples * body_flops(network, length - 1, length - 1, length / 2)
-            flops += num_samples * head_flops(network, new)
-            cache = 2 * network.num_blocks * network.hidden_size * 2 * length / 2 * settings.batch_size
-            bytes_read += num_batches * new * (weights + cache)
+            flops += num_samples * forward_flops(network, length - 1, new, length / 2)
+            cache = 2 * network.num_blocks * network.hidden_size * 2 * length / 2
+            bytes_read += num_samples * new * (weights / settings.batch_size + cache)
             num_tokens += num_samples * new
-        # Batches of every number of steps are handed out in one sequence.
-        num_sets = len(settings.num_steps) if network.is_denoiser else 1
-        busiest += (flops - flops_before) * _busiest_share(params, num_sets * num_batches)
-    return Work(name, num_models, None, num_tokens, flops, bytes_read, busiest / flops)
-
-
-def _busiest_share(params: Params, num_batches: int) -> float:
-    """Of equal batches, as the devices take one each in turn, the share of the device that takes most."""
-    return math.ceil(num_batches / params.launch.num_processes) / num_batches
+    return Work(name, num_models, None, num_tokens, flops, bytes_read)
 
 
 def _evaluating(params: Params, network: Network, scorer: Network | None, name: str, num_models: int) -> Work:
     """Likelihood of the held-out text, and the scorer's reading of it and of all samples."""
-    settings, length = params.evaluate, params.data.context_length
-    held_out = settings.num_valid_sequences
-    num_tokens = num_wanted = float(held_out * length)
+    sample, length = params.sample, params.data.context_length
+    held_out = params.evaluate.num_valid_sequences * length
+    num_tokens, share_wanted = held_out, 1.0
     if network.is_denoiser:
-        num_tokens *= settings.num_nelbo_draws
-        num_wanted = num_tokens * masked_share(params.noise.epsilon, params.pretrain.min_time)
-
-    def busiest(num_sequences: int) -> float:
-        return _busiest_share(params, math.ceil(num_sequences / settings.batch_size))
-
-    flops = forward_flops(network, num_tokens, num_wanted, length)
-    of_busiest = flops * busiest(round(num_tokens / length))
-    read = num_tokens
+        num_tokens *= params.evaluate.num_nelbo_draws
+        share_wanted = _masked_share(params, params.pretrain.min_time)
+    flops = forward_flops(network, num_tokens, num_tokens * share_wanted, length)
     if scorer is not None:
-        sets = len(set(params.sample.num_steps)) if network.is_denoiser else 1
-        short = params.sample.continuation_length
-        prefixes = params.sample.num_prefixes
-        # (times that the scorer is asked, sequences, their tokens, whether for their logits or for a feature)
-        for times, count, of, is_scored in (
-            (1, held_out, length, True),
-            (sets, params.sample.num_samples, length, True),
-            (1, prefixes, short, False),
-            (sets, prefixes * params.sample.continuations_per_prefix, short, False),
-        ):
-            asked = times * count * of
-            part = forward_flops(scorer, asked, asked, of) if is_scored else body_flops(scorer, asked, asked, of)
-            flops += part
-            of_busiest += part * busiest(count)
-            read += asked
-    return Work(name, num_models, None, read, flops, 0, of_busiest / flops)
+        num_sets = len(set(sample.num_steps)) if network.is_denoiser else 1
+        # Of texts and samples the scorer's logits are wanted, of prefixes and continuations a feature.
+        scored = held_out + num_sets * sample.num_samples * length
+        short = sample.continuation_length
+        featured = sample.num_prefixes * (1 + num_sets * sample.continuations_per_prefix) * short
+        flops += forward_flops(scorer, scored, scored, length) + body_flops(scorer, featured, featured, short)
+        num_tokens += scored + featured
+    return Work(name, num_models, None, num_tokens, flops)
 
 
-def _loads(params: Params, denoiser: Network, baseline: Network, scorer: Network | None) -> Iterator[Load]:
+def _scorer(params: Params, autoregressive: Network) -> Network | None:
+    """The scorer's sizes; None where they are not known."""
+    source = params.evaluate.scorer.removeprefix("openai-community/")
+    if source in GPT2_SIZES:
+        return Network(GPT2_VOCAB_SIZE, *GPT2_SIZES[source], length=1024, cond_dim=None)
+    return autoregressive if source == f"models/{BASELINE}" else None
+
+
+def _loads(params: Params, denoiser: Network, autoregressive: Network) -> Iterator[Load]:
     num_devices = params.launch.num_processes
-    for stage, network in (("pretrain", denoiser), (BASELINE_STAGE, baseline), ("distill", denoiser)):
+    stages = [("pretrain", denoiser), ("baseline", autoregressive), *([("distill", denoiser)] if params.rounds else [])]
+    for stage, network in stages:
         settings: TrainingSettings = getattr(params, stage)
-        # What is taken as it is, from init_from, or not at all needs no memory to train.
-        if settings.num_train_steps and (stage != "distill" or params.rounds):
+        # What is taken as it is, from init_from, needs no memory to train.
+        if settings.num_train_steps:
             size, now = settings.batch_size, settings.num_accumulation_steps
             finer = [n for n in range(now, size + 1) if not size % num_parts(n, num_devices)]
             tried = {n: training_memory(params, network, stage, n) for n in finer}
-            yield _load(stage, size // num_parts(now, num_devices), f"{stage}.num_accumulation_steps", tried)
-    for network, names, _ in _models(params, denoiser, baseline):
-        size = params.sample.batch_size
-        tried = {n: sampling_memory(params, network, n) for n in _halved(size)}
-        yield _load(f"sample@{names}", size, "sample.batch_size", tried)
-        size = params.evaluate.batch_size
-        tried = {n: evaluation_memory(params, network, scorer, n) for n in _halved(size)}
-        yield _load(f"evaluate@{names}", size, "evaluate.batch_size", tried)
+            fits = {gpu.name: _fewest(tried, gpu) for gpu in GPUS}
+            yield Load(stage, size // num_parts(now, num_devices), now, tried[now], fits)
 
 
-def _load(stage: str, num_sequences: int, key: str, tried: dict[int, Memory]) -> Load:
-    """A load, where memory is known for the value that a parameter has, the first, and for others that need less."""
-    now, memory = next(iter(tried.items()))
-    fits = {
-        gpu.name: next(
-            (
-                "" if value == now else f"{key}={value}"
-                for value, needed in tried.items()
-                if needed.total <= USABLE_SHARE * gpu.memory_bytes
-            ),
-            None,
-        )
-        for gpu in GPUS
+def _fewest(tried: dict[int, Memory], gpu: Gpu) -> int | None:
+    return next((n for n, memory in tried.items() if memory.total <= USABLE_SHARE * gpu.memory_bytes), None)
+
+
+def _disk(
+    params: Params, denoiser: Network, autoregressive: Network, num_tokens: Known | None
+) -> dict[str, float | None]:
+    """Bytes that a run of the whole pipeline writes, by what they are; None where the corpus's size is not known."""
+    sizes: Sequence[int] = [count_parameters(network).total for network in (denoiser, autoregressive)]
+    length, sample = params.data.context_length, params.sample
+    # Every row has BOS and EOS around its tokens.
+    id_bytes = 2 if denoiser.vocab_size <= 2**16 else 4
+    tokens = None if num_tokens is None else num_tokens.value * length / (length - 2) * id_bytes
+    models = FLOAT * (sizes[0] * (params.rounds + 1) + sizes[1])
+    states = FLOAT * STATE * sizes[0] * params.rounds
+    drawn = sample.num_samples * length
+    drawn += sample.num_prefixes * sample.continuations_per_prefix * sample.continuation_length
+    # An id in four bytes, its step in two, its text; the baseline's are drawn once.
+    num_sets = len(sample.num_steps) * (params.rounds + 1) + 1
+    samples = num_sets * drawn * (4 + 2 + TEXT_BYTES_PER_TOKEN)
+    return {
+        "data/tokens": tokens,
+        "models": models,
+        "states": states,
+        "samples": samples,
+        "checkpoints": (NUM_KEPT + 1) * FLOAT * STATE * max(sizes),
+        "DVC's cache": (tokens or 0) + models + states + samples,
+        "MLflow": models if params.tracking.log_models else 0,
     }
-    return Load(stage, num_sequences, memory, fits)
-
-
-def _halved(number: int) -> Iterator[int]:
-    while number:
-        yield number
-        number //= 2
-
-
-def _scorer(params: Params, baseline: Network) -> Network | None:
-    """The scorer's sizes; None where they are not known."""
-    source = params.evaluate.scorer
-    if source == f"models/{BASELINE}":
-        return baseline
-    hub_id = source.removeprefix("openai-community/")
-    if hub_id in SCORERS:
-        return Network(HUB_TOKENIZERS[hub_id], *SCORERS[hub_id], length=1024, cond_dim=None)
-    try:
-        values = read_json(resolve_user_path(source) / "config.json")
-        names = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
-        vocab_size, hidden_size, num_blocks, num_heads, length = (int(values[name]) for name in names)
-        return Network(vocab_size, hidden_size, num_blocks, num_heads, length, None)
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
