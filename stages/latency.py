@@ -20,7 +20,7 @@ def main(
     """
     import torch
 
-    from halfstep.data.tokens import vocab_size_of
+    from halfstep.data.tokens.packed import vocab_size_of
     from halfstep.evaluation.latency import time_generation
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser

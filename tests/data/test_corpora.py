@@ -20,15 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from halfstep.data import corpora, reading
-from halfstep.data.cloze import passages_of
-from halfstep.data.corpora import base, pydocs
-from halfstep.data.corpora.base import open_corpus, store_documents
+from halfstep.data import corpora
+from halfstep.data.corpora import pydocs
 from halfstep.data.corpora.stories import make_passages, stories
-from halfstep.data.finding import find_files
-from halfstep.data.hub import read_hub
-from halfstep.data.reading import read_texts, text_encoding
+from halfstep.data.packing.documents import open_corpus, store_documents
+from halfstep.data.texts import encoding, reading
+from halfstep.data.texts.cloze import passages_of
+from halfstep.data.texts.hub import read_hub
+from halfstep.data.texts.reading import read_texts, text_encoding
 from halfstep.run.errors import UserError
+from halfstep.run.finding import find_files
 from halfstep.settings import Params
 from halfstep.settings.data import CorpusSettings
 from halfstep.settings.plugins import Plugin
@@ -181,7 +182,7 @@ def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
 
 @pytest.mark.parametrize("num_characters", [1, 5, 30, 1000])
 def test_documents_are_kept_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_characters: int) -> None:
-    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", num_characters)
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_BATCH", num_characters)
     texts = ["one", None, "", "four " * 9, "five", "six"]
     documents = store_documents(texts, None, tmp_path)
     assert list(documents) == texts

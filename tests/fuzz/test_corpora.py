@@ -17,9 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfstep.data.cloze import load_cloze
-from halfstep.data.reading import read_texts
-from halfstep.data.tokens import load_tokens, vocab_size_of
+from halfstep.data.texts.cloze import load_cloze
+from halfstep.data.texts.reading import read_texts
+from halfstep.data.tokens.packed import load_tokens, vocab_size_of
 
 ROOT = Path(__file__).parents[2]
 LARGE = int(os.environ.get("HALFSTEP_FUZZ", "1")) > 1

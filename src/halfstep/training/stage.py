@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.fits import check_fits
-from halfstep.data.manifest import MANIFEST_FILE
-from halfstep.data.tokens import PackedTokens, first_batches, load_tokens, token_batches, vocab_size_of
+from halfstep.data.tokens.manifest import MANIFEST_FILE
+from halfstep.data.tokens.packed import PackedTokens, first_batches, load_tokens, token_batches, vocab_size_of
 from halfstep.objectives.base import Objective
 from halfstep.run import ranks
 from halfstep.run.errors import nan_as_user_error
 from halfstep.run.files import written_by_main
+from halfstep.run.fits import check_fits
 from halfstep.run.inputs import inputs_of
 from halfstep.run.launch import enter
 from halfstep.run.stage_times import record_stage

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.data.encoding import Batch, Ids, encode_batches
-from halfstep.data.manifest import PackedSplit, Shard
+from halfstep.data.texts.encoding import Batch, Ids, as_rows, encode_batches, id_type
+from halfstep.data.tokens.manifest import PackedSplit, Shard
 from halfstep.run.console import console
 from halfstep.run.errors import UserError
 from halfstep.run.files import file_hash, read_json, write_json
@@ -21,7 +21,7 @@ from halfstep.run.files import file_hash, read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from halfstep.data.corpora.base import Documents
+    from halfstep.data.packing.documents import Documents
 
 BYTES_PER_PROCESS = 16_000_000
 """Text for which a further process is worth its start."""
@@ -102,16 +102,6 @@ def pack_documents(
         return shards.finish()
 
 
-def as_rows(ids: Ids, context_length: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Ids, Ids]:
-    """(the full rows `[BOS] chunk [EOS]` of a stream of tokens, [num_rows, context_length]; the rest of the stream)."""
-    num_rows, num_left = divmod(len(ids), context_length - 2)
-    rows = np.empty((num_rows, context_length), ids.dtype)
-    rows[:, 0] = tokenizer.bos_token_id
-    rows[:, -1] = tokenizer.eos_token_id
-    rows[:, 1:-1] = ids[: len(ids) - num_left].reshape(num_rows, context_length - 2)
-    return rows, ids[len(ids) - num_left :]
-
-
 def num_documents_packed(folder: Path, name: str) -> int:
     """How many documents an earlier call of `pack_documents` had noted as done."""
     path = _progress_path(folder, name)
@@ -120,11 +110,6 @@ def num_documents_packed(folder: Path, name: str) -> int:
 
 def _progress_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.progress.json"
-
-
-def id_type(vocab_size: int) -> Literal["uint16", "uint32"]:
-    """The name of the smallest type that holds all ids of a vocabulary."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 def num_cores() -> int:

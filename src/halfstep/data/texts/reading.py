@@ -14,10 +14,10 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from halfstep.data.finding import described, look_up
 from halfstep.run.console import console
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.run.files import unchanged
+from halfstep.run.finding import described, look_up
 from halfstep.run.retries import with_retries
 
 logger = logging.getLogger(__name__)

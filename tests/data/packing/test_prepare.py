@@ -12,15 +12,15 @@ import pytest
 import yaml
 from stages import prepare as stage
 
-from halfstep.data import prepare as preparing
-from halfstep.data import reading
 from halfstep.data.corpora.stories import stories
+from halfstep.data.packing import prepare as preparing
+from halfstep.data.texts import reading
 from halfstep.data.tokenizer import load_tokenizer
-from halfstep.data.tokens import load_tokens, verify_tokens
+from halfstep.data.tokens.packed import load_tokens, verify_tokens
 from halfstep.run import console
 from halfstep.run.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def write_params(folder: Path, **data: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from dvc.fs import LocalFileSystem
 
-from halfstep.data.cloze import check_passage, load_cloze, split_passage, write_cloze
+from halfstep.data.texts.cloze import check_passage, load_cloze, split_passage, write_cloze
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.evaluation.metrics.cloze import load_passages
 from halfstep.run.errors import UserError

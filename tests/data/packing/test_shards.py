@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfstep.data import encoding, packing
-from halfstep.data.corpora import base
-from halfstep.data.corpora.base import Documents, store_documents
-from halfstep.data.manifest import Split
-from halfstep.data.packing import chosen_batches, num_documents_packed, pack_documents, split_documents
+from halfstep.data.packing import shards as packing
+from halfstep.data.packing.documents import Documents, store_documents
+from halfstep.data.packing.shards import chosen_batches, num_documents_packed, pack_documents, split_documents
+from halfstep.data.texts import encoding
 from halfstep.data.tokenizer import train_bpe_tokenizer
+from halfstep.data.tokens.manifest import Split
 from halfstep.run.errors import MachineFault, UserError
 
 TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|> here." for i in range(40)]
@@ -30,7 +30,7 @@ TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that rows and shards cross the borders of batches, and there are batches for several processes."""
-    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", 150)
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_BATCH", 150)
     monkeypatch.setattr(packing, "BYTES_PER_PROCESS", 100)
 
 
@@ -287,8 +287,8 @@ PACK_AND_DIE = """
 import multiprocessing, os, sys
 from pathlib import Path
 import numpy as np
-from halfstep.data import packing
-from halfstep.data.corpora.base import Documents
+from halfstep.data.packing import shards as packing
+from halfstep.data.packing.documents import Documents
 from tokenizers import Tokenizer
 
 class Loaded:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.data.corpora import CORPORA
-from halfstep.data.encoding import encode_pair
-from halfstep.data.hub import datasets_cache
-from halfstep.data.reading import read_json_lines
+from halfstep.data.texts.encoding import encode_pair
+from halfstep.data.texts.hub import datasets_cache
+from halfstep.data.texts.reading import read_json_lines
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import atomic_path, resolve_user_path, unchanged

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfstep.data import tokens as tokens_module
-from halfstep.data.tokens import (
+from halfstep.data.tokens import packed as tokens_module
+from halfstep.data.tokens.packed import (
     PackedTokens,
     first_batches,
     load_tokens,

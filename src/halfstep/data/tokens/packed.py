@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, read_manifest
+from halfstep.data.tokens.manifest import MANIFEST_FILE, Shard, Split, read_manifest
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import file_hash
 from halfstep.run.retries import with_retries

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from halfstep.data.reading import ROWS_PER_READ, check_column, check_strings
+from halfstep.data.texts.reading import ROWS_PER_READ, check_column, check_strings
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import project_root
