@@ -17,7 +17,7 @@ import pytest
 
 from halfstep.data.packing import shards as packing
 from halfstep.data.packing.documents import Documents, store_documents
-from halfstep.data.packing.shards import chosen_batches, num_documents_packed, pack_documents, split_documents
+from halfstep.data.packing.shards import num_documents_packed, pack_documents, split_documents
 from halfstep.data.texts import encoding
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.data.tokens.manifest import Split
@@ -113,17 +113,6 @@ def test_only_the_chosen_documents_are_packed(tmp_path: Path) -> None:
     tokens, split = pack(TEXTS, tmp_path, is_chosen=is_chosen)
     assert tokens.tolist() == packed_slowly(TEXTS[1::3], 16)[0]
     assert split.num_documents == len(TEXTS[1::3])
-
-
-@pytest.mark.parametrize("start", [0, 1, 17, 39, 40])
-def test_documents_are_read_from_any_one_on(tmp_path: Path, start: int) -> None:
-    documents = stored(TEXTS, tmp_path)
-    assert len(documents) == 40
-    found = []
-    for numbers, texts in chosen_batches(documents, np.ones(40, np.bool_), start):
-        assert list(numbers) == list(range(start + len(found), start + len(found) + len(texts)))
-        found += texts
-    assert found == TEXTS[start:]
 
 
 def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:

@@ -76,13 +76,12 @@ def pack_documents(
     Args:
         documents: a null is no document. The same ones in every call for one `folder` and `name`.
         is_chosen: the documents that are packed, [number of documents].
-        tokenizer: with BOS and EOS and the mask token as its last id.
+        tokenizer: with BOS, EOS and the mask token as its last id.
         folder, name: for shards `name-00000.npy` and so on, uint16 if the ids fit and else uint32.
         context_length: tokens per row, BOS and EOS included.
-        tokens_per_shard: rows of as many tokens fill a shard.
-        num_workers: processes that tokenize, fewer for little text; with 1, the tokenizer's own threads do; None is
-            as many as there are cores.
-        on_documents: told the number of documents done and a note, now and then.
+        num_workers: processes that tokenize, fewer for little text; 1 leaves it to the tokenizer's own threads, None
+            takes as many as there are cores.
+        on_documents: called with the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
         MachineFault: a process died.
@@ -276,11 +275,7 @@ class _Shards:
             hashes[self._folder / f"{self._name}-{len(hashes):05}.npy"] = None
         for path, known in hashes.items():
             if not path.is_file() or (known and file_hash(path) != known):
-                console.print(
-                    f"{path} changed since it was written: {self._name} is tokenized anew",
-                    style="yellow",
-                    markup=False,
-                    soft_wrap=True,
-                )
+                line = f"{path} changed since it was written: {self._name} is tokenized anew"
+                console.print(line, style="yellow", markup=False, soft_wrap=True)
                 return {}
         return progress
