@@ -167,7 +167,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("at", ["_write", "_note", "_close"])
+@pytest.mark.parametrize("at", ["_write", "_note", "_finish_shard"])
 def test_cut_off_anywhere_and_called_again_it_writes_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
