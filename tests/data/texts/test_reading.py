@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from halfstep.data.texts import reading
 from halfstep.data.texts.hub import read_hub
-from halfstep.data.texts.reading import read_texts, text_encoding
+from halfstep.data.texts.reading import read_texts
 from halfstep.run.errors import UserError
 
 Read = Callable[..., list[str]]
@@ -66,26 +66,6 @@ def test_a_document_that_no_memory_holds_is_refused(
         read(f"a{suffix}")
     monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 2**21)
     assert read(f"a{suffix}") == [text]
-
-
-@pytest.mark.parametrize(("place", "scan"), [(0, 64), (63, 64), (64, 64), (200, 64), (299, 64), (151, 1), (63, 63)])
-def test_the_byte_that_is_no_utf8_is_found_wherever_reads_end(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: int, scan: int
-) -> None:
-    monkeypatch.setattr(reading, "BYTES_PER_SCAN", scan)
-    content = bytearray("é".encode() * 150)
-    assert content.decode() == "é" * 150
-    (root / "a.txt").write_bytes(content)
-    assert text_encoding(root / "a.txt") == "utf-8-sig"
-    content[place] = 0xFF
-    (root / "a.txt").write_bytes(content)
-    with pytest.raises(UnicodeDecodeError) as expected:
-        content.decode()
-    assert text_encoding(root / "a.txt") == "latin-1"
-    assert f"a.txt is not UTF-8 (byte {expected.value.start})" in caplog.text
-    (root / "a.txt").write_bytes(content + b"\x01")
-    with pytest.raises(UserError, match="binary or compressed"):
-        text_encoding(root / "a.txt")
 
 
 def test_jsonl_and_parquet_columns(root: Path, read: Read) -> None:
