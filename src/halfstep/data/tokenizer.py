@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
-from halfstep.run.files import resolve_user_path
-from halfstep.run.inputs import local_files
+from halfstep.run.files import is_there, resolve_user_path
 from halfstep.run.retries import with_retries
 from halfstep.settings.data import TokenizerSettings
 
@@ -98,8 +97,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     """
     from transformers import AutoTokenizer
 
-    is_local = isinstance(source, Path) or bool(local_files("data.tokenizer.source", source))
-    name = str(resolve_user_path(source)) if is_local and isinstance(source, str) else str(source)
+    folder = source if isinstance(source, Path) else resolve_user_path(source)
+    is_local = is_there(folder) or isinstance(source, Path) or source.startswith((".", "/", "~"))
+    name = str(folder) if is_local else str(source)
     try:
         tokenizer = with_retries(
             f"tokenizer {name}",
