@@ -25,8 +25,8 @@ import psutil
 import typer
 import yaml
 
-from halfstep.data.manifest import read_manifest
-from halfstep.data.packing import num_cores, num_documents_packed
+from halfstep.data.packing.shards import num_cores, num_documents_packed
+from halfstep.data.tokens.manifest import read_manifest
 from halfstep.run import console
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json, write_json

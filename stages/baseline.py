@@ -20,10 +20,10 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
-    from halfstep.data.fits import check_baseline
     from halfstep.model.gpt2 import load_autoregressive, new_gpt2
     from halfstep.objectives.autoregressive import autoregressive_objective
     from halfstep.run.files import local_or_hub
+    from halfstep.run.fits import check_baseline
     from halfstep.settings import load_params
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage

@@ -31,7 +31,7 @@ def main(
     """
     import copy
 
-    from halfstep.data.seeds import derive_seed
+    from halfstep.data.tokens.seeds import derive_seed
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.model.denoiser import Denoiser
     from halfstep.objectives.distillation import Distillation, distillation_objective

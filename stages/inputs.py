@@ -22,7 +22,6 @@ def main(
     Files that did not change since they were last read are not read again. Where a parameter's files are not on this
     machine, the hashes recorded before are kept.
     """
-    from halfstep.data.inputs import find_input
     from halfstep.run.errors import UserError
     from halfstep.run.files import read_json, write_json
     from halfstep.run.inputs import fingerprint, inputs_of
@@ -38,7 +37,7 @@ def main(
     except (OSError, ValueError):
         recorded = {}
     found: dict[str, list[str]] = {}
-    inputs = inputs_of(params, stage, find_input)
+    inputs = inputs_of(params, stage)
     for (name, find), value in zip(inputs.items(), named[stage].values(), strict=True):
         is_gone = bool(recorded.get(name)) and not _is_there(value)
         try:

@@ -20,7 +20,7 @@ def main(
     """
     import torch
 
-    from halfstep.data.tokens import vocab_size_of
+    from halfstep.data.tokens.manifest import read_manifest
     from halfstep.evaluation.latency import time_generation
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser
@@ -37,7 +37,7 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     precision = select_precision(params.runtime.precision, device)
-    vocab_size = vocab_size_of(tokens_path)
+    vocab_size = read_manifest(tokens_path).vocab_size
     length = settings.length or params.data.context_length
     torch.manual_seed(params.seed)
     sizes = params.model.model_dump()

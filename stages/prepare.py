@@ -26,10 +26,9 @@ def main(
     the tokens of the training and the validation documents, the tokenizer, and the cloze passages. Killed, it goes on
     after the last documents whose tokens it had noted.
     """
-    from halfstep.data.corpora.base import open_corpus
-    from halfstep.data.inputs import find_input
-    from halfstep.data.manifest import MANIFEST_FILE
-    from halfstep.data.prepare import check_sources, prepare, publish
+    from halfstep.data.packing.documents import open_corpus
+    from halfstep.data.packing.prepare import check_sources, prepare, publish
+    from halfstep.data.tokens.manifest import MANIFEST_FILE
     from halfstep.run.device import select_device
     from halfstep.run.inputs import inputs_of
     from halfstep.run.signals import stops_at_signals
@@ -44,7 +43,7 @@ def main(
         select_device(params.runtime.device)
     check_sources(params)
     with (
-        open_work("prepare", params.deciding("seed", "data"), [], inputs_of(params, "prepare", find_input)) as work,
+        open_work("prepare", params.deciding("seed", "data"), [], inputs_of(params, "prepare")) as work,
         stops_at_signals(lambda: "prepare: stopped; the same command goes on from there"),
     ):
         with open_corpus(params.data, params.seed, work.path) as documents:

@@ -25,16 +25,16 @@ def main(
     unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token was written.
     Killed, it goes on after the last batch.
     """
-    from halfstep.data.fits import check_prefixes
-    from halfstep.data.manifest import MANIFEST_FILE
-    from halfstep.data.seeds import derive_seed
     from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
-    from halfstep.data.tokens import load_tokens
+    from halfstep.data.tokens.manifest import MANIFEST_FILE
+    from halfstep.data.tokens.packed import load_tokens
+    from halfstep.data.tokens.seeds import derive_seed
     from halfstep.model.base import MaskedModel
     from halfstep.model.opening import open_model
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.errors import nan_as_user_error
     from halfstep.run.files import written_by_main
+    from halfstep.run.fits import check_prefixes
     from halfstep.run.launch import enter
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work

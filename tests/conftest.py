@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from halfstep.data.manifest import MANIFEST_FILE, Manifest, Shard, Split
+from halfstep.data.tokens.manifest import MANIFEST_FILE, Manifest, Shard, Split
 from halfstep.run.files import file_hash, write_json
 
 # Processes that run tests side by side share the cores, and so do the commands that tests start.

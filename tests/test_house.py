@@ -21,7 +21,8 @@ SOURCE = ROOT / "src"
 STAGES = sorted(path for path in (ROOT / "stages").glob("*.py") if path.name != "__init__.py")
 
 # A room imports only rooms before it. Rooms of the first group say how a command runs and what a person looks at: DVC
-# does not watch them, and no result depends on them.
+# does not watch them, and no result depends on them. Which files of the user `run` finds is part of the hashes in
+# inputs/, on which the stages that read them depend.
 ROOMS = (
     "settings", "run", "diffusion", "data", "model", "samplers", "objectives", "metrics", "samples", "tracking",
     "training", "evaluation", "report", "tools",
@@ -325,7 +326,10 @@ def test_stages_find_a_python_where_the_path_has_none(tmp_path: Path, monkeypatc
 
 
 # Rooms, or parts of them, that dvc.yaml lists as a whole. Of the others each file is something to choose.
-FOLDERS = ("diffusion", "model", "training", "evaluation/lm_eval", "metrics", "report", "tracking")
+FOLDERS = (
+    "data/packing", "data/texts", "data/tokens", "diffusion", "evaluation/lm_eval", "metrics", "model", "report",
+    "tracking", "training",
+)  # fmt: skip
 
 
 def dependency_list(name: str) -> list[str]:

@@ -123,22 +123,19 @@ def test_mask_token_in_the_middle_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab", "special_tokens", "problem"),
+    ("vocab", "special_tokens"),
     [
-        ({f"w{i}": i for i in range(2, 24) if i != 3}, {}, "has 23 tokens, the last id 23 and no id 3"),
-        ({f"w{i}": i for i in range(3, 24)}, {}, "has 23 tokens, the last id 23 and no id 2"),
-        ({"a": 2, "b": 100_000}, {}, "has 4 tokens, the last id 100000 and no id 3"),
-        ({"a": 2, "b": 2, "c": 4}, {}, "has 4 tokens, the last id 4 and no id 3"),
+        ({f"w{i}": i for i in range(2, 24) if i != 3}, {}),
+        ({"a": 2, "b": 100_000}, {}),
+        ({"a": 2, "b": 2, "c": 4}, {}),
         # The library numbers an added token by the number of tokens, and so gives it an id that is taken.
-        ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}, "gives '<x>' and 'b' the same id 4"),
-        ({"a": 2, "b": 4, "<m>": 5}, {"mask_token": "<m>"}, "has 5 tokens, the last id 5 and no id 3"),
+        ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}),
+        ({"a": 2, "b": 4, "<m>": 5}, {"mask_token": "<m>"}),
     ],
 )
-def test_ids_with_a_gap_or_of_two_tokens_are_refused(
-    vocab: dict[str, int], special_tokens: dict[str, Any], problem: str
-) -> None:
+def test_ids_with_a_gap_or_of_two_tokens_are_refused(vocab: dict[str, int], special_tokens: dict[str, Any]) -> None:
     tokenizer = wrapped({"<s>": 0, "</s>": 1, **vocab}, bos_token="<s>", eos_token="</s>", **special_tokens)
-    with pytest.raises(UserError, match=rf"{problem}.*: ids must be 0, 1, 2"):
+    with pytest.raises(UserError, match="tokens, whose ids must be 0, 1, 2"):
         with_mask_token(tokenizer)
 
 
@@ -159,7 +156,7 @@ def test_a_string_is_a_path_from_the_projects_root(tmp_path: Path, monkeypatch: 
     train_word_tokenizer(TEXTS[:5], 100).save_pretrained(tmp_path / "mine")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert len(load_tokenizer("mine")) <= 100
-    with pytest.raises(UserError, match=r"tokenizer \./other: there is no folder"):
+    with pytest.raises(UserError, match=r"tokenizer /.*other cannot be loaded .*should hold"):
         load_tokenizer("./other")
 
 

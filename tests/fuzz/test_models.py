@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from halfstep.data.corpora.base import store_documents
-from halfstep.data.packing import pack_documents
+from halfstep.data.packing.documents import store_documents
+from halfstep.data.packing.shards import pack_documents
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer, train_word_tokenizer, with_mask_token
 from halfstep.evaluation.scorer import load_scorer
 from halfstep.model.config import DenoiserConfig

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from halfstep.data.cloze import write_cloze
-from halfstep.data.corpora.base import store_documents
 from halfstep.data.corpora.stories import stories
-from halfstep.data.packing import pack_documents
+from halfstep.data.packing.documents import store_documents
+from halfstep.data.packing.shards import pack_documents
+from halfstep.data.texts.cloze import write_cloze
 from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row, write_rows

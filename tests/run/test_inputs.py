@@ -13,7 +13,6 @@ import pytest
 import yaml
 from stages import inputs as stage
 
-from halfstep.data.inputs import find_input
 from halfstep.run import inputs as module
 from halfstep.run.errors import UserError
 from halfstep.run.inputs import fingerprint, inputs_of
@@ -54,7 +53,7 @@ def compose(*overrides: str) -> Params:
 
 def now(name: str, *overrides: str) -> dict[str, list[str]]:
     """What the inputs of a stage hold."""
-    return fingerprint(inputs_of(compose(*overrides), name, find_input))
+    return fingerprint(inputs_of(compose(*overrides), name))
 
 
 def age(*files: Path) -> None:
@@ -332,7 +331,7 @@ def test_a_file_that_may_not_be_read_is_named(project: Path) -> None:
 
 def test_work_on_another_content_is_other_work_and_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def path() -> Path:
-        with open_work("prepare", {}, [], inputs_of(compose(TEXT, "data.path=my"), "prepare", find_input)) as work:
+        with open_work("prepare", {}, [], inputs_of(compose(TEXT, "data.path=my"), "prepare")) as work:
             (work.path / "kept").write_text("something")
             return work.path
 
@@ -347,5 +346,5 @@ def test_work_on_another_content_is_other_work_and_named(project: Path, capsys: 
 
 def test_the_stage_needs_no_torch() -> None:
     """It runs whenever anything does."""
-    code = "import sys; from stages import inputs; from halfstep.data import inputs; sys.exit('torch' in sys.modules)"
+    code = "import sys; from stages import inputs; from halfstep.run import inputs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from halfstep.data.manifest import read_manifest
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
+from halfstep.data.tokens.manifest import read_manifest
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.run import console

@@ -127,7 +127,9 @@ def test_reads_of_hub_and_disk_go_through_it(
     import numpy as np
     import transformers
 
-    from halfstep.data import cloze, hub, tokenizer, tokens
+    from halfstep.data import tokenizer
+    from halfstep.data.texts import cloze, hub
+    from halfstep.data.tokens import packed as tokens
     from halfstep.model import gpt2 as autoregressive
     from halfstep.model import loading as checkpoint
     from halfstep.run import files

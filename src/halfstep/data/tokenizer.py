@@ -5,12 +5,11 @@ The library is `transformers` (fast tokenizers only), imported where it is neede
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.run.errors import UserError, one_line, shown
+from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import is_there, resolve_user_path
 from halfstep.run.retries import with_retries
@@ -100,11 +99,6 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 
     folder = source if isinstance(source, Path) else resolve_user_path(source)
     is_local = is_there(folder) or isinstance(source, Path) or source.startswith((".", "/", "~"))
-    if is_local and not os.path.isdir(folder):
-        raise UserError(
-            f"tokenizer {source}: there is no folder {folder}; give one that holds tokenizer.json and"
-            " tokenizer_config.json, or a hub id"
-        )
     name = str(folder) if is_local else str(source)
     try:
         tokenizer = with_retries(
@@ -141,17 +135,17 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
         UserError: there is no BOS or EOS token, there is a mask token in the middle of the vocabulary, or the ids are
             not 0, 1, 2, ..., each of one token: the library gives a new token the id `len(tokenizer)`.
     """
-    missing = [
-        name
-        for name, token_id in (("BOS", tokenizer.bos_token_id), ("EOS", tokenizer.eos_token_id))
-        if token_id is None
-    ]
-    if missing:
+    found = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
+    if missing := [name for name, token_id in found.items() if token_id is None]:
         raise UserError(
             f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need"
             " both; set data.tokenizer.source to one that has them, such as gpt2"
         )
-    _check_ids(tokenizer)
+    if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without"
+            " gaps, each of one token; number its tokens anew, or set data.tokenizer.source to another, such as gpt2"
+        )
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
     if tokenizer.mask_token_id != len(tokenizer) - 1:
@@ -161,23 +155,6 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
             " token, such as gpt2"
         )
     return tokenizer
-
-
-def _check_ids(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens: dict[int, str] = {}
-    for token, token_id in sorted(tokenizer.get_vocab().items()):
-        other = tokens.setdefault(token_id, token)
-        if other != token:
-            problem = f"gives {shown(other)} and {shown(token)} the same id {token_id}"
-            break
-    else:
-        if not (gaps := tokens.keys() ^ range(len(tokenizer))):
-            return
-        problem = f"has {len(tokenizer)} tokens, the last id {max(tokens)} and no id {min(gaps)}"
-    raise UserError(
-        f"tokenizer {tokenizer.name_or_path} {problem}: ids must be 0, 1, 2, ... without gaps, each of one token;"
-        " number its tokens anew, or set data.tokenizer.source to another, such as gpt2"
-    )
 
 
 def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:

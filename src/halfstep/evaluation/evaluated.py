@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from halfstep.data.tokens import PackedTokens
+from halfstep.data.tokens.packed import PackedTokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfstep.data.seeds import derive_seed
+from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.nelbo import nelbo_per_token
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule

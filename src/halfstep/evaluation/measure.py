@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.inputs import find_input
-from halfstep.data.manifest import MANIFEST_FILE
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
-from halfstep.data.tokens import load_tokens
+from halfstep.data.tokens.manifest import MANIFEST_FILE
+from halfstep.data.tokens.packed import load_tokens
 from halfstep.evaluation.evaluated import Evaluated
 from halfstep.evaluation.metrics import METRICS
 from halfstep.evaluation.metrics.cloze import load_passages
@@ -69,7 +68,7 @@ def measure_model(
         read_sample_sets(samples_path / "unconditional.parquet"),
         read_sample_sets(samples_path / "continuations.parquet"),
     )
-    with open_work(f"evaluate-{model_name}", values, files, inputs_of(params, "evaluate", find_input)) as work:
+    with open_work(f"evaluate-{model_name}", values, files, inputs_of(params, "evaluate")) as work:
         model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
         mask_token_id = None if is_baseline else model.config.mask_token_id
         check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)

@@ -14,8 +14,10 @@ from typing import Any
 
 from halfstep.run.errors import UserError
 from halfstep.run.files import file_hash, project_root, read_json, resolve_user_path, unchanged, write_json
+from halfstep.run.finding import find_files, is_local
 from halfstep.run.retries import with_retries
 from halfstep.settings import Params, named_inputs
+from halfstep.settings.plugins import plugin_module
 
 Inputs = Mapping[str, Callable[[], Sequence[Path]]]
 """`parameter=value` -> the files it means now, in the order in which they are read; none where it is a hub id."""
@@ -51,18 +53,32 @@ def local_files(parameter: str, source: str) -> list[Path]:
     return []
 
 
+def find_input(parameter: str, value: Any) -> Sequence[Path]:
+    """The files that a parameter means now, in the order in which they are read; none where it is a hub id.
+
+    Raises:
+        UserError: the value means a file, and there is none.
+    """
+    if parameter == "data.source":
+        return list(plugin_module("halfstep.data.corpora", value).library_files())
+    if parameter == "data.path":
+        return find_files([value] if isinstance(value, str) else value)
+    if parameter.startswith("evaluate.likelihood_on"):
+        try:
+            return find_files([value]) if is_local(value) else []
+        except UserError as error:
+            raise UserError(f"{parameter} ({value}): {error}") from None
+    return local_files(parameter, value)
+
+
 def _is_left_out(name: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in name.parts)
 
 
-def inputs_of(params: Params, stage: str, find: Callable[[str, Any], Sequence[Path]] = local_files) -> Inputs:
-    """What a stage reads of the user's own.
-
-    Args:
-        find: parameter, value -> files.
-    """
+def inputs_of(params: Params, stage: str) -> Inputs:
+    """What a stage reads of the user's own."""
     return {
-        f"{key}={value if isinstance(value, str) else list(value)}": partial(find, key, value)
+        f"{key}={value if isinstance(value, str) else list(value)}": partial(find_input, key, value)
         for key, value in named_inputs(params)[stage].items()
     }
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfstep.data.seeds import derive_seed
+from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.projection import rows_per_chunk
 from halfstep.diffusion.subs import exclude_mask

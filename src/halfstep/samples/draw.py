@@ -21,7 +21,7 @@ from halfstep.samples.table import Batch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from halfstep.data.tokens import PackedTokens
+    from halfstep.data.tokens.packed import PackedTokens
     from halfstep.settings.evaluation import SampleSettings
 
 AUTOREGRESSIVE = Sampler("autoregressive", {})

@@ -301,7 +301,7 @@ def verify_tokens(
     tokens_path: Annotated[Path, typer.Argument(help="What `prepare` wrote.")] = Path("data/tokens"),
 ) -> None:
     """Read all shards of packed tokens, and compare them with the hashes in their manifest."""
-    from halfstep.data.tokens import verify_tokens as verify
+    from halfstep.data.tokens.packed import verify_tokens as verify
 
     print(f"{tokens_path}: {verify(tokens_path)} shards are as they were written")
 

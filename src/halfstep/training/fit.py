@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from halfstep.data.seeds import derive_seed
+from halfstep.data.tokens.seeds import derive_seed
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.run import ranks
 from halfstep.run.console import console, progress

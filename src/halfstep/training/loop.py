@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from halfstep.data.seeds import derive_seed
+from halfstep.data.tokens.seeds import derive_seed
 from halfstep.objectives.base import PRODUCT, Loss, Objective
 from halfstep.run import ranks
 from halfstep.run.console import console

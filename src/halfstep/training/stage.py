@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from halfstep.data.fits import check_fits
-from halfstep.data.manifest import MANIFEST_FILE
-from halfstep.data.tokens import PackedTokens, first_batches, load_tokens, token_batches, vocab_size_of
+from halfstep.data.tokens.manifest import MANIFEST_FILE, read_manifest
+from halfstep.data.tokens.packed import PackedTokens, first_batches, load_tokens, token_batches
 from halfstep.objectives.base import Objective
 from halfstep.run import ranks
 from halfstep.run.errors import nan_as_user_error
 from halfstep.run.files import written_by_main
+from halfstep.run.fits import check_fits
 from halfstep.run.inputs import inputs_of
 from halfstep.run.launch import enter
 from halfstep.run.stage_times import record_stage
@@ -53,7 +53,7 @@ class Stage:
         enter(params.launch, params.runtime)
         devices = make_devices(params.runtime, params.launch)
         splits = load_tokens(tokens_path, "train"), load_tokens(tokens_path, "valid")
-        vocab_size = vocab_size_of(tokens_path)
+        vocab_size = read_manifest(tokens_path).vocab_size
         check_fits(params, num_valid_sequences=len(splits[1]), vocab_size=vocab_size)
         return cls(section, params, devices, tokens_path, tokenizer_path, *splits, vocab_size)
 

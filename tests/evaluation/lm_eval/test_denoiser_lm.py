@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from halfstep.data.encoding import encode_pair
+from halfstep.data.texts.encoding import encode_pair
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import Sampler

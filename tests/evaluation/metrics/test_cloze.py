@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from halfstep.data.cloze import check_passage, write_cloze
-from halfstep.data.encoding import encode_pair
+from halfstep.data.texts.cloze import check_passage, write_cloze
+from halfstep.data.texts.encoding import encode_pair
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM

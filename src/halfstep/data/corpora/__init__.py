@@ -3,9 +3,7 @@
 A file holds the class `Settings`, a `CorpusSettings` with what the corpus needs besides (if it needs anything), and a
 function `texts(settings, seed)` that yields the documents in a fixed order; None is no document. A corpus that brings
 cloze passages has a function `cloze_passages(settings, seed)`, which yields them. Files of the user are named by a
-parameter `path`, with the meaning of `halfstep.data.finding`, so that DVC learns when they are edited.
+parameter `path`, with the meaning of `halfstep.run.finding`, so that DVC learns when they are edited.
 """
 
 CORPORA = __name__
-SHARED = ("base",)
-"""Files that are no corpora."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from halfstep.data.hub import read_hub
+from halfstep.data.texts.hub import read_hub
 from halfstep.settings.data import CorpusSettings
 
 

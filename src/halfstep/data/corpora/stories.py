@@ -246,7 +246,8 @@ def cloze_passage(rng: random.Random) -> str:
     """
     cast = _draw_cast(rng, held_out=True)
     marked = " ".join(_marked_sentences(rng, cast))
-    passages = [marked[:start].replace("*", "") + _first_word(marked[start + 1 :]) for start in _marks(marked)]
+    starts = [index for index, character in enumerate(marked) if character == "*"]
+    passages = [marked[:start].replace("*", "") + _words(marked[start + 1 :])[0] for start in starts]
     # Only a passage that shows the whole cast is sure not to begin a story of the corpus as well.
     return rng.choice([passage for passage in passages if set(cast.key_words) <= set(_words(passage))])
 
@@ -283,14 +284,6 @@ def _marked_sentences(rng: random.Random, cast: Cast) -> list[str]:
     plot = PLOTS[rng.choice(sorted(PLOTS))]
     sentences = [rng.choice(templates).format(**vars(cast)) for templates in plot]
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
-
-
-def _marks(marked: str) -> list[int]:
-    return [index for index, character in enumerate(marked) if character == "*"]
-
-
-def _first_word(text: str) -> str:
-    return text.split()[0].rstrip(".,")
 
 
 def _words(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from halfstep.data.reading import read_texts
+from halfstep.data.texts.reading import read_texts
 from halfstep.settings.base import NonNegativeInt
 from halfstep.settings.data import CorpusSettings
 

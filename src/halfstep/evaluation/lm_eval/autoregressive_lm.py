@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
-from halfstep.data.encoding import encode_pair
+from halfstep.data.texts.encoding import encode_pair
 from halfstep.evaluation.lm_eval.harness import digest, silenced
 from halfstep.run.errors import UserError
 from halfstep.run.work import Arrays, cached

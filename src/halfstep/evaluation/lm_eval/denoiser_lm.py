@@ -13,8 +13,8 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from halfstep.data.encoding import encode_pair
-from halfstep.data.seeds import derive_seed
+from halfstep.data.texts.encoding import encode_pair
+from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.evaluation.lm_eval.harness import digest
 from halfstep.evaluation.lm_eval.order_agnostic import LogLikelihood, Maskings, draw_maskings, log_likelihood

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halfstep.data.cloze import read_passages, split_passage
+from halfstep.data.texts.cloze import read_passages, split_passage
 from halfstep.evaluation.evaluated import Evaluated, rows_of
 from halfstep.evaluation.lm_eval.harness import silenced
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from halfstep.data.tokens import load_tokens, token_pieces
+from halfstep.data.tokens.packed import load_tokens, token_pieces
 from halfstep.evaluation.evaluated import Evaluated, rows_of
 from halfstep.metrics.estimate import Estimate, mean_estimate
 from halfstep.metrics.record import Row

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from halfstep.data.texts import pack_all
+from halfstep.data.texts.rows import pack_all
 from halfstep.evaluation.evaluated import Evaluated, rows_of
 from halfstep.evaluation.likelihood import decoded_bytes
 from halfstep.metrics.record import Row

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfstep.data.manifest import Manifest, read_manifest
+from halfstep.data.tokens.manifest import Manifest, read_manifest
 from halfstep.run.errors import UserError
 from halfstep.run.files import resolve_user_path
 from halfstep.settings import Params, load_params

@@ -1,6 +1,5 @@
 """The story grammar: bounded vocabulary, determinism, agreement, cloze passages that the past gives away."""
 
-import random
 import re
 from itertools import pairwise
 
@@ -16,10 +15,8 @@ from halfstep.data.corpora.stories import (
     PLOTS,
     SPOTS,
     THINGS,
-    cloze_passage,
     make_passages,
     stories,
-    story,
 )
 from halfstep.data.tokenizer import WORD_UNITS
 
@@ -144,12 +141,6 @@ def test_no_cloze_passage_begins_a_story(documents: list[str], passages: list[st
     assert all(len(cast) >= 5 for cast in whole_casts)
     assert not casts_of_stories & set(whole_casts)
     assert not any(text.startswith(passage) for passage in passages[:100] for text in documents)
-
-
-def test_stories_and_passages_never_share_a_cast_even_from_one_stream() -> None:
-    held_out = [cloze_passage(random.Random(i)) for i in range(300)]
-    told = [story(random.Random(i)) for i in range(300)]
-    assert not any(text.startswith(passage) for text, passage in zip(told, held_out, strict=True))
 
 
 def test_every_plot_and_template_is_told(documents: list[str]) -> None:

@@ -6,15 +6,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.data.cloze import check_passage, passages_of, write_cloze
-from halfstep.data.corpora.base import Documents
-from halfstep.data.fits import check_fits, check_paths
-from halfstep.data.manifest import MANIFEST_FILE, Manifest
-from halfstep.data.packing import chosen_batches, id_type, num_documents_packed, pack_documents, split_documents
-from halfstep.data.texts import pack_all
+from halfstep.data.packing.documents import Documents
+from halfstep.data.packing.shards import chosen_batches, num_documents_packed, pack_documents, split_documents
+from halfstep.data.texts.cloze import check_passage, passages_of, write_cloze
+from halfstep.data.texts.encoding import id_type
+from halfstep.data.texts.rows import pack_all
 from halfstep.data.tokenizer import load_tokenizer, make_tokenizer
+from halfstep.data.tokens.manifest import MANIFEST_FILE, Manifest
 from halfstep.run.console import console, progress
 from halfstep.run.files import atomic_path, link_or_copy, write_json
+from halfstep.run.fits import check_fits, check_paths
 from halfstep.settings import Params
 
 if TYPE_CHECKING:

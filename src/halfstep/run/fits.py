@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfstep.data.inputs import find_input
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import local_or_hub, resolve_user_path
+from halfstep.run.inputs import find_input
 from halfstep.settings import Params, named_inputs
 
 if TYPE_CHECKING:

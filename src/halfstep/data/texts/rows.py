@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halfstep.data.corpora.base import batches
-from halfstep.data.encoding import encode
-from halfstep.data.finding import is_local
-from halfstep.data.hub import read_hub
-from halfstep.data.packing import as_rows, id_type
-from halfstep.data.reading import read_texts
-from halfstep.data.tokens import Tokens
+from halfstep.data.texts.encoding import as_rows, batches, encode, id_type
+from halfstep.data.texts.hub import read_hub
+from halfstep.data.texts.reading import read_texts
+from halfstep.data.tokens.packed import Tokens
 from halfstep.run.errors import UserError
+from halfstep.run.finding import is_local
 from halfstep.settings.evaluation import TextSourceSettings
 
 if TYPE_CHECKING:

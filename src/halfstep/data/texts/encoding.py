@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from halfstep.run.errors import MachineFault, UserError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Ids = NDArray[np.unsignedinteger[Any]]
 """Token ids in the type of the file, [num_tokens]."""
@@ -27,8 +27,25 @@ Ids = NDArray[np.unsignedinteger[Any]]
 Batch = tuple[range, list[str | None]]
 """Numbers of documents, and the texts of those of them that are tokenized; a null or a blank text gives nothing."""
 
+CHARACTERS_PER_BATCH = 1_000_000
+"""Of the texts that are written, read and tokenized at once."""
+
 BATCHES_PER_PROCESS = 3
 """At work or waiting: no process waits for text, and what is held does not grow with the corpus."""
+
+
+def batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Texts in lists of about `CHARACTERS_PER_BATCH`; a longer text is in a list of its own, or ends one."""
+    batch: list[str | None] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text or "") + 1
+        if num_characters >= CHARACTERS_PER_BATCH:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
 
 
 def encode_batches(
@@ -92,6 +109,21 @@ def encode(texts: list[str | None], tokenizer: Tokenizer, eos_token_id: int, dty
         ) from None
     ids = [np.array([*encoding.ids, eos_token_id], dtype) for encoding in encodings]
     return np.concatenate([np.empty(0, dtype), *ids])
+
+
+def as_rows(ids: Ids, context_length: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Ids, Ids]:
+    """(the full rows `[BOS] chunk [EOS]` of a stream of tokens, [num_rows, context_length]; the rest of the stream)."""
+    num_rows, num_left = divmod(len(ids), context_length - 2)
+    rows = np.empty((num_rows, context_length), ids.dtype)
+    rows[:, 0] = tokenizer.bos_token_id
+    rows[:, -1] = tokenizer.eos_token_id
+    rows[:, 1:-1] = ids[: len(ids) - num_left].reshape(num_rows, context_length - 2)
+    return rows, ids[len(ids) - num_left :]
+
+
+def id_type(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The name of the smallest type that holds all ids of a vocabulary."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 def encode_pair(

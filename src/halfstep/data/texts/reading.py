@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,23 +12,15 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from halfstep.data.finding import described, look_up
 from halfstep.run.console import console
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.run.files import unchanged
-from halfstep.run.retries import with_retries
-
-logger = logging.getLogger(__name__)
+from halfstep.run.finding import described, look_up
 
 MAX_DOCUMENT_BYTES = 2**27
 """A document is held in memory whole, and takes a hundred times its size there while it is tokenized."""
 
-BYTES_PER_SCAN = 2**20
-
 ROWS_PER_READ = 256
-
-NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
-"""Control characters that text in Latin-1 has no use for, and compressed data are full of."""
 
 HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 """One of a pair of escapes in JSON that spell a character together."""
@@ -64,13 +54,23 @@ def read_texts(paths: Sequence[str], text_column: str, split_on_blank_lines: int
 
 
 def _read_txt(file: Path, text_column: str, split_on_blank_lines: int) -> Iterator[str]:
-    encoding = text_encoding(file)
     try:
-        with file.open(encoding=encoding) as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for document in _documents_of(lines, split_on_blank_lines, file):
+                if "\0" in document:
+                    raise UserError(
+                        f"data.path: {file} holds zero bytes, so it is binary or UTF-16; convert it to UTF-8"
+                    )
                 yield document.strip("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.path: {file} is not UTF-8 ({error.reason}); convert it (iconv -f latin1 -t utf-8) or, if it is"
+            " no text, take it out of data.path"
+        ) from None
     except OSError as error:
-        raise _unreadable(file, error) from None
+        raise UserError(
+            f"data.path: {file} cannot be read ({error.strerror}); make it readable, or take it out of data.path"
+        ) from None
 
 
 def _documents_of(lines: TextIO, split_on_blank_lines: int, file: Path) -> Iterator[str]:
@@ -99,56 +99,6 @@ def _too_long(what: str) -> UserError:
         f"{what} has more than {MAX_DOCUMENT_BYTES // 2**20} MiB, and is tokenized as one: split the text into"
         " documents, a .txt file at blank lines: -S data.split_on_blank_lines=1"
     )
-
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(
-        f"data.path: {file} cannot be read ({error.strerror}); make it readable, or take it out of data.path"
-    )
-
-
-def text_encoding(file: Path) -> str:
-    """How a text is to be decoded: UTF-8, with or without a byte order mark, or else Latin-1, with a warning.
-
-    The file is read through, so that nothing is taken for text before all of it is known to be.
-
-    Raises:
-        UserError: the file cannot be read, or is no text in either encoding.
-    """
-    try:
-        not_utf8_at, is_latin1 = with_retries(str(file), lambda: _scan(file))
-    except OSError as error:
-        raise _unreadable(file, error) from None
-    if not_utf8_at is None:
-        return "utf-8-sig"
-    if not is_latin1:
-        raise UserError(
-            f"data.path: {file} is neither UTF-8 nor text at all, but binary or compressed; unpack it, or take it"
-            " out of data.path"
-        )
-    logger.warning("%s is not UTF-8 (byte %d): read as Latin-1", file, not_utf8_at)
-    return "latin-1"
-
-
-def _scan(file: Path) -> tuple[int | None, bool]:
-    """(the first byte at which a file is not UTF-8, or None; whether it may be text in Latin-1)."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    not_utf8_at, is_latin1, start = None, True, 0
-    with file.open("rb") as data:
-        while True:
-            piece = data.read(BYTES_PER_SCAN)
-            if b"\0" in piece:
-                raise UserError(f"data.path: {file} holds zero bytes, so it is binary or UTF-16; convert it to UTF-8")
-            is_latin1 = is_latin1 and not NOT_IN_TEXT.search(piece)
-            if not_utf8_at is None:
-                num_waiting = len(decoder.getstate()[0])
-                try:
-                    decoder.decode(piece, final=not piece)
-                except UnicodeDecodeError as error:
-                    not_utf8_at = start - num_waiting + error.start
-            if not piece:
-                return not_utf8_at, is_latin1
-            start += len(piece)
 
 
 def _read_jsonl(file: Path, text_column: str, split_on_blank_lines: int) -> Iterator[str | None]:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfstep.data.corpora import CORPORA
-from halfstep.data.encoding import encode_pair
-from halfstep.data.hub import datasets_cache
-from halfstep.data.reading import read_json_lines
+from halfstep.data.texts.encoding import encode_pair
+from halfstep.data.texts.hub import read_hub
+from halfstep.data.texts.reading import read_json_lines
 from halfstep.run.errors import UserError, one_line, shown
-from halfstep.run.faults import storage_fault
 from halfstep.run.files import atomic_path, resolve_user_path, unchanged
-from halfstep.run.retries import with_retries
+from halfstep.run.inputs import local_files
 from halfstep.settings.data import CorpusSettings
 from halfstep.settings.plugins import plugin_module
 
@@ -76,14 +74,12 @@ def load_cloze(source: str, check: Callable[[str], object] = split_passage) -> I
         UserError: there is no such source, or a passage will not do; names its line.
     """
     path = resolve_user_path(source)
-    if path.is_file():
-        rows = _rows(path)
-    elif path.exists() or path.suffix.lower() in (".json", ".jsonl", ".txt") or source.startswith((".", "/", "~")):
-        raise UserError(f'data.cloze {source!r}: {path} is not a file; give a JSONL of {{"text": ...}}')
+    if local_files("data.cloze", source):
+        with unchanged(path):
+            yield from _checked(_rows(path), source, check)
     else:
-        rows = enumerate(_hub_texts(source), start=1)
-    with unchanged(path) if path.is_file() else nullcontext():
-        yield from _checked(rows, source, check)
+        texts = read_hub(source, config=None, revision=None, split=HUB_SPLIT, text_column="text", streaming=False)
+        yield from _checked(enumerate(texts, start=1), source, check)
 
 
 def read_passages(path: Path) -> Iterator[str]:
@@ -119,25 +115,3 @@ def write_cloze(path: Path, passages: Iterable[str]) -> int:
         if not num_passages:
             file.write("\n")
     return num_passages
-
-
-def _hub_texts(hub_id: str) -> Iterable[object]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        # Data, of which no code is run, and of which DVC keeps what was fetched.
-        rows = with_retries(
-            f"data set {hub_id}",
-            lambda: load_dataset(hub_id, split=HUB_SPLIT, cache_dir=str(datasets_cache())),  # nosec B615
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        if storage_fault(error):
-            raise
-        raise UserError(
-            f"cloze data set {hub_id} of the hub cannot be loaded ({one_line(error)}); without network, take a local"
-            " JSONL or none: dvc exp run -S data.cloze=FILE, or -S data.cloze=null"
-        ) from None
-    if "text" not in rows.column_names:
-        raise UserError(f'data.cloze {hub_id} has no column "text", but {rows.column_names}')
-    return rows["text"]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from halfstep.data.manifest import MANIFEST_FILE, Shard, Split, read_manifest
+from halfstep.data.tokens.manifest import MANIFEST_FILE, Shard, Split, read_manifest
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import file_hash
 from halfstep.run.retries import with_retries
@@ -126,8 +126,6 @@ def verify_tokens(tokens_path: Path) -> int:
 
 def _check_size(path: Path, shard: Shard) -> None:
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is a folder or a device, not a file of tokens; {WAY_OUT}")
         num_bytes = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stage prepare writes it: dvc repro prepare") from None
@@ -136,15 +134,6 @@ def _check_size(path: Path, shard: Shard) -> None:
             f"{path} has {num_bytes} bytes, but {path.with_name(MANIFEST_FILE)} counts {shard.num_bytes}: it changed"
             f" since; {WAY_OUT}"
         )
-
-
-def vocab_size_of(tokens_path: Path) -> int:
-    """The number of token ids of packed tokens, the mask token included, from their manifest.
-
-    Raises:
-        UserError: there is no manifest, or it is not what `prepare` writes.
-    """
-    return read_manifest(tokens_path).vocab_size
 
 
 def token_batches(tokens: PackedTokens, batch_size: int, *, seed: int) -> Callable[[int], Tensor]:

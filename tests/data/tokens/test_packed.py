@@ -9,18 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfstep.data import tokens as tokens_module
-from halfstep.data.tokens import (
+from halfstep.data.tokens import packed as tokens_module
+from halfstep.data.tokens.packed import (
     PackedTokens,
     first_batches,
     load_tokens,
     token_batches,
     token_pieces,
     verify_tokens,
-    vocab_size_of,
 )
 from halfstep.run.errors import UserError
-from halfstep.run.files import write_json
 
 ROWS = np.arange(10, dtype=np.uint16)[:, None] * np.ones(3, dtype=np.uint16)
 WriteTokens = Callable[..., None]
@@ -171,20 +169,6 @@ def test_missing_tokens_name_the_stage(tmp_path: Path, write_tokens: WriteTokens
         load_tokens(tmp_path, "train")
 
 
-@pytest.mark.parametrize("array", [ROWS[:, :1], ROWS.astype(np.int16), np.zeros((2, 6), np.uint16)])
-def test_other_arrays_are_refused(tmp_path: Path, write_tokens: WriteTokens, array: np.ndarray) -> None:
-    write_tokens(tmp_path, {"train": ROWS}, rows_per_shard=4)
-    np.save(tmp_path / "train-00001.npy", array)
-    manifest = (tmp_path / "manifest.json").read_text()
-    size = (tmp_path / "train-00001.npy").stat().st_size
-    (tmp_path / "manifest.json").write_text(manifest.replace('"num_bytes": 152', f'"num_bytes": {size}', 2))
-    (tmp_path / "train-00000.npy").write_bytes((tmp_path / "train-00001.npy").read_bytes())
-    with pytest.raises(
-        UserError, match=r"train-0000[01]\.npy does not hold uint16 of shape \(4, 3\).*dvc repro -f prep"
-    ):
-        load_tokens(tmp_path, "train")[:]
-
-
 def test_tokens_that_changed_since_they_were_written_are_noticed(tmp_path: Path, write_tokens: WriteTokens) -> None:
     write_tokens(tmp_path, {"train": ROWS, "valid": ROWS}, rows_per_shard=4)
     assert verify_tokens(tmp_path) == 6
@@ -198,20 +182,6 @@ def test_tokens_that_changed_since_they_were_written_are_noticed(tmp_path: Path,
     path.write_bytes(content + b"more")
     with pytest.raises(UserError, match=r"valid-00001\.npy has 156 bytes, but .*counts 152.*-f prepare"):
         load_tokens(tmp_path, "valid")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(UserError, match="is a folder"):
-        load_tokens(tmp_path, "valid")
-
-
-def test_vocab_size_is_the_manifests(tmp_path: Path, write_tokens: WriteTokens) -> None:
-    with pytest.raises(UserError, match=r"manifest\.json is not there"):
-        vocab_size_of(tmp_path)
-    write_tokens(tmp_path, {"train": ROWS}, vocab_size=50258)
-    assert vocab_size_of(tmp_path) == 50258
-    write_json(tmp_path / "manifest.json", {})
-    with pytest.raises(UserError, match="is not what prepare writes"):
-        vocab_size_of(tmp_path)
 
 
 @pytest.mark.parametrize(

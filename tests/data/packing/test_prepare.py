@@ -1,10 +1,8 @@
-"""The stage `prepare` as a command: what it writes fits together, and a user's mistake leaves nothing."""
+"""The stage `prepare`: what it writes fits together, and a user's mistake leaves nothing."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,14 @@ import pytest
 import yaml
 from stages import prepare as stage
 
-from halfstep.data import prepare as preparing
-from halfstep.data import reading
 from halfstep.data.corpora.stories import stories
+from halfstep.data.packing import prepare as preparing
+from halfstep.data.texts import reading
 from halfstep.data.tokenizer import load_tokenizer
-from halfstep.data.tokens import load_tokens, verify_tokens
-from halfstep.run import console
+from halfstep.data.tokens.packed import load_tokens, verify_tokens
 from halfstep.run.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def write_params(folder: Path, **data: Any) -> None:
@@ -31,18 +28,25 @@ def write_params(folder: Path, **data: Any) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def prepare(folder: Path, **data: Any) -> subprocess.CompletedProcess[str]:
-    """Run the stage on the committed parameters, with those of the corpus changed."""
+def prepare(folder: Path) -> None:
+    stage.main(folder / "params.yaml", folder / "data/tokens", folder / "data/tokenizer", folder / "data/cloze.jsonl")
+
+
+def prepared(folder: Path, data: dict[str, Any]) -> dict[str, bytes]:
+    """The files of the tokens that the stage makes, by name."""
     write_params(folder, **data)
-    command = [sys.executable, str(ROOT / "stages/prepare.py")]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "DVC_ROOT": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    prepare(folder)
+    return {file.name: file.read_bytes() for file in (folder / "data/tokens").iterdir()}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which the stage runs within the process of the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    # The stage would change what ends the process of the tests.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    return tmp_path
 
 
 def corpus(**changes: Any) -> dict[str, Any]:
@@ -101,71 +105,44 @@ BOOKS = {"name": "books", "source": "books.txt"}
         ),
     ],
 )
-def test_what_a_later_stage_would_refuse_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    gpt2(tmp_path, **{name: changes.pop(name) for name in ("n_positions", "vocab_size") if name in changes})
+def test_what_a_later_stage_would_refuse_is_refused(here: Path, changes: dict[str, Any], message: str) -> None:
+    gpt2(here, **{name: changes.pop(name) for name in ("n_positions", "vocab_size") if name in changes})
     passage = '{"text": "two words"}\n'
-    (tmp_path / "cloze.jsonl").write_text(passage + "\n" + '{"text": "alpha\\u200bomega"}\n')
-    (tmp_path / "long.jsonl").write_text(passage + json.dumps({"text": "alpha " + 66 * "!"}))
-    (tmp_path / "short.txt").write_text("too short")
-    write_params(tmp_path, **corpus())
+    (here / "cloze.jsonl").write_text(passage + "\n" + '{"text": "alpha\\u200bomega"}\n')
+    (here / "long.jsonl").write_text(passage + json.dumps({"text": "alpha " + 66 * "!"}))
+    (here / "short.txt").write_text("too short")
+    write_params(here, **corpus())
     params = yaml.safe_load(Path("params.yaml").read_text())
     for key, value in changes.items():
         section, _, name = key.partition(".")
         params[section][name] = value
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    # The stage would change what ends the process of the tests.
-    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
     with pytest.raises(UserError, match=message):
-        stage.main(*(Path(name) for name in ("params.yaml", "data/tokens", "data/tokenizer", "data/cloze.jsonl")))
-    assert not (tmp_path / "data").exists()
-    assert not list(tmp_path.rglob("train-*.npy"))
+        prepare(here)
+    assert not (here / "data").exists()
+    assert not list(here.rglob("train-*.npy"))
 
 
-def test_what_it_writes_fits_together(tmp_path: Path) -> None:
-    done = prepare(tmp_path, **corpus())
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "data/tokens/manifest.json").read_text())
-    tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
+def test_what_it_writes_fits_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(here, corpus())
+    said = " ".join(capsys.readouterr().err.split())
+    manifest = json.loads((here / "data/tokens/manifest.json").read_text())
+    tokenizer = load_tokenizer(here / "data/tokenizer")
     assert manifest["vocab_size"] == len(tokenizer) == tokenizer.mask_token_id + 1
-    assert "train 54 documents" in done.stderr
-    assert "valid 6 documents" in done.stderr
+    assert "train 54 documents" in said
+    assert "valid 6 documents" in said
     for name in ("train", "valid"):
-        rows = load_tokens(tmp_path / "data/tokens", name)[:]
+        rows = load_tokens(here / "data/tokens", name)[:]
         assert rows.shape == (manifest[name]["num_sequences"], 64)
         assert (rows[:, 0] == tokenizer.bos_token_id).all()
         assert (rows[:, -1] == tokenizer.eos_token_id).all()
         assert (rows[:, 1:-1] < tokenizer.mask_token_id).all()
-    assert verify_tokens(tmp_path / "data/tokens") == 2
-    passages = [json.loads(line)["text"] for line in (tmp_path / "data/cloze.jsonl").read_text().splitlines()]
+    assert verify_tokens(here / "data/tokens") == 2
+    passages = [json.loads(line)["text"] for line in (here / "data/cloze.jsonl").read_text().splitlines()]
     assert len(passages) == 7
-    assert f"vocabulary {len(tokenizer)}; 7 cloze passages" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        "cloze.jsonl",
-        "tokenizer",
-        "tokens",
-    ]
-    assert not [path for path in (tmp_path / ".halfstep").rglob("*") if path.suffix == ".arrow"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which the stage runs within the process of the tests."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    # The stage would change what ends the process of the tests.
-    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
-    return tmp_path
-
-
-def prepared(folder: Path, data: dict[str, Any]) -> dict[str, bytes]:
-    """The files of the tokens that the stage makes, by name."""
-    write_params(folder, **data)
-    stage.main(folder / "params.yaml", folder / "data/tokens", folder / "data/tokenizer", folder / "data/cloze.jsonl")
-    return {file.name: file.read_bytes() for file in (folder / "data/tokens").iterdir()}
+    assert f"vocabulary {len(tokenizer)}; 7 cloze passages" in said
+    assert sorted(path.name for path in (here / "data").iterdir()) == ["cloze.jsonl", "tokenizer", "tokens"]
+    assert not [path for path in (here / ".halfstep").rglob("*") if path.suffix == ".arrow"]
 
 
 def own_texts(path: str) -> dict[str, Any]:
@@ -221,29 +198,3 @@ def test_an_edited_corpus_is_not_gone_on_with(here: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("DVC_ROOT", str(here / "elsewhere"))
     write_stories(here / "elsewhere" / "my")
     assert prepared(here / "elsewhere", own_texts("my")) == first != edited
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"context_length": 512}, "data.context_length"), ({"cloze": "none.jsonl"}, "data.cloze 'none.jsonl'")],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    tmp_path: Path,
-    changes: dict[str, Any],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    write_params(tmp_path, **corpus(**changes))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["prepare"])
-    # The stage would change what ends the process of the tests.
-    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
-    with pytest.raises(SystemExit) as left:
-        console.run(stage.main)
-    stderr = capfd.readouterr().err
-    assert left.value.code == 2
-    assert message in stderr.splitlines()[-1]
-    assert "Traceback" not in stderr
-    assert not (tmp_path / "data").exists()

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from halfstep.data.corpora import base
-from halfstep.data.finding import is_local
-from halfstep.data.texts import pack_texts
+from halfstep.data.texts import encoding
+from halfstep.data.texts.rows import pack_texts
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.run.errors import UserError
+from halfstep.run.finding import is_local
 from halfstep.settings.evaluation import TextSourceSettings
 
 WORDS = "the cat saw a red dog and the dog ran to a house"
@@ -38,7 +38,7 @@ def test_files_become_rows_of_the_models_tokens(tmp_path, tokenizer):
 
 
 def test_a_number_of_sequences_needs_no_more_text_than_fills_them(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", len(WORDS))
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_BATCH", len(WORDS))
     line = json.dumps({"story": WORDS}) + "\n"
     (tmp_path / "a.jsonl").write_text(line * 3)
     every = pack(tmp_path / "a.jsonl", tokenizer, text_column="story")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from halfstep.data.reading import ROWS_PER_READ, check_column, check_strings
+from halfstep.data.texts.reading import ROWS_PER_READ, check_column, check_strings
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import project_root
 from halfstep.run.retries import with_retries
-
-
-def datasets_cache() -> Path:
-    """Where downloaded data sets stay between commands; deleting it costs a download."""
-    return project_root() / ".halfstep" / "cache" / "datasets"
 
 
 def read_hub(
@@ -31,12 +25,12 @@ def read_hub(
     from datasets.exceptions import DatasetsError
 
     source = f"data set {hub_id}"
+    # Stays between commands; deleting it costs a download.
+    cache = str(project_root() / ".halfstep" / "cache" / "datasets")
     try:
         rows = with_retries(
             source,
-            lambda: load_dataset(
-                hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=str(datasets_cache())
-            ),
+            lambda: load_dataset(hub_id, config, split=split, revision=revision, streaming=streaming, cache_dir=cache),
         )
         if streaming:
             for row in rows:
@@ -53,6 +47,6 @@ def read_hub(
         if storage_fault(error):
             raise
         raise UserError(
-            f"{source} of the hub cannot be loaded ({one_line(error)}); without network, take local"
-            " files: dvc exp run -S data=text -S data.path=FILES"
+            f"{source} of the hub cannot be loaded ({one_line(error)}); without network, take local files, as with"
+            " -S data=text -S data.path=FILES, or -S data.cloze=FILE"
         ) from None

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halfstep.data import encoding, packing
-from halfstep.data.corpora import base
-from halfstep.data.corpora.base import Documents, store_documents
-from halfstep.data.manifest import Split
-from halfstep.data.packing import chosen_batches, num_documents_packed, pack_documents, split_documents
+from halfstep.data.packing import shards as packing
+from halfstep.data.packing.documents import Documents, store_documents
+from halfstep.data.packing.shards import num_documents_packed, pack_documents, split_documents
+from halfstep.data.texts import encoding
 from halfstep.data.tokenizer import train_bpe_tokenizer
+from halfstep.data.tokens.manifest import Split
 from halfstep.run.errors import MachineFault, UserError
 
 TEXTS = [f"Document {i} says {'very ' * (i % 5)}little.\nIt <|mask|> ends <|eos|> here." for i in range(40)]
@@ -30,7 +30,7 @@ TOKENIZER = train_bpe_tokenizer(TEXTS, 300)
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that rows and shards cross the borders of batches, and there are batches for several processes."""
-    monkeypatch.setattr(base, "CHARACTERS_PER_BATCH", 150)
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_BATCH", 150)
     monkeypatch.setattr(packing, "BYTES_PER_PROCESS", 100)
 
 
@@ -115,17 +115,6 @@ def test_only_the_chosen_documents_are_packed(tmp_path: Path) -> None:
     assert split.num_documents == len(TEXTS[1::3])
 
 
-@pytest.mark.parametrize("start", [0, 1, 17, 39, 40])
-def test_documents_are_read_from_any_one_on(tmp_path: Path, start: int) -> None:
-    documents = stored(TEXTS, tmp_path)
-    assert len(documents) == 40
-    found = []
-    for numbers, texts in chosen_batches(documents, np.ones(40, np.bool_), start):
-        assert list(numbers) == list(range(start + len(found), start + len(found) + len(texts)))
-        found += texts
-    assert found == TEXTS[start:]
-
-
 def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
     tokens, split = pack(TEXTS, tmp_path)
     inside = tokens[:, 1:-1]
@@ -178,7 +167,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("at", ["_write", "_note", "_close"])
+@pytest.mark.parametrize("at", ["_write", "_note", "_finish_shard"])
 def test_cut_off_anywhere_and_called_again_it_writes_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -287,8 +276,8 @@ PACK_AND_DIE = """
 import multiprocessing, os, sys
 from pathlib import Path
 import numpy as np
-from halfstep.data import packing
-from halfstep.data.corpora.base import Documents
+from halfstep.data.packing import shards as packing
+from halfstep.data.packing.documents import Documents
 from tokenizers import Tokenizer
 
 class Loaded:

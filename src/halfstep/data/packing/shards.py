@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from halfstep.data.encoding import Batch, Ids, encode_batches
-from halfstep.data.manifest import PackedSplit, Shard
+from halfstep.data.texts.encoding import Batch, Ids, as_rows, encode_batches, id_type
+from halfstep.data.tokens.manifest import PackedSplit, Shard
 from halfstep.run.console import console
 from halfstep.run.errors import UserError
 from halfstep.run.files import file_hash, read_json, write_json
@@ -21,7 +22,7 @@ from halfstep.run.files import file_hash, read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from halfstep.data.corpora.base import Documents
+    from halfstep.data.packing.documents import Documents
 
 BYTES_PER_PROCESS = 16_000_000
 """Text for which a further process is worth its start."""
@@ -76,13 +77,12 @@ def pack_documents(
     Args:
         documents: a null is no document. The same ones in every call for one `folder` and `name`.
         is_chosen: the documents that are packed, [number of documents].
-        tokenizer: with BOS and EOS and the mask token as its last id.
+        tokenizer: with BOS, EOS and the mask token as its last id.
         folder, name: for shards `name-00000.npy` and so on, uint16 if the ids fit and else uint32.
         context_length: tokens per row, BOS and EOS included.
-        tokens_per_shard: rows of as many tokens fill a shard.
-        num_workers: processes that tokenize, fewer for little text; with 1, the tokenizer's own threads do; None is
-            as many as there are cores.
-        on_documents: told the number of documents done and a note, now and then.
+        num_workers: processes that tokenize, fewer for little text; 1 leaves it to the tokenizer's own threads, None
+            takes as many as there are cores.
+        on_documents: called with the number of documents done and a note, now and then.
     Raises:
         UserError: the documents do not fill one row.
         MachineFault: a process died.
@@ -91,40 +91,45 @@ def pack_documents(
     num_chosen = int(np.count_nonzero(is_chosen))
     num_bytes = documents.num_bytes * num_chosen / max(len(documents), 1)
     num_processes = max(min(num_workers or num_cores(), int(num_bytes // BYTES_PER_PROCESS)), 1)
-    with _Shards(folder, name, context_length, tokens_per_shard, tokenizer, dtype) as shards:
-        started, num_tokens_before = time.monotonic(), shards.num_tokens
-        batches = chosen_batches(documents, is_chosen, shards.next_document)
+    with closing(_Shards(folder, name, context_length, tokens_per_shard, tokenizer, dtype)) as shards:
+        done, started, num_tokens_before = shards.done, time.monotonic(), shards.done.num_tokens
+        batches = chosen_batches(documents, is_chosen, done.next_document)
         with closing(encode_batches(batches, backend, tokenizer.eos_token_id, dtype, num_processes)) as encoded:
             for (numbers, texts), ids in encoded:
                 shards.append(ids, len(texts), numbers.stop)
-                rate = (shards.num_tokens - num_tokens_before) / max(time.monotonic() - started, 1e-9)
-                on_documents(shards.num_documents, f"{rate:.3g} tokens/s")
+                rate = (done.num_tokens - num_tokens_before) / max(time.monotonic() - started, 1e-9)
+                on_documents(done.num_documents, f"{rate:.3g} tokens/s")
         return shards.finish()
 
 
-def as_rows(ids: Ids, context_length: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Ids, Ids]:
-    """(the full rows `[BOS] chunk [EOS]` of a stream of tokens, [num_rows, context_length]; the rest of the stream)."""
-    num_rows, num_left = divmod(len(ids), context_length - 2)
-    rows = np.empty((num_rows, context_length), ids.dtype)
-    rows[:, 0] = tokenizer.bos_token_id
-    rows[:, -1] = tokenizer.eos_token_id
-    rows[:, 1:-1] = ids[: len(ids) - num_left].reshape(num_rows, context_length - 2)
-    return rows, ids[len(ids) - num_left :]
+class Progress(BaseModel):
+    """How far a split is; `num_rows` are those of the open shard, `rest` the tokens that fill no row yet.
+
+    Attributes:
+        next_document: the one to go on with.
+        shards: those that are full.
+    """
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    next_document: int = 0
+    shards: list[Shard] = []
+    num_rows: int = 0
+    rest: list[int] = []
 
 
 def num_documents_packed(folder: Path, name: str) -> int:
     """How many documents an earlier call of `pack_documents` had noted as done."""
+    return _read_progress(folder, name).num_documents
+
+
+def _read_progress(folder: Path, name: str) -> Progress:
     path = _progress_path(folder, name)
-    return int(read_json(path)["num_documents"]) if path.is_file() else 0
+    return Progress.model_validate(read_json(path)) if path.is_file() else Progress()
 
 
 def _progress_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.progress.json"
-
-
-def id_type(vocab_size: int) -> Literal["uint16", "uint32"]:
-    """The name of the smallest type that holds all ids of a vocabulary."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 def num_cores() -> int:
@@ -140,8 +145,7 @@ class _Shards:
     rows and, when their number is known, again.
 
     Attributes:
-        num_documents, num_tokens: written so far.
-        next_document: the one that the stream goes on with.
+        done: how far they are.
     """
 
     def __init__(
@@ -156,22 +160,12 @@ class _Shards:
         self._folder, self._name, self._tokenizer = folder, name, tokenizer
         self._context_length, self._dtype = context_length, dtype
         self._rows_per_shard = max(tokens_per_shard // context_length, 1)
-        self._progress_path = _progress_path(folder, name)
         self._file: IO[bytes] | None = None
         self._noted_at = time.monotonic()
-        progress = self._read_progress()
-        self.num_documents: int = progress.get("num_documents", 0)
-        self.num_tokens: int = progress.get("num_tokens", 0)
-        self.next_document: int = progress.get("next_document", 0)
-        self._full = [Shard(**values) for values in progress.get("shards", [])]
-        # Of the open shard.
-        self._num_rows: int = progress.get("num_rows", 0)
-        self._rest = np.array(progress.get("rest", []), dtype)
+        self.done = self._unchanged_progress()
+        self._rest = np.array(self.done.rest, dtype)
 
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(self, *details: object) -> None:
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -179,12 +173,12 @@ class _Shards:
         """Add the tokens of some more documents."""
         rows, self._rest = as_rows(np.concatenate([self._rest, ids]), self._context_length, self._tokenizer)
         while len(rows):
-            room = self._rows_per_shard - self._num_rows
+            room = self._rows_per_shard - self.done.num_rows
             self._write(rows[:room])
             rows = rows[room:]
-        self.num_documents += num_documents
-        self.num_tokens += len(ids)
-        self.next_document = next_document
+        self.done.num_documents += num_documents
+        self.done.num_tokens += len(ids)
+        self.done.next_document = next_document
         if time.monotonic() - self._noted_at >= SECONDS_BETWEEN_NOTES:
             self._note()
 
@@ -194,77 +188,63 @@ class _Shards:
         Raises:
             UserError: there is no row.
         """
-        if self._num_rows:
-            self._close()
-        if not self._full:
+        done = self.done
+        if done.num_rows:
+            self._finish_shard()
+        if not done.shards:
             raise UserError(
-                f"the {self._name} split has {self.num_tokens} tokens in {self.num_documents} documents, but one"
+                f"the {self._name} split has {done.num_tokens} tokens in {done.num_documents} documents, but one"
                 f" context needs {self._context_length - 2}: give more text, or set data.context_length below"
                 f" {self._context_length}" + (", or set a larger data.valid_fraction" if self._name == "valid" else "")
             )
         self._note()
         return PackedSplit(
-            num_documents=self.num_documents,
-            num_tokens=self.num_tokens,
-            num_sequences=sum(shard.num_sequences for shard in self._full),
-            shards=tuple(self._full),
+            num_documents=done.num_documents,
+            num_tokens=done.num_tokens,
+            num_sequences=sum(shard.num_sequences for shard in done.shards),
+            shards=tuple(done.shards),
         )
 
     @property
     def _path(self) -> Path:
         """Of the open shard."""
-        return self._folder / f"{self._name}-{len(self._full):05}.npy"
+        return self._folder / f"{self._name}-{len(self.done.shards):05}.npy"
 
     def _write(self, rows: Ids) -> None:
         """Add rows to the open shard, which has room for them."""
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.write(rows.tobytes())
-        self._num_rows += len(rows)
-        if self._num_rows == self._rows_per_shard:
-            self._close()
+        self._opened().write(rows.tobytes())
+        self.done.num_rows += len(rows)
+        if self.done.num_rows == self._rows_per_shard:
+            self._finish_shard()
 
-    def _open(self) -> None:
-        """Open the shard at its end as noted; what was written after that is written again, the same."""
-        if not self._num_rows:
-            # A new file, should the name be another's too.
-            self._path.unlink(missing_ok=True)
-        self._file = self._path.open("rb+" if self._num_rows else "xb")
-        self._write_header(0)
-        self._file.seek(self._num_rows * self._context_length * self._dtype.itemsize, os.SEEK_CUR)
-
-    def _close(self) -> None:
+    def _opened(self) -> IO[bytes]:
+        """The open shard, at its end as noted; what was written after that is written again, the same."""
         if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.seek(0)
-        self._write_header(self._num_rows)
+            if not self.done.num_rows:
+                # A new file, should the name be another's too.
+                self._path.unlink(missing_ok=True)
+            self._file = self._path.open("rb+" if self.done.num_rows else "xb")
+            self._write_header(self._file, 0)
+            self._file.seek(self.done.num_rows * self._context_length * self._dtype.itemsize, os.SEEK_CUR)
+        return self._file
+
+    def _finish_shard(self) -> None:
+        file, path = self._opened(), self._path
+        file.seek(0)
+        self._write_header(file, self.done.num_rows)
         self._sync()
-        self._file.close()
+        file.close()
         self._file = None
-        self._full.append(
-            Shard(
-                file=self._path.name,
-                num_sequences=self._num_rows,
-                num_bytes=self._path.stat().st_size,
-                sha256=file_hash(self._path),
-            )
-        )
-        self._num_rows = 0
+        num_bytes, sha256 = path.stat().st_size, file_hash(path)
+        shard = Shard(file=path.name, num_sequences=self.done.num_rows, num_bytes=num_bytes, sha256=sha256)
+        self.done.shards.append(shard)
+        self.done.num_rows = 0
 
     def _note(self) -> None:
         """Note how far the shards are; the documents before are not read again by the next process."""
         self._sync()
-        progress = {
-            "num_documents": self.num_documents,
-            "num_tokens": self.num_tokens,
-            "next_document": self.next_document,
-            "shards": [shard.model_dump() for shard in self._full],
-            "num_rows": self._num_rows,
-            "rest": self._rest.tolist(),
-        }
-        write_json(self._progress_path, progress)
+        self.done.rest = self._rest.tolist()
+        write_json(_progress_path(self._folder, self._name), self.done.model_dump())
         self._noted_at = time.monotonic()
 
     def _sync(self) -> None:
@@ -272,30 +252,24 @@ class _Shards:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def _write_header(self, num_rows: int) -> None:
-        assert self._file is not None
+    def _write_header(self, file: IO[bytes], num_rows: int) -> None:
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
             "shape": (num_rows, self._context_length),
         }
-        np.lib.format.write_array_header_1_0(self._file, header)
+        np.lib.format.write_array_header_1_0(file, header)
 
-    def _read_progress(self) -> dict[str, Any]:
+    def _unchanged_progress(self) -> Progress:
         """What an earlier process noted; nothing where a shard is no longer what it was then."""
-        if not self._progress_path.is_file():
-            return {}
-        progress: dict[str, Any] = read_json(self._progress_path)
-        hashes = {self._folder / values["file"]: values["sha256"] for values in progress["shards"]}
-        if progress["num_rows"]:
-            hashes[self._folder / f"{self._name}-{len(hashes):05}.npy"] = None
-        for path, known in hashes.items():
+        done = _read_progress(self._folder, self._name)
+        hashes: dict[str, str | None] = {shard.file: shard.sha256 for shard in done.shards}
+        if done.num_rows:
+            hashes[f"{self._name}-{len(hashes):05}.npy"] = None
+        for name, known in hashes.items():
+            path = self._folder / name
             if not path.is_file() or (known and file_hash(path) != known):
-                console.print(
-                    f"{path} changed since it was written: {self._name} is tokenized anew",
-                    style="yellow",
-                    markup=False,
-                    soft_wrap=True,
-                )
-                return {}
-        return progress
+                line = f"{path} changed since it was written: {self._name} is tokenized anew"
+                console.print(line, style="yellow", markup=False, soft_wrap=True)
+                return Progress()
+        return done

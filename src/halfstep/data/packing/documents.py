@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from halfstep.data.corpora import CORPORA
+from halfstep.data.texts.encoding import batches
 from halfstep.run.console import SECONDS_BETWEEN_LINES, console
 from halfstep.run.errors import UserError
 from halfstep.run.files import storage_faults_named
@@ -23,9 +24,6 @@ from halfstep.settings.data import CorpusSettings
 from halfstep.settings.plugins import plugin_module
 
 DOCUMENTS_FILE = "documents.arrow"
-
-CHARACTERS_PER_BATCH = 1_000_000
-"""Of the texts that are written, read and tokenized at once."""
 
 
 class Documents:
@@ -93,20 +91,6 @@ def store_documents(texts: Iterable[str | None], max_documents: int | None, fold
         finally:
             unfinished.unlink(missing_ok=True)
     return Documents(path)
-
-
-def batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Texts in lists of about `CHARACTERS_PER_BATCH`; a longer text is in a list of its own, or ends one."""
-    batch: list[str | None] = []
-    num_characters = 0
-    for text in texts:
-        batch.append(text)
-        num_characters += len(text or "") + 1
-        if num_characters >= CHARACTERS_PER_BATCH:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
 
 
 def _with_progress(texts: Iterable[str | None]) -> Iterator[str | None]:

@@ -1,0 +1,1 @@
+"""What only `prepare` does: a corpus, document by document, into shards of packed tokens."""

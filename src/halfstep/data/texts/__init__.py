@@ -1,0 +1,1 @@
+"""Texts of any source, as documents, as token ids and as cloze passages."""
