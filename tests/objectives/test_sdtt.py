@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.objectives.targets import sdtt_targets
 
 from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.denoiser import Denoiser
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss, teacher_step_size, teacher_unmask_steps
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2
