@@ -1,6 +1,5 @@
 """What the stages that train have in common: what they begin with, and what they write."""
 
-import csv
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from halfstep.data.tokens import PackedTokens, first_batches, load_tokens, token
 from halfstep.objectives.base import Objective
 from halfstep.run import ranks
 from halfstep.run.errors import nan_as_user_error
-from halfstep.run.files import written_by_main
+from halfstep.run.files import write_csv, written_by_main
 from halfstep.run.inputs import inputs_of
 from halfstep.run.launch import enter
 from halfstep.run.stage_times import record_stage
@@ -138,10 +137,6 @@ def write_model(state: TrainState, path: Path, tokenizer_path: Path) -> None:
 
 
 def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Write a training curve as CSV; what was not measured at a step is empty."""
-    with written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if value is None else value for name, value in vars(point).items()} for point in curve
-        )
+    """Write a training curve as CSV; what was not measured at a step is empty. The main process does."""
+    if ranks.is_main():
+        write_csv(path, [field.name for field in fields(CurvePoint)], [list(vars(point).values()) for point in curve])
