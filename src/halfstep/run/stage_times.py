@@ -54,7 +54,7 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
     except OSError as error:
         if storage_fault(error) is None:
             raise
-        console.print(f"{stage}: its time was not recorded ({error})", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{stage}: its time was not recorded ({error})", style="yellow")
 
 
 def find_stage_time(stage: str, output: Path) -> StageTime | None:

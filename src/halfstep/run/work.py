@@ -116,7 +116,7 @@ class Work:
             return sum(not file.parent.name.startswith(".") for file in folder.rglob("*.npz"))
 
         if num_kept():
-            console.print(f"{self.name}: goes on after {num_kept()} batches", markup=False)
+            console.print(f"{self.name}: goes on after {num_kept()} batches")
         stopped = f"{self.name}: stopped; the same command goes on after"
         with stops_at_signals(lambda: f"{stopped} {num_kept()} batches"):
             yield folder
@@ -174,7 +174,7 @@ def open_work(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"{name}: another process is at the same work; waiting for it to end", markup=False)
+        console.print(f"{name}: another process is at the same work; waiting for it to end")
         lock.acquire()
     try:
         # Whoever held the lock may have swept the folder.
@@ -227,9 +227,7 @@ def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> No
         named = ", ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys[:NUM_NAMED])
         more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
         console.print(
-            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}",
-            markup=False,
-            soft_wrap=True,
+            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}"
         )
 
 

@@ -97,9 +97,7 @@ def fit(
     if num_parts != settings.num_accumulation_steps and has_dropout(model):
         console.print(
             f"{work.name}: dropout is drawn for each of {num_parts} parts of a batch; with num_accumulation_steps"
-            f" {num_parts} it is the same for any number of processes that divides {num_parts}",
-            markup=False,
-            soft_wrap=True,
+            f" {num_parts} it is the same for any number of processes that divides {num_parts}"
         )
     if objective.networks and devices.launch.strategy == "fsdp" and ranks.num_ranks() > 1:
         raise UserError("launch.strategy fsdp trains one network, the objective has more: -S launch.strategy=ddp")
