@@ -285,6 +285,10 @@ def _rename(tensors: dict[str, torch.Tensor], new_name: Callable[[str], str]) ->
         (lambda tensors: tensors.update(extra=torch.zeros(1)), "holds extra, for which there is no place;"),
         (lambda tensors: tensors.update({"blocks.0.norm1.weight": torch.zeros(3)}), "norm1.weight has shape"),
         (
+            lambda tensors: tensors.update({"blocks.0.norm1.weight": torch.zeros(16, dtype=torch.int64)}),
+            r"norm1\.weight holds torch\.int64, not real numbers",
+        ),
+        (
             lambda tensors: tensors.update({"backbone.blocks.0.norm1.weight": torch.zeros(16)}),
             "holds backbone.blocks",
         ),
