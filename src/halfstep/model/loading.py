@@ -65,17 +65,13 @@ def read_denoiser(
     """
     weights_path = locate_weights(source, revision)
     config_path = weights_path.with_name(CONFIG_FILE)
-    if weights_path.suffix == SAFETENSORS_SUFFIX:
+    is_safetensors = weights_path.suffix == SAFETENSORS_SUFFIX
+    tensors, values = ({}, None) if is_safetensors else read_training_checkpoint(weights_path, use_ema=use_ema)
+    if values is None or config_path.is_file():
         config = read_config(config_path)
-        tensors = _read_safetensors(weights_path)
     else:
-        checkpoint = read_training_checkpoint(weights_path, use_ema=use_ema)
-        tensors = checkpoint.tensors
-        if config_path.is_file() or checkpoint.config is None:
-            config = read_config(config_path)
-        else:
-            config = _checked_config(checkpoint.config, weights_path)
-    tensors = plain_names(tensors)
+        config = _checked_config(values, weights_path)
+    tensors = plain_names(_read_safetensors(weights_path) if is_safetensors else tensors)
     check_tensors(tensors, expected_shapes(config, build, len(tensors), config_path), weights_path)
     network = build(config)
     network.load_state_dict(tensors, strict=True)
