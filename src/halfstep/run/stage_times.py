@@ -38,12 +38,11 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
 
     Where the disk refuses that is said, and no more: the stage's results are there, and worth more than its time.
 
+    Of several processes the main one does.
+
     Args:
         stage: as DVC names it, such as `distill@2`.
         output: a file whose content identifies this run.
-        device: where the stage computed.
-
-    Of several processes the main one does.
     """
     if not ranks.is_main():
         return

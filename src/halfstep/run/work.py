@@ -94,12 +94,9 @@ def _read(path: Path | None) -> Arrays | None:
 
 @dataclass(frozen=True)
 class Work:
-    """One run's unfinished work.
+    """The unfinished work of a stage, such as `distill-2`, in a folder that outlives the run.
 
-    Attributes:
-        name: of the stage, such as `distill-2`.
-        path: a folder that outlives the run.
-        check_inputs: raises a `MachineFault` if they are no longer what the work was begun with.
+    `check_inputs` raises a `MachineFault` if they are no longer what the work was begun with.
     """
 
     name: str
@@ -122,12 +119,9 @@ class Work:
             yield folder
 
     def finish(self) -> None:
-        """Say that the result is written.
+        """Say that the result is written, if no input changed meanwhile.
 
         What was kept stays until another stage begins: only then has DVC taken the result.
-
-        Raises:
-            MachineFault: an input changed meanwhile.
         """
         if ranks.is_main():
             self.check_inputs()

@@ -39,12 +39,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads.
-
-    Attributes:
-        batch: step -> the training batch, int64 [batch, length].
-        valid_batches: the validation data, each int64 [batch, length].
-    """
+    """What a run reads: the training batch of a step, and those of the validation data, int64 [batch, length]."""
 
     batch: Callable[[int], Tensor]
     valid_batches: Callable[[], Iterable[Tensor]]
