@@ -150,11 +150,7 @@ def read_config(path: Path) -> DenoiserConfig:
 
 
 def read_values(path: Path) -> Any:
-    """What a config.json holds.
-
-    Raises:
-        UserError: it is not JSON.
-    """
+    """What a config.json holds; a `UserError` if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -199,8 +195,6 @@ def expected_shapes(
     """The shapes of a denoiser's tensors, found without memory for them: a configuration may state any size.
 
     Args:
-        config: its sizes.
-        build: makes the network of a configuration.
         num_tensors: tensors at hand; a block has several.
         path: of the configuration, for the message.
     Raises:
@@ -228,11 +222,7 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
-    """Check that every tensor is used once, none missing, none left over.
-
-    Raises:
-        UserError: names the first tensors that do not fit.
-    """
+    """Check that every tensor is used once, none missing, none left over; a `UserError` names those that do not fit."""
     missing = [name for name in expected if name not in tensors]
     left_over = [name for name in tensors if name not in expected]
     problems = [f"lacks the tensors {first_of(missing)}"] if missing else []

@@ -56,11 +56,7 @@ def _is_left_out(name: Path) -> bool:
 
 
 def inputs_of(params: Params, stage: str, find: Callable[[str, Any], Sequence[Path]] = local_files) -> Inputs:
-    """What a stage reads of the user's own.
-
-    Args:
-        find: parameter, value -> files.
-    """
+    """What a stage reads of the user's own; `find` gives the files of a parameter and its value."""
     return {
         f"{key}={value if isinstance(value, str) else list(value)}": partial(find, key, value)
         for key, value in named_inputs(params)[stage].items()

@@ -59,14 +59,11 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class TrackedRuns:
-    """Where MLflow holds a pipeline run.
+    """Where MLflow holds a pipeline run; of the ids there are none if not all is there.
 
     Attributes:
-        tracking_uri: of the server or database, without credentials; a database inside the project is named
-            from its root.
-        experiment_id: of the MLflow experiment; None if not all is there.
-        parent_run_id: of the run of the whole pipeline; None if not all is there.
-        run_ids: of the run of each model, by model.
+        tracking_uri: without credentials; a database inside the project is named from its root.
+        run_ids: by model.
         missing: None if all is there; otherwise one line: what is not, why, and how to send it later.
     """
 

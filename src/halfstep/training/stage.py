@@ -75,7 +75,6 @@ class Stage:
 
         Args:
             name: of the DVC stage, such as `distill@2`.
-            model: the product; its `save_pretrained` writes it.
             objective, valid_objective, carried_over: see `fit`.
             data_seed: decides the order of the training data.
             files: on which the result depends, beside the tokens.
