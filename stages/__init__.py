@@ -1,7 +1,7 @@
 """One thin command per DVC stage: parse, call the library, write.
 
-Python runs this file before every stage. It has the stage run the code beside it, in a Python that has the packages.
-A Python too old for the stages can read it, and hears so here.
+Python runs this file before every stage. It has the stage run the code beside it, and says so where this Python is too
+old for that or lacks the packages; a Python too old can read it.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _SOURCE = os.path.join(_ROOT, "src")
 
-# 1. A Python that can run the stages: this one, or the one of the project's .venv.
+# 1. A Python that can run the stages.
 _lack = ""
 if sys.version_info < (3, 11):  # noqa: UP036
     _lack = "is older than 3.11"
@@ -32,13 +32,6 @@ elif sys.argv[:1] == ["-m"]:  # a stage is about to run; who imports one has pac
         if len(_missing) > 3:
             _lack += " and " + str(len(_missing) - 3) + " more packages"
 if _lack:
-    # DVC's queue runs stages in a copy of the project, and says where the project is.
-    for _folder in (os.environ.get("DVC_ROOT", _ROOT), _ROOT):
-        _environment = os.path.join(_folder, ".venv")
-        _python = os.path.join(_environment, "Scripts" if os.name == "nt" else "bin", "python")
-        _is_another = os.path.realpath(_environment) != os.path.realpath(sys.prefix)
-        if _is_another and os.access(_python, os.X_OK) and hasattr(sys, "orig_argv"):
-            os.execv(_python, [_python] + sys.orig_argv[1:])  # noqa: RUF005
     sys.stderr.write("error: " + sys.executable + " (Python " + sys.version.split()[0] + ") " + _lack)
     sys.stderr.write(": give `make setup`, then `. .venv/bin/activate`, then the same command\n")
     sys.exit(2)

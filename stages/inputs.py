@@ -48,7 +48,7 @@ def main(
             found[name] = []
         if is_gone and not found[name]:
             line = f"{name} is not on this machine: the hashes recorded before are kept"
-            console.console.print(line, markup=False, soft_wrap=True)
+            console.console.print(line)
             found[name] = recorded[name]
     write_json(inputs_path, found)
 

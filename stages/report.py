@@ -17,7 +17,7 @@ def main(
     from halfstep.report.page import write_report
 
     write_report(reports_path, load_experiment(WORKSPACE, folder))
-    console.console.print(f"report: {reports_path / 'index.html'}", markup=False, soft_wrap=True)
+    console.console.print(f"report: {reports_path / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ def main(
     runs = complete(load_params(root / "params.yaml").model_dump(mode="json"), root)
     write_json(root / RUNS_FILE, asdict(runs))
     if runs.missing:
-        console.console.print(runs.missing, style="yellow", markup=False, soft_wrap=True)
+        console.console.print(runs.missing, style="yellow")
     else:
-        console.console.print("MLflow is complete; look at it with: make ui", markup=False)
+        console.console.print("MLflow is complete; look at it with: make ui")
 
 
 if __name__ == "__main__":

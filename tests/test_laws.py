@@ -16,9 +16,10 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.posterior import posterior_probs, unmask_probability
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss, teacher_step_size, teacher_unmask_steps
 from halfstep.samplers.ancestral import sample, unmask_steps
 from halfstep.samplers.base import sample_uniforms
+from tests.objectives.targets import sdtt_targets
 
 pytestmark = pytest.mark.stage  # takes seconds
 SCHEDULE = LogLinearSchedule(1e-3)

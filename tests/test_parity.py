@@ -21,7 +21,8 @@ from halfstep.diffusion.posterior import posterior_probs
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
 from halfstep.model.denoiser import Denoiser
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets
+from halfstep.objectives.sdtt import sdtt_loss
+from tests.objectives.targets import sdtt_targets
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("mdlm-*"))
 MIN_TIME = 1e-5

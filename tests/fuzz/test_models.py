@@ -1,5 +1,6 @@
 """Model folders and tokenizers as people hand them in: loaded whole, or refused; nothing that they bring is run."""
 
+import importlib
 import json
 import os
 import pickle
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from halfstep.data.packing.documents import store_documents
@@ -25,6 +26,8 @@ from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.loading import locate_weights, save_denoiser
+from halfstep.samplers.base import Samples
+from halfstep.samples.table import Batch, write_samples
 
 pytestmark = pytest.mark.stage  # takes seconds
 WEIGHTS = "model.safetensors"
@@ -33,21 +36,13 @@ TEXTS = ["One day Ann sat by the river.", "Ben ran to the river, and Ann sat."]
 Loader = Callable[[Path], Any]
 
 
-def load_as_denoiser(folder: Path) -> Any:
-    return Denoiser.from_pretrained(folder)
-
-
-def load_as_autoregressive(folder: Path) -> Any:
-    return load_autoregressive(folder)
-
-
 def load_as_scorer(folder: Path) -> Any:
     return load_scorer(str(folder), None, CPU)
 
 
 LOADERS: dict[str, list[Loader]] = {
-    "denoiser": [load_as_denoiser],
-    "autoregressive": [load_as_autoregressive, load_as_scorer],
+    "denoiser": [Denoiser.from_pretrained],
+    "autoregressive": [load_autoregressive, load_as_scorer],
 }
 
 
@@ -56,23 +51,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A denoiser and an autoregressive model with the tokenizer of both."""
     tokenizer = train_word_tokenizer(TEXTS, 40)
     root = tmp_path_factory.mktemp("models")
-    sizes = {"hidden_size": 16, "num_blocks": 2, "num_heads": 2, "dropout": 0.0}
     vocab_size = len(tokenizer)
-    torch.manual_seed(0)
-    denoiser = Denoiser(
-        DenoiserConfig(
-            vocab_size=vocab_size,
-            mask_token_id=vocab_size - 1,
-            length=8,
-            cond_dim=4,
-            noise_epsilon=1e-3,
-            **sizes,
-        )
-    )
+    denoiser = Denoiser(DenoiserConfig(vocab_size, vocab_size - 1, 8, 16, 2, 2, 4, 0.0, 1e-3))
     for name in ("denoiser", "autoregressive"):
         (root / name).mkdir()
         tokenizer.save_pretrained(root / name)
     save_denoiser(denoiser.config, denoiser, root / "denoiser")
+    sizes = {"hidden_size": 16, "num_blocks": 2, "num_heads": 2, "dropout": 0.0}
     new_gpt2(vocab_size=vocab_size, length=8, **sizes).save_pretrained(root / "autoregressive")
     torch.save({"state_dict": denoiser.state_dict()}, root / "last.ckpt")
     return {"denoiser": root / "denoiser", "autoregressive": root / "autoregressive", "checkpoint": root / "last.ckpt"}
@@ -168,12 +153,6 @@ def save_as_old_torch(value: Any, path: Path) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
 
-def test_the_pickles_are_hostile(tmp_path: Path) -> None:
-    trace = tmp_path / "did run"
-    pickle.loads(pickle.dumps(Hostile(trace)))
-    assert trace.exists()
-
-
 @pytest.mark.parametrize("kind", LOADERS)
 def test_code_that_a_model_brings_is_refused_and_nobody_is_asked(
     kind: str, copied: Any, refuse: Callable[..., None], attempt: Callable[..., Any], nothing_runs: Path
@@ -208,39 +187,35 @@ NUMBERS: list[Any] = [
 RAW_NUMBERS = ("NaN", "Infinity", "-Infinity", "1" * 5000)
 
 
+REQUIRED = ("vocab_size", "length", "hidden_size", "n_blocks", "n_heads", "cond_dim")
+NO_SIZES = {"0", "-1", *map(json.dumps, (2**31, 10**30, 10**400, 1.5, True, None, [], {}, "x")), *RAW_NUMBERS}
+
+
 @pytest.mark.parametrize("kind", LOADERS)
-def test_any_number_in_a_configuration_loads_or_is_refused(kind: str, copied: Any, attempt: Callable[..., Any]) -> None:
+def test_any_number_in_a_configuration_loads_or_is_refused(
+    kind: str, copied: Any, attempt: Callable[..., Any], refuse: Callable[..., None]
+) -> None:
     folder = copied(kind)
-    path = folder / "config.json"
+    path, load = folder / "config.json", LOADERS[kind][0]
     values = json.loads(path.read_text())
     for key in [key for key, value in values.items() if isinstance(value, int | float | dict)]:
-        for number in [json.dumps(number) for number in NUMBERS] + list(RAW_NUMBERS):
+        for number in [*map(json.dumps, NUMBERS), *RAW_NUMBERS]:
             path.write_text(json.dumps({**values, key: "HERE"}).replace('"HERE"', number))
-            load = LOADERS[kind][0]
-            attempt(f"{kind} folders", lambda load=load: load(folder), str(folder))
+            is_no_size = kind == "denoiser" and key in REQUIRED and number in NO_SIZES
+            (refuse if is_no_size else attempt)(f"{kind} folders", lambda: load(folder), str(folder))
 
 
-REQUIRED = ("vocab_size", "length", "hidden_size", "n_blocks", "n_heads", "cond_dim")
-
-
-def test_sizes_that_no_denoiser_has_are_refused(copied: Any, refuse: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [("vocab_size", 2**31 - 1), ("hidden_size", 2**30), ("n_blocks", 2**31 - 1), ("cond_dim", 2**30)],
+)
+def test_sizes_that_the_weights_do_not_bear_out_are_refused_without_memory_for_them(
+    key: str, number: int, copied: Any, refuse: Callable[..., None]
+) -> None:
     folder = copied("denoiser")
     path = folder / "config.json"
-    values = json.loads(path.read_text())
-    numbers = (0, -1, 2**31, 10**30, 10**400, 1.5, True, None, [], {}, "x")
-    for key in REQUIRED:
-        for number in [json.dumps(number) for number in numbers] + list(RAW_NUMBERS):
-            path.write_text(json.dumps({**values, key: "HERE"}).replace('"HERE"', number))
-            refuse("denoiser folders", lambda: Denoiser.from_pretrained(folder), str(path))
-    # Sizes that a computer could have, but the weights do not bear out: refused without memory for them.
-    for key, number in (
-        ("vocab_size", 2**31 - 1),
-        ("hidden_size", 2**30),
-        ("n_blocks", 2**31 - 1),
-        ("cond_dim", 2**30),
-    ):
-        path.write_text(json.dumps({**values, key: number, "mask_index": 5}))
-        refuse("denoiser folders", lambda: Denoiser.from_pretrained(folder), str(folder))
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: number, "mask_index": 5}))
+    refuse("denoiser folders", lambda: Denoiser.from_pretrained(folder), str(folder))
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -280,25 +255,6 @@ def test_missing_files_and_what_is_no_file_are_refused(kind: str, copied: Any, r
         ))  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-def test_tensors_that_do_not_fit_are_refused(kind: str, copied: Any, refuse: Callable[..., None]) -> None:
-    folder = copied(kind)
-    tensors = load_file(folder / WEIGHTS)
-    for name, values in tensors.items():
-        others = {
-            "missing": {other: kept for other, kept in tensors.items() if other != name},
-            "of another shape": {**tensors, name: torch.zeros([*values.shape, 2])},
-            "empty": {**tensors, name: torch.zeros(0)},
-            "renamed": {**{other: kept for other, kept in tensors.items() if other != name}, f"{name}.x": values},
-        }
-        if kind == "denoiser":
-            others["of integers"] = {**tensors, name: torch.zeros(values.shape, dtype=torch.int64)}
-            others["complex"] = {**tensors, name: torch.zeros(values.shape, dtype=torch.complex64)}
-        for changed in others.values():
-            save_file(changed, folder / WEIGHTS, metadata={"format": "pt"})
-            refuse(f"{kind} folders", lambda: LOADERS[kind][0](folder), str(folder))
-
-
 @pytest.mark.parametrize("kind", ["denoiser", "autoregressive", "checkpoint"])
 def test_mutated_weights_load_or_are_refused(
     kind: str,
@@ -315,7 +271,7 @@ def test_mutated_weights_load_or_are_refused(
         path.unlink()
         path = folder / "last.ckpt"
         shutil.copyfile(models[kind], path)
-    data, (load, *_) = path.read_bytes(), LOADERS.get(kind, [load_as_denoiser])
+    data, (load, *_) = path.read_bytes(), LOADERS.get(kind, [Denoiser.from_pretrained])
     # What describes the tensors, and a little of what they hold.
     head = 4000 if kind != "checkpoint" else len(data)
 
@@ -331,29 +287,18 @@ def test_mutated_weights_load_or_are_refused(
 # Tokenizers
 
 
-def saved(folder: Path, vocabulary: dict[str, int] | None = None, **special_tokens: str) -> Path:
-    from tokenizers import Tokenizer, models
-
-    vocabulary = vocabulary or {"a": 0, "b": 1, "<s>": 2, "</s>": 3, "<m>": 4, "c": 5}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("special_tokens", "named"),
-    [
-        ({"bos_token": "<s>"}, "no EOS"),
-        ({"eos_token": "</s>"}, "no BOS"),
-        ({}, "no BOS and no EOS"),
-        ({"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<m>"}, "<m> is id 4"),
-    ],
-)
-def test_tokenizers_without_what_is_needed_are_refused(
-    special_tokens: dict[str, str], named: str, tmp_path: Path, refuse: Callable[..., None]
-) -> None:
-    folder = saved(tmp_path / "tokenizer", **special_tokens)
-    refuse("tokenizers", lambda: with_mask_token(load_tokenizer(folder)), str(folder), named)
+def pack(texts: list[str], tokenizer: Any, folder: Path) -> None:
+    pack_documents(
+        store_documents(texts, None, folder),
+        np.ones(len(texts), np.bool_),
+        tokenizer,
+        folder,
+        "train",
+        context_length=8,
+        tokens_per_shard=2**20,
+        num_workers=1,
+        on_documents=lambda done, note: None,
+    )
 
 
 def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
@@ -363,59 +308,33 @@ def test_a_tokenizer_that_knows_no_token_for_the_unknown_is_refused(
 
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}))
     wrapped = with_mask_token(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
-    refuse(
-        "tokenizers",
-        lambda: pack_documents(
-            store_documents(["b"], None, tmp_path),
-            np.ones(1, np.bool_),
-            wrapped,
-            tmp_path,
-            "train",
-            context_length=8,
-            tokens_per_shard=2**20,
-            num_workers=1,
-            on_documents=lambda done, note: None,
-        ),
-        "data.tokenizer.source",
-    )
+    refuse("tokenizers", lambda: pack(["b"], wrapped, tmp_path), "data.tokenizer.source")
 
 
-def test_a_vocabulary_with_gaps_is_refused(tmp_path: Path, refuse: Callable[..., None]) -> None:
-    vocabulary = {"a": 0, "<s>": 2, "</s>": 7}
-    folder = saved(tmp_path / "tokenizer", vocabulary, bos_token="<s>", eos_token="</s>")
-    refuse("tokenizers", lambda: with_mask_token(load_tokenizer(folder)), str(folder))
-
-
-@pytest.mark.parametrize("change", [-3, -1, 1, 3])
+@pytest.mark.parametrize("change", [-3, -1, 0, 1, 3])
+@pytest.mark.parametrize("kind", LOADERS)
 def test_a_tokenizer_of_another_size_than_the_model_is_refused(
-    change: int, copied: Any, tmp_path: Path, refuse: Callable[..., None], attempt: Callable[..., Any]
+    kind: str, change: int, copied: Any, refuse: Callable[..., None], attempt: Callable[..., Any]
 ) -> None:
-    words = " ".join(f"w{i}" for i in range(60))
-    for kind in LOADERS:
-        folder = copied(kind)
-        own = load_tokenizer(folder)
-        other = train_word_tokenizer([words], len(own) + change)
-        other.save_pretrained(folder)
-        model = LOADERS[kind][0](folder)
-        mask_token_id = model.config.mask_token_id if kind == "denoiser" else None
-        try_it = refuse if kind == "denoiser" or change > 1 else attempt
-        try_it(
-            "tokenizers",
-            lambda model=model, folder=folder, mask_token_id=mask_token_id, other=other: check_vocabulary(
-                other, folder, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id
-            ),
-            str(folder),
-            *([] if try_it is attempt else [str(len(other)), str(len(own))]),
-        )
-        if kind == "autoregressive" and change > 1:
-            refuse("tokenizers", lambda folder=folder: load_as_scorer(folder), str(folder))
+    folder = copied(kind)
+    size = len(load_tokenizer(folder))
+    other = train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], size + change)
+    other.save_pretrained(folder)
+    config = LOADERS[kind][0](folder).config
+    mask_token_id = config.mask_token_id if kind == "denoiser" else None
+    # An autoregressive model may know more tokens than its tokenizer; of the mask it needs none.
+    is_refused = change != 0 if kind == "denoiser" else change > 1
 
+    def check() -> bool:
+        check_vocabulary(other, folder, vocab_size=config.vocab_size, mask_token_id=mask_token_id)
+        return True
 
-def test_a_models_own_tokenizer_is_taken(models: dict[str, Path], attempt: Callable[..., Any]) -> None:
-    tokenizer = load_tokenizer(models["denoiser"])
-    config = Denoiser.from_pretrained(models["denoiser"]).config
-    check_vocabulary(tokenizer, "it", vocab_size=config.vocab_size, mask_token_id=config.mask_token_id)
-    assert attempt("autoregressive folders", lambda: load_as_scorer(models["autoregressive"])) is not None
+    if is_refused:
+        refuse("tokenizers", check, str(folder), str(size + change), str(size))
+    else:
+        assert attempt("tokenizers", check)
+    if kind == "autoregressive" and is_refused:
+        refuse("tokenizers", lambda: load_as_scorer(folder), str(folder))
 
 
 @pytest.mark.parametrize(
@@ -431,12 +350,6 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     run_stage: Callable[..., str],
     write_tokens: Callable[..., None],
 ) -> None:
-    import importlib
-
-    import yaml
-
-    from halfstep.samples.table import write_samples
-
     values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     values["sample"] |= {"num_prefixes": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
@@ -444,18 +357,10 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     (tmp_path / "data" / "cloze.jsonl").touch()
     folder = copied(arguments[-1])
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
-    if stage == "evaluate":
-        from halfstep.samplers.base import Samples
-        from halfstep.samples.table import Batch
-
-        ones = torch.ones(2, 4, dtype=torch.int64)
-        batch = Batch(
-            "ancestral", "num_steps=4", 4, range(2), [-1, -1], Samples(ones, torch.ones(2, dtype=torch.int64), ones)
-        )
-        for kind in ("unconditional", "continuations"):
-            write_samples(
-                tmp_path / "samples" / "0" / f"{kind}.parquet", [batch], decode=str, metadata={"prefix_length": 0}
-            )
+    ones = torch.ones(2, 4, dtype=torch.int64)
+    batch = Batch("ancestral", "num_steps=4", 4, range(2), [-1, -1], Samples(ones, ones[:, 0], ones))
+    for kind in ("unconditional", "continuations"):
+        write_samples(tmp_path / f"samples/0/{kind}.parquet", [batch], decode=str, metadata={"prefix_length": 0})
     run_stage("tokenizers", importlib.import_module(f"stages.{stage}").main, *arguments, named=(folder.name, "50"))
 
 
@@ -475,21 +380,10 @@ def test_any_value_in_a_tokenizer_loads_or_is_refused(
     shutil.copytree(models["denoiser"], folder, dirs_exist_ok=True)
     values = json.loads((folder / name).read_text())
     places = list(places_in(values))
-    documents = store_documents(["Ann sat by the unknown, river.\u202e\n"] * 20, None, folder)
+    texts = ["Ann sat by the unknown, river.\u202e\n"] * 20
 
     def use() -> bool:
-        tokenizer = with_mask_token(load_tokenizer(folder))
-        pack_documents(
-            documents,
-            np.ones(20, np.bool_),
-            tokenizer,
-            folder,
-            "train",
-            context_length=8,
-            tokens_per_shard=2**20,
-            num_workers=1,
-            on_documents=lambda done, note: None,
-        )
+        pack(texts, with_mask_token(load_tokenizer(folder)), folder)
         return True
 
     @examples(60)

@@ -146,12 +146,11 @@ def test_export_takes_the_tokenizer_along_and_overwrites_nothing(denoiser: Denoi
 
 
 @pytest.mark.parametrize("use_ema", [True, False])
-@pytest.mark.parametrize("prefix", ["backbone.", "_orig_mod.backbone.", "backbone._orig_mod.", "module."])
 def test_a_training_checkpoint_gives_its_average_or_its_raw_weights(
-    denoiser: Denoiser, tmp_path: Path, prefix: str, use_ema: bool
+    denoiser: Denoiser, tmp_path: Path, use_ema: bool
 ) -> None:
     denoiser.save_pretrained(tmp_path)
-    path = _training_checkpoint(denoiser, tmp_path / "last.ckpt", prefix=prefix)
+    path = _training_checkpoint(denoiser, tmp_path / "last.ckpt", prefix="_orig_mod.backbone.")
     loaded = Denoiser.from_pretrained(path, use_ema=use_ema)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, (3 if use_ema else 1) * denoiser.get_parameter(name))
@@ -285,6 +284,10 @@ def _rename(tensors: dict[str, torch.Tensor], new_name: Callable[[str], str]) ->
         (lambda tensors: tensors.update(extra=torch.zeros(1)), "holds extra, for which there is no place;"),
         (lambda tensors: tensors.update({"blocks.0.norm1.weight": torch.zeros(3)}), "norm1.weight has shape"),
         (
+            lambda tensors: tensors.update({"blocks.0.norm1.weight": torch.zeros(16, dtype=torch.int64)}),
+            r"norm1\.weight holds torch\.int64, not real numbers",
+        ),
+        (
             lambda tensors: tensors.update({"backbone.blocks.0.norm1.weight": torch.zeros(16)}),
             "holds backbone.blocks",
         ),
@@ -354,11 +357,4 @@ def test_what_is_not_a_model_is_refused_in_one_line(tmp_path: Path, denoiser: De
         Denoiser.from_pretrained(tmp_path / "config.json")
     (tmp_path / WEIGHTS).write_bytes(b"\x80\x04not safetensors")
     with pytest.raises(UserError, match="cannot be read"):
-        Denoiser.from_pretrained(tmp_path)
-    for values in ("{}", "[1]", '{"model": 3, "vocab_size": 4}'):
-        (tmp_path / "config.json").write_text(values)
-        with pytest.raises(UserError, match="not the configuration"):
-            Denoiser.from_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"config\.json is not there"):
         Denoiser.from_pretrained(tmp_path)

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.objectives.targets import sdtt_targets
 
 from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.denoiser import Denoiser
-from halfstep.objectives.sdtt import sdtt_loss, sdtt_targets, teacher_passes, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss, teacher_passes, teacher_step_size, teacher_unmask_steps
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2

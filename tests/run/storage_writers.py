@@ -1,11 +1,10 @@
-"""Run every writer on a disk that refuses: `python tests/run/storage_writers.py FOLDER FAULT...`, for a test.
+"""Run every kind of writer on a disk that refuses: `python tests/run/storage_writers.py FOLDER FAULT...`, for a test.
 
 A FAULT is `full` or `read-only`, for which FOLDER/FAULT becomes a small tmpfs (in a namespace of this process: run it
 under `unshare -rm`), or `limit`, where no file may grow beyond a few bytes. Each writer is called twice: while the disk
 refuses, and after it was mended. What happened is printed as JSON by fault and writer.
 """
 
-import importlib.util
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +23,16 @@ import torch
 from halfstep.data.corpora.stories import stories
 from halfstep.data.packing.documents import store_documents
 from halfstep.data.packing.shards import pack_documents
-from halfstep.data.texts.cloze import write_cloze
 from halfstep.data.tokenizer import train_bpe_tokenizer
-from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.record import Row, write_rows
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.gpt2 import new_gpt2
-from halfstep.report import figures
 from halfstep.run.faults import fault_line
 from halfstep.run.files import atomic_path, file_hash, write_json
 from halfstep.samplers.base import Samples
 from halfstep.samples.table import Batch, write_samples
 from halfstep.training.checkpoint import CheckpointFolder
 from halfstep.training.ema import EMA
-from halfstep.training.optimizer import build_optimizer
-from halfstep.training.stage import write_curve, write_model, write_state
-from halfstep.training.state import CurvePoint, Trained, TrainState
+from halfstep.training.state import Trained, TrainState
 
 SMALL, LARGE = 32 * 1024, 64 * 1024 * 1024
 """Bytes the disk holds before and after it is mended; every writer needs more than the first."""
@@ -54,18 +45,14 @@ TEXTS = [" ".join(WORDS[start : start + 50]) for start in range(0, len(WORDS), 5
 def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     """What to call, by the name of what it writes into `folder`; `source` is on a disk with room."""
     tokenizer = train_bpe_tokenizer(TEXTS, 4000)
-    tokenizer.save_pretrained(source / "tokenizer")
     documents = store_documents(TEXTS * 20, None, source)
     denoiser = Denoiser(DenoiserConfig(400, 399, 16, 32, 1, 2, 8, 0.0, 1e-3))
-    gpt2 = new_gpt2(vocab_size=1000, length=16, hidden_size=32, num_blocks=1, num_heads=2, dropout=0.0)
-    optimizer = build_optimizer(denoiser, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.0)
     state = TrainState({"model": Trained(denoiser, optimizer, EMA(denoiser, 0.9))}, step=7)
-    points = [CurvePoint(i, i / 7, i / 11, i / 13, None, 0) for i in range(3000)]
     tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
     batch = Batch(
         "ancestral", "num_steps=4", 4, range(64), [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens))
     )
-    row = Row("entropy", Estimate(1 / 3, 1 / 7, 4, "nats"), "ancestral", "num_steps=4", 1.0)
 
     def whole_folder(name: str, save: Callable[[Path], object]) -> None:
         with atomic_path(folder / name) as temporary:
@@ -91,44 +78,15 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
 
     return {
         "denoiser": lambda: whole_folder("denoiser", denoiser.save_pretrained),
-        "baseline": lambda: whole_folder("baseline", gpt2.save_pretrained),
         "tokenizer": lambda: whole_folder("tokenizer", tokenizer.save_pretrained),
         "tokens": lambda: whole_folder("tokens", packed),
         "checkpoint": lambda: CheckpointFolder(folder / "work").save(state),
-        "student": lambda: write_model(state, folder / "student", source / "tokenizer"),
-        "state": lambda: write_state(state, folder / "state"),
-        "curve.csv": lambda: write_curve(points, folder / "curve.csv"),
         "samples.parquet": lambda: write_samples(
             folder / "samples.parquet", [batch], decode=lambda ids: str(ids), metadata={}
         ),
         "metrics.json": lambda: write_json(folder / "metrics.json", WORDS * 2),
-        "rows.csv": lambda: write_rows(folder / "rows.csv", [row] * 1000),
-        "cloze.jsonl": lambda: write_cloze(folder / "cloze.jsonl", TEXTS * 2),
-        "reports": lambda: report_project(source).report(str(folder / "reports")),
         "corpus": corpus,
     }
-
-
-@cache
-def report_project(source: Path) -> Any:
-    """A finished pipeline run on the disk with room, as the tests of the report have it."""
-    path = Path(__file__).parents[1] / "report" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("report_conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    render, drawn = figures.render, {}
-
-    def remember(*arguments: Any) -> bytes:
-        """The same figure is not drawn again."""
-        what = repr(arguments)
-        if what not in drawn:
-            drawn[what] = render(*arguments)
-        return drawn[what]
-
-    figures.render = remember
-    return module.Project(source)
 
 
 def break_disk(fault: str, folder: Path) -> None:
@@ -167,10 +125,7 @@ def try_writers(fault: str, folder: Path, source: Path) -> dict[str, dict[str, A
     """What every writer came to, by name; both folders exist."""
     os.environ["DVC_ROOT"] = str(folder)
     found = {}
-    chosen = writers(folder, source)
-    if fault != "full":
-        del chosen["reports"]  # seconds, for what JSON, CSV and text have shown
-    for name, write in chosen.items():
+    for name, write in writers(folder, source).items():
         break_disk(fault, folder)
         refused = attempt(write)
         left = files_in(folder)

@@ -106,7 +106,7 @@ OTHERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize(
     ("path", "edit"),
     [
-        *((path, edit) for path in ("my", "my/*.txt", "**/*.txt", "[my/b.txt,my]") for edit in {**EDITS, **OTHERS}),
+        *((path, edit) for path in ("my", "[my/b.txt,**/*.txt]") for edit in {**EDITS, **OTHERS}),
         *(("my/a.txt", edit) for edit in EDITS),
     ],
 )
@@ -169,7 +169,6 @@ FOLDERS = {
     "evaluate.scorer": "evaluate",
     "evaluate.downstream_include_path": "evaluate",
 }
-FILES = {"data.cloze": "prepare", "pretrain.init_from": "pretrain", "baseline.init_from": "baseline"}
 TASKS = "evaluate.downstream_tasks=[facts]"
 
 
@@ -195,13 +194,13 @@ def test_an_edited_folder_is_noticed(project: Path, parameter: str) -> None:
     assert now(FOLDERS[parameter], *overrides) == seen[-1]
 
 
-@pytest.mark.parametrize("parameter", FILES)
-def test_an_edited_file_is_noticed(project: Path, parameter: str) -> None:
+@pytest.mark.parametrize(("parameter", "name"), [("data.cloze", "prepare"), ("pretrain.init_from", "pretrain")])
+def test_an_edited_file_is_noticed(project: Path, parameter: str, name: str) -> None:
     file = project / "own.ckpt"
     file.write_text('{"text": "a cat sat"}')
-    first = now(FILES[parameter], f"{parameter}=own.ckpt")
+    first = now(name, f"{parameter}=own.ckpt")
     edit_in_place(file)
-    assert now(FILES[parameter], f"{parameter}=own.ckpt") != first
+    assert now(name, f"{parameter}=own.ckpt") != first
 
 
 def test_edited_likelihood_texts_are_noticed_each_by_its_name(project: Path) -> None:

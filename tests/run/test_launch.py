@@ -146,8 +146,6 @@ def test_the_line_for_a_failure(tmp_path: Path) -> None:
     [
         ({"start_with": ["srun"]}, "start_with starts the command on other nodes, but num_nodes is 1"),
         ({"rendezvous": "host"}, "launch.rendezvous is 'host'"),
-        ({"strategy": "zero"}, "launch.strategy is 'zero'"),
-        ({"processes_per_node": 0}, "launch.processes_per_node is 0"),
     ],
 )
 def test_a_layout_that_is_none_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

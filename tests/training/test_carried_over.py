@@ -55,11 +55,7 @@ def _cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
 
 
-def _another_shape(folder: Path) -> None:
-    _reshape(folder, "model.bias")
-
-
-def _reshape(folder: Path, name: str) -> None:
+def _reshape(folder: Path, name: str = "model.bias") -> None:
     tensors = load_file(folder / TENSORS_FILE)
     save_file({**tensors, name: tensors[name][:1].clone()}, folder / TENSORS_FILE)
 
@@ -74,7 +70,7 @@ def _pickle(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [_cut, _another_shape, _without_a_tensor, _pickle, lambda folder: (folder / TENSORS_FILE).unlink()]
+    "harm", [_cut, _reshape, _without_a_tensor, _pickle, lambda folder: (folder / TENSORS_FILE).unlink()]
 )
 def test_a_broken_state_is_one_line(folder: Path, harm: Callable[[Path], None]) -> None:
     harm(folder)
@@ -84,24 +80,22 @@ def test_a_broken_state_is_one_line(folder: Path, harm: Callable[[Path], None]) 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("values", ["[]", "{}", "{", "null"])
-def test_broken_values_are_one_line(folder: Path, values: str) -> None:
-    (folder / VALUES_FILE).write_text(values)
-    with pytest.raises(UserError, match=r"the training state in .* is broken"):
-        carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
-
-
-@pytest.mark.parametrize("name", ["ema.weight", "exp_avg.weight", "exp_avg_sq.bias"])
-def test_a_tensor_of_another_shape_is_refused(folder: Path, name: str) -> None:
-    """One row would be spread over all."""
-    _reshape(folder, name)
-    with pytest.raises(UserError, match="is broken"):
-        carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))
-
-
-def test_a_count_that_is_missing_is_refused(folder: Path) -> None:
+def _without_the_count(folder: Path) -> None:
     values = read_json(folder / VALUES_FILE)
     del values["ema_num_updates"]
     write_json(folder / VALUES_FILE, values)
-    with pytest.raises(UserError, match=r"is broken .*ema_num_updates"):
-        carry_over(new_state(8), CarriedOver(folder, optimizer=False, ema=True))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *(lambda folder, text=text: (folder / VALUES_FILE).write_text(text) for text in ("[]", "{}", "{", "null")),
+        # One row would be spread over all.
+        *(lambda folder, name=name: _reshape(folder, name) for name in ("ema.weight", "exp_avg.weight")),
+        _without_the_count,
+    ],
+)
+def test_a_broken_state_is_not_taken_over(folder: Path, harm: Callable[[Path], None]) -> None:
+    harm(folder)
+    with pytest.raises(UserError, match=r"the training state in .* is broken"):
+        carry_over(new_state(8), CarriedOver(folder, optimizer=True, ema=True))

@@ -40,23 +40,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Calla
     return tmp_path
 
 
-@pytest.mark.parametrize("length", [8, 16, 64])
-def test_a_teacher_that_goes_on_with_another_length_says_so(project: Path, length: int) -> None:
+@pytest.mark.parametrize(("length", "num_train_steps", "epsilon"), [(8, 1, 0.01), (64, 1, 0.01), (16, 0, 1e-3)])
+def test_a_teacher_gets_the_length_and_keeps_its_noise_if_it_is_not_trained(
+    project: Path, length: int, num_train_steps: int, epsilon: float
+) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["pretrain"].update(num_train_steps=num_train_steps)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
     Path("my/pretrain").mkdir(parents=True)
     Denoiser(DenoiserConfig(12, 11, length, 8, 1, 2, 8, 0.0, 1e-3)).save_pretrained(Path("my/pretrain"))
     pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
     config = Denoiser.from_pretrained(Path("models/0")).config
-    assert (config.length, config.noise_epsilon) == (16, 0.01)
-
-
-def test_a_teacher_that_is_not_trained_keeps_its_noise(project: Path) -> None:
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["pretrain"].update(num_train_steps=0)
-    Path("params.yaml").write_text(yaml.safe_dump(values))
-    Path("my/pretrain").mkdir(parents=True)
-    Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, 1e-3)).save_pretrained(Path("my/pretrain"))
-    pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
-    assert Denoiser.from_pretrained(Path("models/0")).config.noise_epsilon == 1e-3
+    assert (config.length, config.noise_epsilon) == (16, epsilon)
 
 
 @pytest.mark.parametrize(("length", "is_able"), [(8, False), (16, True), (64, True)])

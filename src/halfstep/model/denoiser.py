@@ -188,13 +188,7 @@ class Denoiser(nn.Module):
         return self.head(self.hidden(xt, sigma, at))
 
     def hidden(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        """The network's body: what `head` projects to logits.
-
-        Args:
-            xt, sigma, at: as in `forward`; the last block computes beyond its attention only what is wanted.
-        Returns:
-            float [batch, length, hidden_size], or [at.sum(), hidden_size] in row-major order.
-        """
+        """The network's body, which `head` projects to logits; arguments and shapes as in `forward`."""
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = F.silu(self.sigma_map(sigma))
@@ -202,6 +196,7 @@ class Denoiser(nn.Module):
         x = self.vocab_embed(xt)
         for block in self.blocks[:-1]:
             x = block(x, cond, cos, sin)
+        # Beyond its attention the last block computes only what is wanted.
         x = self.blocks[-1](x, cond, cos, sin, at)
         return self.output_layer(x, cond, at)
 

@@ -103,14 +103,10 @@ def _hide_progress_bars() -> None:
 
 
 def next_logits(model: "PreTrainedModel", tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    """Logits of the token after `tokens`, whose predecessors are in the cache.
+    """(Logits float [batch, vocab] of the token after `tokens` int64 [batch, n], the cache with these).
 
     Args:
-        model: causal language model.
-        tokens: new tokens, int64 [batch, n].
-        cache: what the previous call returned, or None.
-    Returns:
-        (float [batch, vocab], the cache with the new tokens).
+        cache: of the tokens before them, as the previous call returned it, or None.
     """
     output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1], output.past_key_values

@@ -70,34 +70,17 @@ def _integer(value: Any) -> int:
 
 def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
     """The values of a `config.json`, from which `config_from` gives back the same sizes."""
-    noise = {"type": "loglinear", "eps": config.noise_epsilon}
-    if layout == "sdtt":
-        return {
-            "model": {
-                "type": "ddit",
-                "hidden_size": config.hidden_size,
-                "cond_dim": config.cond_dim,
-                "length": config.length,
-                "n_blocks": config.num_blocks,
-                "n_heads": config.num_heads,
-                "dropout": config.dropout,
-            },
-            "vocab_size": config.vocab_size,
-            "mask_index": config.mask_token_id,
-            "time_conditioning": False,
-            "noise": noise,
-        }
-    length, hidden_size = ("length", "hidden_size") if layout == "plain" else ("model_length", "hidden_dim")
-    return {
-        "model_type": MODEL_TYPE,
-        "vocab_size": config.vocab_size,
-        "mask_index": config.mask_token_id,
+    length, hidden_size = ("model_length", "hidden_dim") if layout == "mdlm" else ("length", "hidden_size")
+    sizes = {
         length: config.length,
         hidden_size: config.hidden_size,
         "n_blocks": config.num_blocks,
         "n_heads": config.num_heads,
         "cond_dim": config.cond_dim,
         "dropout": config.dropout,
-        "time_conditioning": False,
-        "noise": noise,
     }
+    tokens = {"vocab_size": config.vocab_size, "mask_index": config.mask_token_id}
+    noise = {"time_conditioning": False, "noise": {"type": "loglinear", "eps": config.noise_epsilon}}
+    if layout == "sdtt":
+        return {"model": {"type": "ddit", **sizes}, **tokens, **noise}
+    return {"model_type": MODEL_TYPE, **tokens, **sizes, **noise}

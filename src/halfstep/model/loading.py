@@ -65,17 +65,13 @@ def read_denoiser(
     """
     weights_path = locate_weights(source, revision)
     config_path = weights_path.with_name(CONFIG_FILE)
-    if weights_path.suffix == SAFETENSORS_SUFFIX:
+    is_safetensors = weights_path.suffix == SAFETENSORS_SUFFIX
+    tensors, values = ({}, None) if is_safetensors else read_training_checkpoint(weights_path, use_ema=use_ema)
+    if values is None or config_path.is_file():
         config = read_config(config_path)
-        tensors = _read_safetensors(weights_path)
     else:
-        checkpoint = read_training_checkpoint(weights_path, use_ema=use_ema)
-        tensors = checkpoint.tensors
-        if config_path.is_file() or checkpoint.config is None:
-            config = read_config(config_path)
-        else:
-            config = _checked_config(checkpoint.config, weights_path)
-    tensors = plain_names(tensors)
+        config = _checked_config(values, weights_path)
+    tensors = plain_names(_read_safetensors(weights_path) if is_safetensors else tensors)
     check_tensors(tensors, expected_shapes(config, build, len(tensors), config_path), weights_path)
     network = build(config)
     network.load_state_dict(tensors, strict=True)
@@ -154,11 +150,7 @@ def read_config(path: Path) -> DenoiserConfig:
 
 
 def read_values(path: Path) -> Any:
-    """What a config.json holds.
-
-    Raises:
-        UserError: it is not JSON.
-    """
+    """What a config.json holds; a `UserError` if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -203,8 +195,6 @@ def expected_shapes(
     """The shapes of a denoiser's tensors, found without memory for them: a configuration may state any size.
 
     Args:
-        config: its sizes.
-        build: makes the network of a configuration.
         num_tensors: tensors at hand; a block has several.
         path: of the configuration, for the message.
     Raises:
@@ -232,11 +222,7 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
-    """Check that every tensor is used once, none missing, none left over.
-
-    Raises:
-        UserError: names the first tensors that do not fit.
-    """
+    """Check that every tensor is used once, none missing, none left over; a `UserError` names those that do not fit."""
     missing = [name for name in expected if name not in tensors]
     left_over = [name for name in tensors if name not in expected]
     problems = [f"lacks the tensors {first_of(missing)}"] if missing else []

@@ -6,7 +6,6 @@ libraries. Those are read as inert stand-ins, which keep the data and have no co
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +42,14 @@ class _StandIn:
         self.state = state
 
 
-@dataclass(frozen=True)
-class TrainingCheckpoint:
-    """What a training checkpoint says about a network.
-
-    Attributes:
-        tensors: of the network, under the names of the checkpoint.
-        config: the training configuration as plain values; None if the checkpoint carries none.
-        has_ema: whether the checkpoint carries averaged weights.
-    """
-
-    tensors: dict[str, Tensor]
-    config: dict[str, Any] | None
-    has_ema: bool
-
-
-def read_training_checkpoint(path: Path, *, use_ema: bool) -> TrainingCheckpoint:
+def read_training_checkpoint(path: Path, *, use_ema: bool) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Read the network's weights from a checkpoint that torch or Lightning saved.
 
     Args:
         path: the file.
         use_ema: take the averaged weights, if the checkpoint carries them, in place of the raw ones.
+    Returns:
+        (tensors under the names of the checkpoint; the training configuration as plain values, if it carries one).
     Raises:
         UserError: the file is not such a checkpoint, is damaged, or names code that is not data.
     """
@@ -79,7 +65,7 @@ def read_training_checkpoint(path: Path, *, use_ema: bool) -> TrainingCheckpoint
         tensors |= _averaged(tensors, ema, path)
     hyper_parameters = _plain(values.get("hyper_parameters"))
     config = hyper_parameters.get("config", hyper_parameters) if isinstance(hyper_parameters, dict) else None
-    return TrainingCheckpoint(tensors, config if isinstance(config, dict) else None, ema is not None)
+    return tensors, config if isinstance(config, dict) else None
 
 
 def _read_without_running(path: Path) -> Any:

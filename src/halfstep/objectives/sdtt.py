@@ -176,41 +176,6 @@ def sdtt_target_chunks(
             xs[unmasks] = torch.cat(drawn)
 
 
-@torch.no_grad()
-def sdtt_targets(
-    teacher: LogitsAt | MaskedModel,
-    xt: Tensor,
-    t: Tensor,
-    *,
-    dt: float,
-    num_teacher_steps: int,
-    mask_token_id: int,
-    schedule: LogLinearSchedule,
-    u_time: Tensor,
-    u_token: Tensor,
-) -> Tensor:
-    """`sdtt_target_chunks` all at once: target log-probabilities at the masked positions, float [num_masked, vocab]."""
-    chunks = list(
-        sdtt_target_chunks(
-            teacher,
-            xt,
-            t,
-            dt=dt,
-            num_teacher_steps=num_teacher_steps,
-            mask_token_id=mask_token_id,
-            schedule=schedule,
-            u_time=u_time,
-            u_token=u_token,
-        )
-    )
-    if not chunks:
-        # Nothing is masked: the teacher is asked for no position, which still tells the vocabulary's size.
-        nowhere = torch.zeros_like(xt[:1], dtype=torch.bool)
-        return torch.cat(list(logit_chunks(teacher, xt[:1], nowhere, mask_token_id)))
-    ranks, log_p = zip(*chunks, strict=True)
-    return torch.cat(log_p)[torch.cat(ranks).argsort()]
-
-
 def sdtt_loss(student_log_p: Tensor, target_log_p: Tensor, divergence: Divergence) -> tuple[Tensor, int]:
     """The distillation loss: the divergence summed over the masked positions, and how many there are.
 

@@ -1,6 +1,5 @@
 """An experiment: a folder laid out as the project, of the workspace or of any revision that DVC keeps."""
 
-import csv
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from halfstep.metrics.curve import Curve, read_curve
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.paired import paired_perplexity_ratio
 from halfstep.metrics.record import read_records
@@ -27,9 +27,6 @@ WORKSPACE = "workspace"
 
 COMPOSED = ("schedule", "models", "inputs")
 """Parameters that follow from others."""
-
-Curve = Mapping[str, Sequence[tuple[int, float]]]
-"""A training curve: per column, (step, value) where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -123,23 +120,6 @@ def load_experiment(name: str, folder: Path) -> Experiment:
     """
     params = load_params(folder / "params.yaml")
     return Experiment(name, folder, params, read_records(folder / "metrics", params.models))
-
-
-def read_curve(path: Path) -> Curve:
-    """Read a training curve.
-
-    Raises:
-        UserError: it is missing or holds something that is no number.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        columns = [name for name in (rows[0] if rows else {}) if name != "step"]
-        return {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in columns}
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: make it with dvc repro") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a training curve ({error!r}): make it again with dvc repro") from None
 
 
 def read_latency(path: Path) -> Latency:

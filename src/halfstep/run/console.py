@@ -10,18 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from halfstep.run import ranks
 from halfstep.run.errors import Interrupted, UserError
@@ -31,7 +24,7 @@ from halfstep.run.provenance import recorded_is_what_ran
 STARTED = time.monotonic()
 """When this process began to run a command, by the monotonic clock; commands import this module first."""
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 LAST_WORDS = "HALFSTEP_LAST_WORDS"
 """Variable: the file to which one of several processes writes its last line and exit code; see `leave`."""
@@ -42,11 +35,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def run(command: Callable[..., None]) -> None:
-    """Run a function as a Typer command.
-
-    Args:
-        command: the function whose signature and docstring define the command line.
-    """
+    """Run a function, whose signature and docstring define the command line."""
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
         raise Interrupted(signal_number, "stopped; the same command goes on from what is kept")
@@ -71,7 +60,6 @@ def run_app(app: typer.Typer) -> None:
     """
     # A denoiser's folder holds a config.json of a kind that transformers does not know, and says so at every load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _leave_files_to_readers(app)
     try:
         app()
     except UserError as error:
@@ -89,17 +77,6 @@ def run_app(app: typer.Typer) -> None:
         leave(f"error: {' '.join(line.split())}", EXIT_MACHINE_FAULT)
 
 
-def _leave_files_to_readers(app: typer.Typer) -> None:
-    """Keep Typer from checking whether files can be read: the reader's own error names the owner and the way out."""
-    for command in app.registered_commands:
-        for hint in get_type_hints(command.callback, include_extras=True).values():
-            for information in getattr(hint, "__metadata__", ()):
-                information.readable = False
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            _leave_files_to_readers(group.typer_instance)
-
-
 def leave(line: str, exit_code: int) -> NoReturn:
     """End the command with a line.
 
@@ -109,7 +86,7 @@ def leave(line: str, exit_code: int) -> NoReturn:
     path = os.environ.get(LAST_WORDS)
     if path is None:
         style = "red" if exit_code in (EXIT_MACHINE_FAULT, EXIT_USER_ERROR) else "yellow"
-        console.print(line, style=style, markup=False, soft_wrap=True)
+        console.print(line, style=style)
         sys.exit(exit_code)
     # The first process to fail has the cause; the others follow from it.
     with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
@@ -131,41 +108,20 @@ def progress(description: str, total: int, *, unit: str, start: int = 0) -> Iter
     Yields:
         a function of (units done, note), the note being the loss or the like.
     """
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(description, total=total, completed=start, note="", rate="")
-
-            def update(done: int, note: str) -> None:
-                speed = bar.tasks[0].speed
-                rate = f"{speed:.3g} {unit}/s" if speed else ""
-                bar.update(task, completed=done, note=note, rate=rate)
-
-            yield update
-        return
-
     started = last = time.monotonic()
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=start, note="")
 
-    def print_line(done: int, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and now - last < SECONDS_BETWEEN_LINES:
-            return
-        last = now
-        rate = (done - start) / max(now - started, 1e-9)
-        left = (total - done) / max(rate, 1e-9)
-        console.print(
-            f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip(),
-            markup=False,
-            soft_wrap=True,
-        )
+        def update(done: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            rate = (done - start) / max(now - started, 1e-9)
+            if console.is_terminal:
+                bar.update(task, completed=done, note=f"{rate:.3g} {unit}/s {note}")
+            elif done >= total or now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                left = (total - done) / max(rate, 1e-9)
+                console.print(f"{description}: {done}/{total}, {rate:.3g} {unit}/s, {left:.0f} s left {note}".rstrip())
 
-    yield print_line
+        yield update

@@ -25,9 +25,7 @@ class MachineFault(Exception):
 def one_line(value: object, limit: int = 200) -> str:
     """What someone else wrote, fit for a message: one line, cut, and nothing that moves a cursor.
 
-    Args:
-        value: text, or an exception, whose message is taken, or its type where it has none.
-        limit: characters kept.
+    Of an exception it is the message, or the type where there is none.
     """
     words = " ".join(str(value).split())
     if not words and isinstance(value, BaseException):
@@ -51,12 +49,9 @@ def shown(value: object) -> str:
 
 
 class Interrupted(BaseException):
-    """A signal asked a command to stop, and what it had done is saved.
+    """A signal asked a command to stop, and what it had done is saved; it exits with 128 plus the signal's number.
 
     No `Exception`, as KeyboardInterrupt is none: libraries that catch those must not swallow it.
-
-    Attributes:
-        signal_number: SIGINT or SIGTERM; the command exits with 128 plus it.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -6,11 +6,7 @@ Libraries report them in their own ways, some only by a message, so an exception
 import errno
 import os
 import re
-import shlex
-import stat
-from collections.abc import Iterator
 from itertools import takewhile
-from pathlib import Path
 
 from halfstep.run.errors import Interrupted, MachineFault, UserError, causes
 
@@ -20,8 +16,8 @@ STORAGE_FAULTS = {
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.EFBIG: ("the file is larger than may be written here", "raise the limit (ulimit -f)"),
     errno.EIO: ("the disk reports an input/output error", "see to the disk"),
-    errno.EACCES: ("permission denied", "have it made readable and writable"),
-    errno.EPERM: ("permission denied", "have it made readable and writable"),
+    errno.EACCES: ("permission denied", "give this user access to it (ls -l, chown)"),
+    errno.EPERM: ("permission denied", "give this user access to it (ls -l, chown)"),
 }
 """What each error number means, and the way out."""
 REFUSALS = (errno.EACCES, errno.EPERM)
@@ -57,17 +53,12 @@ def storage_fault(error: BaseException) -> tuple[int, str | None] | None:
         may_be_refusal = number in REFUSALS or isinstance(cause, FileNotFoundError)
         if name is None and may_be_refusal and (named := _NAMED.search(str(cause))):
             name = named[1]
-        if _is_kept_from(cause, name):
+        # safetensors says of a file that it may not read that it is not there.
+        if isinstance(cause, FileNotFoundError) and name and os.path.exists(name) and not os.access(name, os.R_OK):
             number = errno.EACCES
         if number is not None:
             return number, None if name is None else os.fsdecode(name)
     return None
-
-
-def _is_kept_from(error: BaseException, name: str | None) -> bool:
-    """Whether a file is said not to be there that is, but cannot be read: safetensors knows no other reason."""
-    is_shut = name is not None and os.path.exists(name) and not os.access(name, os.R_OK)
-    return isinstance(error, FileNotFoundError) and is_shut
 
 
 def fault_line(error: BaseException) -> str | None:
@@ -82,7 +73,7 @@ def fault_line(error: BaseException) -> str | None:
     if found is None:
         return None
     number, name = found
-    what, way_out = _refusal(Path(name)) if number in REFUSALS and name else STORAGE_FAULTS[number]
+    what, way_out = STORAGE_FAULTS[number]
     return f"{name or 'a file'}: {what}: {way_out}, then the same command goes on"
 
 
@@ -91,37 +82,6 @@ def refusal_line(error: UserError) -> str | None:
     cause = error.__context__
     found = storage_fault(cause) if cause else None
     return fault_line(cause) if cause and found and found[0] in REFUSALS else None
-
-
-def _refusal(path: Path) -> tuple[str, str]:
-    """(who keeps this process from a path, the way out)."""
-    places = list(_refusing(path))
-    place = next((place for place in (*places, path, *path.parents) if os.path.exists(place)), Path())
-    status = place.stat()
-    try:
-        owner = place.owner()
-    except (KeyError, NotImplementedError):  # a user without a name, a system without owners
-        owner = f"user {status.st_uid}"
-    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
-    facts = f"permission denied: {place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
-    if user != status.st_uid:
-        return f"{facts}, and this is user {user}", f"sudo chown -R {user} {shlex.quote(str(place))}"
-    if places:
-        return facts, f"chmod -R u+rwX {shlex.quote(str(place))}"
-    return f"{facts}, which is not what forbids it", "ask who runs this machine"
-
-
-def _refusing(path: Path) -> Iterator[Path]:
-    """What keeps this process from a path: a folder that cannot be entered, the file itself, the folder it is in."""
-    for folder in reversed(path.parents):
-        if folder.exists() and not os.access(folder, os.X_OK):
-            yield folder
-            return
-    there = next(place for place in (path, *path.parents) if place.exists())
-    folder = there if there != path and there.is_dir() else there.parent
-    for place, use in ((there, os.R_OK), (folder, os.W_OK), (there, os.W_OK)):
-        if not os.access(place, use):
-            yield place
 
 
 def _storage_errno(error: BaseException) -> int | None:

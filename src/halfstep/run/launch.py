@@ -127,11 +127,7 @@ def _start_here(launch: LaunchSettings, runtime: RuntimeSettings) -> NoReturn:
 
 
 def _divide_devices(num_processes: int, device_name: str) -> None:
-    """See to it that every process of this machine has a device, or its part of the cores.
-
-    Raises:
-        UserError: there are fewer devices than processes.
-    """
+    """See to it that every process of this machine has a device, or its part of the cores."""
     if select_device(device_name).type == "cpu":
         # Each process would otherwise take all cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_processes, 1)))
@@ -172,9 +168,7 @@ def _failure(exit_code: int, num_processes: int, words: LastWords | None, output
 
     Args:
         exit_code: of the first that failed; minus the signal's number if a signal ended it.
-        num_processes: of all nodes.
         words: of the first to leave with a line: the cause, or what followed from it.
-        outputs: folder with what each but the first has written.
     """
     if exit_code >= 0:
         line = f"error: one of {num_processes} processes failed with exit code {exit_code}; its output is in {outputs}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from halfstep.run.errors import MachineFault, UserError
+from halfstep.run.errors import MachineFault, UserError, first_of
 
 ROOT = Path(__file__).parents[3]
 """The project whose code runs."""
@@ -32,10 +32,8 @@ def code_hashes(stage: str) -> dict[str, str]:
 
 @contextmanager
 def recorded_is_what_ran(script: Path) -> Iterator[None]:
-    """Within the block a stage runs; what dvc.yaml lists for it is to be the same before and after.
+    """Within the block a stage's script runs; what dvc.yaml lists for it is to be the same before and after.
 
-    Args:
-        script: of the stage; nothing is listed for any other.
     Raises:
         UserError: the code beside the script is not the code that runs.
         MachineFault: something changed.
@@ -57,18 +55,11 @@ def recorded_is_what_ran(script: Path) -> Iterator[None]:
 
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """End a stage whose code or input is another one than when it began.
-
-    Args:
-        before, after: hash or the like, by file or parameter.
-    Raises:
-        MachineFault: a file differs, is new or is gone.
-    """
+    """End a stage by a `MachineFault` if the state of a file, by its name, is another one than when it began."""
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MachineFault(
-            f"{changed[0]}{more} changed while the stage ran, and its result would be recorded as made with the"
+            f"{first_of(changed, 1)} changed while the stage ran, and its result would be recorded as made with the"
             " change: put it back, and the same command goes on from what is kept; or leave it, and the same command"
             " starts anew"
         )

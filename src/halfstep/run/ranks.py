@@ -15,12 +15,7 @@ _group: Any = None
 
 
 def join(*, is_cpu: bool, timeout_seconds: float) -> None:
-    """Meet the other processes, where torchrun's variables say who and where they are.
-
-    Args:
-        is_cpu: whether this process computes on the CPU.
-        timeout_seconds: how long to wait for another process, here and from now on.
-    """
+    """Meet the other processes, where torchrun's variables say; wait so long for one, here and from now on."""
     global _group
     import torch
     from accelerate import PartialState

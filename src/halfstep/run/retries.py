@@ -32,12 +32,7 @@ FINAL_NAMES = {
 
 
 def with_retries(what: str, read: Callable[[], Result]) -> Result:
-    """Call `read`, up to three times if its error may pass; a warning names what is read and the error.
-
-    Args:
-        what: is read.
-        read: may be called again.
-    """
+    """Call `read`, up to three times if its error may pass; a warning names what is read and the error."""
     for seconds in WAIT_SECONDS:
         try:
             return read()

@@ -22,12 +22,9 @@ def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stops_at_signals(message: Callable[[], str]) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM stop the command at once with a line; what it did must be saved already.
+    """Within the block SIGINT and SIGTERM stop the command at once with a line (`Interrupted`).
 
-    Args:
-        message: how far the work is and how to go on.
-    Raises:
-        Interrupted: a signal came.
+    What it did must be saved already.
     """
     process = os.getpid()
 

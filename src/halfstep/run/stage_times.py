@@ -38,12 +38,11 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
 
     Where the disk refuses that is said, and no more: the stage's results are there, and worth more than its time.
 
+    Of several processes the main one does.
+
     Args:
         stage: as DVC names it, such as `distill@2`.
         output: a file whose content identifies this run.
-        device: where the stage computed.
-
-    Of several processes the main one does.
     """
     if not ranks.is_main():
         return
@@ -54,7 +53,7 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
     except OSError as error:
         if storage_fault(error) is None:
             raise
-        console.print(f"{stage}: its time was not recorded ({error})", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{stage}: its time was not recorded ({error})", style="yellow")
 
 
 def find_stage_time(stage: str, output: Path) -> StageTime | None:

@@ -94,12 +94,9 @@ def _read(path: Path | None) -> Arrays | None:
 
 @dataclass(frozen=True)
 class Work:
-    """One run's unfinished work.
+    """The unfinished work of a stage, such as `distill-2`, in a folder that outlives the run.
 
-    Attributes:
-        name: of the stage, such as `distill-2`.
-        path: a folder that outlives the run.
-        check_inputs: raises a `MachineFault` if they are no longer what the work was begun with.
+    `check_inputs` raises a `MachineFault` if they are no longer what the work was begun with.
     """
 
     name: str
@@ -116,18 +113,15 @@ class Work:
             return sum(not file.parent.name.startswith(".") for file in folder.rglob("*.npz"))
 
         if num_kept():
-            console.print(f"{self.name}: goes on after {num_kept()} batches", markup=False)
+            console.print(f"{self.name}: goes on after {num_kept()} batches")
         stopped = f"{self.name}: stopped; the same command goes on after"
         with stops_at_signals(lambda: f"{stopped} {num_kept()} batches"):
             yield folder
 
     def finish(self) -> None:
-        """Say that the result is written.
+        """Say that the result is written, if no input changed meanwhile.
 
         What was kept stays until another stage begins: only then has DVC taken the result.
-
-        Raises:
-            MachineFault: an input changed meanwhile.
         """
         if ranks.is_main():
             self.check_inputs()
@@ -174,7 +168,7 @@ def open_work(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"{name}: another process is at the same work; waiting for it to end", markup=False)
+        console.print(f"{name}: another process is at the same work; waiting for it to end")
         lock.acquire()
     try:
         # Whoever held the lock may have swept the folder.
@@ -227,9 +221,7 @@ def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> No
         named = ", ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys[:NUM_NAMED])
         more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
         console.print(
-            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}",
-            markup=False,
-            soft_wrap=True,
+            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}"
         )
 
 

@@ -229,13 +229,7 @@ def _describe(client: "MlflowClient", experiment: "Experiment") -> None:
 
 
 class Pipeline:
-    """A pipeline run in MLflow: its own run, and one for each model.
-
-    Attributes:
-        client: of MLflow.
-        experiment: MLflow's, which holds the runs.
-        parent: the run of the whole pipeline.
-    """
+    """A pipeline run in MLflow: its own run, `parent`, and one for each model."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         """Connect, and open the run that belongs to these parameters, this DVC experiment and this clone."""

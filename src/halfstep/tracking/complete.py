@@ -1,6 +1,5 @@
 """A finished pipeline run in MLflow, made complete from its files."""
 
-import csv
 import logging
 import re
 import tempfile
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from halfstep.metrics.curve import read_curve
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, num_steps_of, read_record
 from halfstep.run.errors import UserError
 from halfstep.run.faults import STORAGE_FAULTS, storage_fault
@@ -59,14 +59,11 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class TrackedRuns:
-    """Where MLflow holds a pipeline run.
+    """Where MLflow holds a pipeline run; of the ids there are none if not all is there.
 
     Attributes:
-        tracking_uri: of the server or database, without credentials; a database inside the project is named
-            from its root.
-        experiment_id: of the MLflow experiment; None if not all is there.
-        parent_run_id: of the run of the whole pipeline; None if not all is there.
-        run_ids: of the run of each model, by model.
+        tracking_uri: without credentials; a database inside the project is named from its root.
+        run_ids: by model.
         missing: None if all is there; otherwise one line: what is not, why, and how to send it later.
     """
 
@@ -106,7 +103,8 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
             report = _content([], {"params.yaml": root / "params.yaml", "report": root / "reports"})
             contents = {}
             for model in params["models"]:
-                points = _curve_points(root / "curves" / f"{model}.csv")
+                curve = read_curve(root / "curves" / f"{model}.csv")
+                points = [(name, *point) for name, column in curve.items() for point in column]
                 points += metric_points(read_record(root / "metrics" / f"{model}.json"))
                 preview = make_folder(Path(previews)) / "samples.txt"
                 preview.write_text(_preview(root / "samples" / model), encoding="utf-8")
@@ -173,19 +171,6 @@ def _finish(pipeline: Pipeline, run: "Run", files: Mapping[str, Path], digest: s
         pipeline.client.set_tag(run_id, COMPLETED_TAG, digest)
     if run.info.status != "FINISHED":
         pipeline.client.set_terminated(run_id, "FINISHED")
-
-
-def _curve_points(path: Path) -> list[Point]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [
-                (name, int(row["step"]), float(value))
-                for row in csv.DictReader(stream)
-                for name, value in row.items()
-                if name != "step" and value
-            ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not what its stage writes ({error!r}): make it again with dvc repro") from None
 
 
 def metric_points(record: Record) -> list[Point]:

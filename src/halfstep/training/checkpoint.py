@@ -17,11 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, newest last.
-
-    Args:
-        path: of the run's unfinished work, see `halfstep.run.work`.
-    """
+    """The checkpoints of one run, newest last, in the folder of its unfinished work (`halfstep.run.work`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

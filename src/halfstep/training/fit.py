@@ -39,12 +39,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads.
-
-    Attributes:
-        batch: step -> the training batch, int64 [batch, length].
-        valid_batches: the validation data, each int64 [batch, length].
-    """
+    """What a run reads: the training batch of a step, and those of the validation data, int64 [batch, length]."""
 
     batch: Callable[[int], Tensor]
     valid_batches: Callable[[], Iterable[Tensor]]
@@ -97,9 +92,7 @@ def fit(
     if num_parts != settings.num_accumulation_steps and has_dropout(model):
         console.print(
             f"{work.name}: dropout is drawn for each of {num_parts} parts of a batch; with num_accumulation_steps"
-            f" {num_parts} it is the same for any number of processes that divides {num_parts}",
-            markup=False,
-            soft_wrap=True,
+            f" {num_parts} it is the same for any number of processes that divides {num_parts}"
         )
     if objective.networks and devices.launch.strategy == "fsdp" and ranks.num_ranks() > 1:
         raise UserError("launch.strategy fsdp trains one network, the objective has more: -S launch.strategy=ddp")

@@ -207,7 +207,7 @@ def _skip_or_stop(
     if settings.on_nonfinite == "skip" and state.num_skipped_steps < bound:
         state.num_skipped_steps += 1
         count = f"{state.num_skipped_steps} of at most {bound}"
-        console.print(f"{problem}: skipped ({count})", markup=False, soft_wrap=True)
+        console.print(f"{problem}: skipped ({count})")
         return
     if is_whole:
         try:

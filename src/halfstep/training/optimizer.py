@@ -12,18 +12,10 @@ LrSchedule = Literal["constant", "linear", "cosine"]
 def learning_rate_at(
     step: int, *, peak: float, schedule: LrSchedule, num_warmup_steps: int, num_train_steps: int
 ) -> float:
-    """Learning rate of an optimizer step.
+    """Learning rate of the step about to be made, after `step` others.
 
-    It rises linearly over the warm-up and then stays, or falls to zero along a line or half a cosine.
-
-    Args:
-        step: optimizer steps already made, from 0.
-        peak: learning rate after the warm-up.
-        schedule: what follows the warm-up.
-        num_warmup_steps: steps until the peak; the first step is not at zero.
-        num_train_steps: the step at which a falling schedule reaches zero.
-    Returns:
-        the rate of the step about to be made.
+    It rises along a line to its peak, the first step not being at zero, and then stays, or falls along a line or half a
+    cosine to zero at `num_train_steps`.
     """
     if step < num_warmup_steps:
         return peak * (step + 1) / num_warmup_steps

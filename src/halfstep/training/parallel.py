@@ -18,12 +18,7 @@ from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
 
 @dataclass(frozen=True)
 class Devices:
-    """What this process computes on, and how networks are spread over all processes.
-
-    Attributes:
-        accelerator: device and precision of this process.
-        runtime, launch: the parameters.
-    """
+    """What this process computes on, in which precision, and how networks are spread over all processes."""
 
     accelerator: Accelerator
     runtime: RuntimeSettings
@@ -58,11 +53,7 @@ def make_devices(runtime: RuntimeSettings, launch: LaunchSettings) -> Devices:
 
 
 class ModelLoss(nn.Module):
-    """A network and whatever loss is asked of it, as one module: DDP and FSDP act when a module is called.
-
-    Args:
-        model: the network.
-    """
+    """A network and whatever loss is asked of it, as one module: DDP and FSDP act when a module is called."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -76,10 +67,9 @@ class ModelLoss(nn.Module):
 def parallelize(model: nn.Module, devices: Devices) -> nn.Module:
     """Bring a network that is to be trained to the devices, in place; call before its optimizer is made.
 
-    Args:
-        model: the network, the same in every process. With strategy fsdp each process keeps its part of every
-            parameter (a DTensor), and a block's are gathered when it is computed.
-        devices: of this process.
+    It is the same in every process. With strategy fsdp each process keeps its part of every parameter (a DTensor), and
+    a block's are gathered when it is computed.
+
     Returns:
         a `ModelLoss`, or what DDP or FSDP made of one; its backward pass leaves in every parameter the mean of the
         processes' gradients.

@@ -1,6 +1,5 @@
 """What the stages that train have in common: what they begin with, and what they write."""
 
-import csv
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from halfstep.data.tokens.packed import PackedTokens, first_batches, load_tokens
 from halfstep.objectives.base import Objective
 from halfstep.run import ranks
 from halfstep.run.errors import nan_as_user_error
-from halfstep.run.files import written_by_main
+from halfstep.run.files import write_csv, written_by_main
 from halfstep.run.fits import check_fits
 from halfstep.run.inputs import inputs_of
 from halfstep.run.launch import enter
@@ -76,7 +75,6 @@ class Stage:
 
         Args:
             name: of the DVC stage, such as `distill@2`.
-            model: the product; its `save_pretrained` writes it.
             objective, valid_objective, carried_over: see `fit`.
             data_seed: decides the order of the training data.
             files: on which the result depends, beside the tokens.
@@ -138,10 +136,6 @@ def write_model(state: TrainState, path: Path, tokenizer_path: Path) -> None:
 
 
 def write_curve(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Write a training curve as CSV; what was not measured at a step is empty."""
-    with written_by_main(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(CurvePoint)])
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if value is None else value for name, value in vars(point).items()} for point in curve
-        )
+    """Write a training curve as CSV; what was not measured at a step is empty. The main process does."""
+    if ranks.is_main():
+        write_csv(path, [field.name for field in fields(CurvePoint)], [list(vars(point).values()) for point in curve])

@@ -17,11 +17,9 @@ def mean_loss(
     """The objective's mean over some batches, in evaluation mode, always with the same noise.
 
     Args:
-        objective: which loss.
         model_loss: of which model, see `halfstep.training.parallel.ModelLoss`; its mode is restored.
         batches: clean tokens, each int64 [batch, length], the same in every process; they divide the parts.
         num_parts: parts a batch is computed in, as in training: one has as much room as the other.
-        seed: of the noise.
     Returns:
         the loss per term.
     """
