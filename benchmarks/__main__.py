@@ -1,6 +1,6 @@
 """Speed and memory: the published computation beside ours, in one process, in turn, with random weights.
 
-python -m benchmarks distill --size S1 --json FILE      (also: train, sample, latency, memory; --help shows the options)
+python -m benchmarks distill --size S1 --json FILE   (also: train, sample, choose, latency, memory; --help has options)
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks.latency import time_sizes
 from benchmarks.measure import compare, environment, matmul_flops_per_second
 from benchmarks.peak import peak_memory
 from benchmarks.sizes import Size, choose_size
-from benchmarks.work import WORKS, build
+from benchmarks.work import build
 from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
 from halfstep.run.errors import UserError
 from halfstep.run.files import write_json
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("train", parents=[shared], help="MDLM's loss with its gradients")
     commands.add_parser("distill", parents=[shared], help="SDTT's loss (two teacher steps, reverse KL), its gradients")
     commands.add_parser("sample", parents=[shared], help="a batch of samples in some numbers of denoising steps")
+    commands.add_parser("choose", parents=[shared], help="the surest first, against the network alone, 16 steps")
     commands.add_parser("latency", parents=[shared], help="the denoiser against GPT-2 of the same size with a KV cache")
     commands.add_parser("memory", parents=[shared], help="peak memory of all three, each in a process of its own")
     return main
@@ -120,7 +121,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         return {**named(work, num_steps), **sides, "ratio": {"median": ratio}}
 
     def named(work: str, num_steps: int) -> dict[str, Any]:
-        return {"work": work, **{"sample": {"num_steps": num_steps}, "distill": {"teacher_dt": dt}}.get(work, {})}
+        about = {"distill": {"teacher_dt": dt}, "train": {}}.get(work, {"num_steps": num_steps})
+        return {"work": work, **about}
 
     with autocast(device, precision):
         if options.work == "latency":
@@ -137,9 +139,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 )
             ]
         elif options.work == "memory":
-            cases = [peaks(work, n) for work in WORKS for n in (options.num_steps or [4] if work == "sample" else [1])]
+            works = ("train", "distill", "sample")
+            cases = [peaks(work, n) for work in works for n in (options.num_steps or [4] if work == "sample" else [1])]
         else:
-            counts = options.num_steps or [16, 64, 128] if options.work == "sample" else [1]
+            counts = options.num_steps or {"sample": [16, 64, 128], "choose": [16]}.get(options.work, [1])
             cases = [compared(options.work, n) for n in counts]
     return {
         **environment(device, precision),

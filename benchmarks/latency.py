@@ -12,7 +12,7 @@ from benchmarks.sizes import Size
 from halfstep.evaluation.latency import decode, synchronizer, time_calls
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.base import Uniforms
 
 
 def time_sizes(
@@ -54,7 +54,7 @@ def time_sizes(
     )
     x_init = torch.full((batch_size, size.length), size.mask_token_id, device=device)
     x_init[:, 0] = 0
-    u_time, u_token = sample_uniforms(0, range(batch_size), size.length)
+    u_time, u_token = Uniforms(0, range(batch_size), size.length).first
 
     def denoise(steps: int) -> None:
         sample(denoiser, x_init, num_steps=steps, mask_token_id=size.mask_token_id, u_time=u_time, u_token=u_token)

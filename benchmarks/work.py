@@ -16,7 +16,8 @@ from halfstep.objectives.base import Objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective, teacher_unmask_steps
 from halfstep.samplers.ancestral import sample, unmask_steps
-from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.base import Samples, Uniforms, ask
+from halfstep.samplers.sampler import Sampler
 from halfstep.tools.planning.networks import forward_flops
 from halfstep.training.parallel import compile_blocks
 
@@ -41,13 +42,13 @@ class Work:
 
 
 def build(name: str, size: Size, *, num_steps: int, dt: float, device: torch.device, is_compiled: bool = False) -> Work:
-    """The work `train`, `distill` or `sample` at some size.
+    """The work `train`, `distill`, `sample` or `choose` at some size.
 
     Args:
         name: train is MDLM's loss with its gradients, distill that of SDTT with two teacher steps and the reverse KL,
-            sample a batch from nothing but masks.
+            sample a batch from nothing but masks, choose the same with the surest positions first.
         size: of network and batch.
-        num_steps: denoising steps, for sample.
+        num_steps: denoising steps, for sample and choose.
         dt: time of a teacher step, for distill.
         device: where to compute.
         is_compiled: our networks' blocks go through `torch.compile`, as `runtime.compile` has it in training.
@@ -150,7 +151,7 @@ def _sample(size: Size, num_steps: int, dt: float, device: torch.device, is_comp
     denoiser = size.denoiser().eval().to(device)
     faster = _compiled(denoiser, is_compiled)
     x_init = torch.full((size.batch_size, size.length), size.mask_token_id, device=device)
-    u_time, u_token = sample_uniforms(0, range(size.batch_size), size.length)
+    u_time, u_token = Uniforms(0, range(size.batch_size), size.length).first
 
     def published() -> None:
         plain.sample(
@@ -177,4 +178,29 @@ def _sample(size: Size, num_steps: int, dt: float, device: torch.device, is_comp
     return Work(published, ours, flops)
 
 
-WORKS = {"train": _train, "distill": _distill, "sample": _sample}
+def _choose(size: Size, num_steps: int, dt: float, device: torch.device, is_compiled: bool) -> Work:
+    """Here the plain side is the network alone, body and one projection, at every step's masked positions."""
+    denoiser = size.denoiser().eval().to(device)
+    faster = _compiled(denoiser, is_compiled)
+    x_init = torch.full((size.batch_size, size.length), size.mask_token_id, device=device)
+    uniforms = Uniforms(0, range(size.batch_size), size.length)
+    values = {"num_steps": num_steps, "score": "entropy", "noise": 0.5, "counts": "cosine"}
+    sampler = Sampler("ordered", values)
+
+    def ours() -> Samples:
+        return sampler.sample(faster, x_init, mask_token_id=size.mask_token_id, uniforms=uniforms)
+
+    drawn = ours()
+
+    @torch.inference_mode()
+    def network() -> None:
+        for step in range(1, num_steps + 1):
+            xt = torch.where(drawn.unmask_step < step, drawn.tokens, size.mask_token_id)
+            for _ in ask(faster, xt, xt == size.mask_token_id, size.mask_token_id)():
+                pass
+
+    num_asked = int(drawn.unmask_step.sum())
+    return Work(network, ours, forward_flops(size, num_steps * x_init.numel(), num_asked, size.length))
+
+
+WORKS = {"train": _train, "distill": _distill, "sample": _sample, "choose": _choose}

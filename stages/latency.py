@@ -28,7 +28,7 @@ def main(
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json
     from halfstep.run.stage_times import record_stage
-    from halfstep.samplers.base import Sampler
+    from halfstep.samplers.sampler import Sampler
     from halfstep.settings import load_params
 
     params = load_params(params_path)

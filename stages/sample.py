@@ -38,7 +38,7 @@ def main(
     from halfstep.run.launch import enter
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samplers.base import Sampler
+    from halfstep.samplers.sampler import Sampler
     from halfstep.samples.draw import AUTOREGRESSIVE, draw_batches, requests_of
     from halfstep.samples.table import write_samples
     from halfstep.settings import load_params
@@ -69,8 +69,8 @@ def main(
     ):
         with written_by_main(samples_path) as folder, autocast(device, precision), nan_as_user_error(model_path):
             folder.mkdir()
-            for request in requests_of(settings, valid_tokens, params.data.context_length):
-                total = len(samplers) * len(request.prefixes)
+            for request in requests_of(settings, valid_tokens, params.data.context_length, tokenizer):
+                total = len(samplers) * len(request.x_init)
                 with console.progress(f"sample {model_name}, {request.kind}", total, unit="sample") as show:
                     batches = draw_batches(
                         model,
@@ -82,13 +82,12 @@ def main(
                         device=device,
                         folder=batches_path / request.kind,
                     )
-                    prefix_length = request.prefixes.shape[1]
-                    metadata = {"model": model_name, "seed": params.seed, "prefix_length": prefix_length}
+                    metadata = {"model": model_name, "seed": params.seed, "prefix_length": request.prefix_length}
                     write_samples(
                         folder / f"{request.kind}.parquet",
                         _shown(batches, show),
                         decode=tokenizer.decode,
-                        metadata={**metadata, "length": request.length},
+                        metadata={**metadata, "length": request.x_init.shape[1]},
                     )
         record_stage(f"sample@{model_name}", samples_path / "unconditional.parquet", device)
         work.finish()

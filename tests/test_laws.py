@@ -18,7 +18,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
 from halfstep.objectives.sdtt import sdtt_loss, teacher_step_size, teacher_unmask_steps
 from halfstep.samplers.ancestral import sample, unmask_steps
-from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.base import Uniforms
 from tests.objectives.targets import sdtt_targets
 
 pytestmark = pytest.mark.stage  # takes seconds
@@ -168,7 +168,7 @@ def test_samples_keep_what_is_given_fill_what_is_masked_and_do_not_see_the_batch
     g = _generator(seed)
     x_init = _partly_masked(vocab_size, batch_size, length, mask_rate, g)
     network = _network(vocab_size, g)
-    u_time, u_token = sample_uniforms(seed, range(batch_size), length)
+    u_time, u_token = Uniforms(seed, range(batch_size), length).first
 
     def draw(rows: Tensor):
         return sample(

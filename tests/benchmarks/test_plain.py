@@ -19,7 +19,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
 from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.base import Uniforms
 
 SCHEDULE = LogLinearSchedule(1e-3)
 
@@ -125,7 +125,7 @@ def test_both_samplers_have_the_same_distribution(num_steps: int) -> None:
     """
     table, num_samples, length, mask = Table(3, 3), 4000, 3, 2
     x_init = torch.full((num_samples, length), mask)
-    u_time, u_token = sample_uniforms(5, range(num_samples), length)
+    u_time, u_token = Uniforms(5, range(num_samples), length).first
     ours = sample(
         table.logits_at, x_init, num_steps=num_steps, mask_token_id=mask, u_time=u_time, u_token=u_token
     ).tokens

@@ -3,7 +3,7 @@ import torch
 
 from halfstep.evaluation.latency import time_calls, time_generation
 from halfstep.model.gpt2 import new_gpt2
-from halfstep.samplers.base import Sampler
+from halfstep.samplers.sampler import Sampler
 
 
 def test_rounds_alternate_between_calls_and_warmups_do_not_count():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfstep.objectives.sdtt import sdtt_target_chunks
-from halfstep.samplers.base import logit_chunks
+from halfstep.samplers.base import ask
 
 
 def sdtt_targets(teacher: Any, xt: Tensor, t: Tensor, **options: Any) -> Tensor:
@@ -14,6 +14,6 @@ def sdtt_targets(teacher: Any, xt: Tensor, t: Tensor, **options: Any) -> Tensor:
     chunks = list(sdtt_target_chunks(teacher, xt, t, **options))
     if not chunks:  # asked for no position, the teacher still tells the vocabulary's size
         nowhere = torch.zeros_like(xt[:1], dtype=torch.bool)
-        return torch.cat(list(logit_chunks(teacher, xt[:1], nowhere, options["mask_token_id"])))
+        return torch.cat(list(ask(teacher, xt[:1], nowhere, options["mask_token_id"])()))
     ranks, log_p = zip(*chunks, strict=True)
     return torch.cat(log_p)[torch.cat(ranks).argsort()]

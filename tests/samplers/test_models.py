@@ -9,7 +9,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.samplers.ancestral import Ancestral, sample, unmask_steps
-from halfstep.samplers.base import fill, sample_uniforms
+from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
 
 MASK, EXCLUDED, VOCAB, LENGTH = 2, (0, 5), 7, 6
@@ -46,9 +46,9 @@ def test_ids_that_are_excluded_are_never_drawn_nor_is_a_mask_in_mid_vocabulary()
     model = Toy()
     assert isinstance(model, MaskedModel)
     x_init = torch.full((200, LENGTH), MASK)
-    u_time, u_token = sample_uniforms(0, range(200), LENGTH)
+    u_time, u_token = Uniforms(0, range(200), LENGTH).first
     drawn = sample(model, x_init, num_steps=3, mask_token_id=MASK, u_time=u_time, u_token=u_token).tokens
-    surest = fill(model, x_init, Confidence(0.9, MASK), mask_token_id=MASK, u_token=u_token).tokens
+    surest = fill(model, x_init, Confidence(MASK, 0.9), mask_token_id=MASK, u_token=u_token).tokens
     allowed = {*range(VOCAB)} - {MASK, *EXCLUDED}
     assert set(drawn.flatten().tolist()) == set(surest.flatten().tolist()) == allowed
 
@@ -60,7 +60,7 @@ def test_a_model_is_told_the_time_at_which_a_step_begins() -> None:
     sample(model, x_init, num_steps=4, mask_token_id=MASK, u_time=u_time, u_token=u_time)
     assert [t.tolist() for t in model.times] == [[1.0], [0.75], [0.5], [0.25]]
     model.times.clear()
-    fill(model, x_init, Confidence(2.0, MASK), mask_token_id=MASK, u_token=u_time)
+    fill(model, x_init, Confidence(MASK, 2.0), mask_token_id=MASK, u_token=u_time)
     assert torch.cat(model.times).tolist() == [n / 6 for n in (6, 5, 4, 3, 2, 1)]
 
 
@@ -70,8 +70,8 @@ def test_a_latent_is_shared_by_the_positions_of_its_sequence_only() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.eye(VOCAB)[:, [1, 3, 4, 6]] * 100)
     x_init = torch.full((2, LENGTH), MASK)
-    u_time, u_token = sample_uniforms(0, range(2), LENGTH)
-    policy = Ancestral(unmask_steps(u_time, 3), 3)
+    u_time, u_token = Uniforms(0, range(2), LENGTH).first
+    policy = Ancestral(MASK, unmask_steps(u_time, 3), 3)
     latent = torch.eye(4)[[3, 0]]
     tokens = fill(model, x_init, policy, mask_token_id=MASK, u_token=u_token, latent=latent).tokens
     assert tokens.tolist() == [[6] * LENGTH, [1] * LENGTH]

@@ -12,9 +12,9 @@ from scipy.stats import chisquare
 from halfstep.diffusion.posterior import posterior_probs
 from halfstep.diffusion.subs import subs_log_probs
 from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
-from halfstep.samplers.ancestral import even_unmask_steps, sample, unmask_steps
+from halfstep.samplers.ancestral import planned_unmask_steps, sample, unmask_steps
 from halfstep.samplers.autoregressive import sample_autoregressive
-from halfstep.samplers.base import fill, sample_uniforms
+from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
 
 VOCAB, MASK, LENGTH = 3, 2, 3
@@ -70,7 +70,7 @@ def test_samples_have_the_exact_distribution_over_sequences(
     """Chi-square at a false-alarm rate of 1e-4 for each of fifteen cases, for a fixed seed."""
     denoiser = TableDenoiser(vocab_size, len(x_init))
     num_samples = 4000
-    u_time, u_token = sample_uniforms(5, range(num_samples), len(x_init))
+    u_time, u_token = Uniforms(5, range(num_samples), len(x_init)).first
     samples = sample(
         denoiser.logits_at,
         torch.tensor([x_init]).repeat(num_samples, 1),
@@ -95,7 +95,7 @@ def test_samples_have_the_exact_distribution_over_sequences(
 
 def test_the_network_is_asked_only_where_something_unmasks() -> None:
     denoiser = TableDenoiser()
-    u_time, u_token = sample_uniforms(0, range(20), LENGTH)
+    u_time, u_token = Uniforms(0, range(20), LENGTH).first
     x_init = torch.full((20, LENGTH), MASK)
     samples = sample(denoiser.logits_at, x_init, num_steps=100, mask_token_id=MASK, u_time=u_time, u_token=u_token)
     distinct = torch.tensor([len(set(row)) for row in unmask_steps(u_time, 100).tolist()])
@@ -106,7 +106,7 @@ def test_the_network_is_asked_only_where_something_unmasks() -> None:
 
 def test_given_tokens_stay_and_need_no_evaluation() -> None:
     denoiser = TableDenoiser()
-    u_time, u_token = sample_uniforms(0, [0], LENGTH)
+    u_time, u_token = Uniforms(0, [0], LENGTH).first
     x_init = torch.tensor([[1, 0, 1]])
     samples = sample(denoiser.logits_at, x_init, num_steps=4, mask_token_id=MASK, u_time=u_time, u_token=u_token)
     assert samples.tokens.tolist() == [[1, 0, 1]]
@@ -123,16 +123,16 @@ def test_every_step_is_equally_likely_and_the_ends_are_in_range(num_steps: int) 
 
 
 def test_a_sample_depends_on_its_seed_and_index_only() -> None:
-    together = sample_uniforms(3, [4, 5, 6], 10)
-    alone = sample_uniforms(3, [5], 10)
+    together = Uniforms(3, [4, 5, 6], 10).first
+    alone = Uniforms(3, [5], 10).first
     for batch, single in zip(together, alone, strict=True):
         assert torch.equal(batch[1], single[0])
-    assert not torch.equal(sample_uniforms(4, [5], 10)[0], alone[0])
+    assert not torch.equal(Uniforms(4, [5], 10).first[0], alone[0])
 
 
 def test_each_step_is_shown() -> None:
     seen = []
-    u_time, u_token = sample_uniforms(0, [0], LENGTH)
+    u_time, u_token = Uniforms(0, [0], LENGTH).first
     sample(
         TableDenoiser().logits_at,
         torch.full((1, LENGTH), MASK),
@@ -241,7 +241,7 @@ def test_autoregressive_samples_have_the_exact_distribution() -> None:
         logits[:, MASK] = 50.0
         return logits, (state or 0) + 1
 
-    _, u_token = sample_uniforms(1, range(3000), 3)
+    _, u_token = Uniforms(1, range(3000), 3).first
     samples = sample_autoregressive(
         next_logits, torch.zeros(3000, 1).long(), length=3, mask_token_id=MASK, u_token=u_token
     )
@@ -254,28 +254,28 @@ def test_autoregressive_samples_have_the_exact_distribution() -> None:
 
 
 def test_even_steps_unmask_equally_many_and_in_an_order_left_to_chance() -> None:
-    u_time, _ = sample_uniforms(0, range(300), 8)
+    u_time, _ = Uniforms(0, range(300), 8).first
     is_masked = torch.ones(300, 8, dtype=torch.bool)
     is_masked[:, 2] = False
-    steps = even_unmask_steps(u_time, is_masked, 7)
+    steps = planned_unmask_steps(u_time, is_masked, 7)
     assert (steps[:, 2] == 0).all()
     assert (steps[is_masked].view(300, 7).sort(dim=1).values == torch.arange(1, 8)).all()
     # 7 positions in 3 steps, the first of which takes the odd one; 12 into 4 leave no odd one.
-    assert even_unmask_steps(u_time, is_masked, 3)[0].bincount().tolist() == [1, 3, 2, 2]
-    u_time, _ = sample_uniforms(1, range(1), 12)
-    assert even_unmask_steps(u_time, u_time > -1, 4)[0].bincount()[1:].tolist() == [3, 3, 3, 3]
+    assert planned_unmask_steps(u_time, is_masked, 3)[0].bincount().tolist() == [1, 3, 2, 2]
+    u_time, _ = Uniforms(1, range(1), 12).first
+    assert planned_unmask_steps(u_time, u_time > -1, 4)[0].bincount()[1:].tolist() == [3, 3, 3, 3]
     # Larger numbers come first, as in unmask_steps; every position is first equally often: 300 / 7 each, five sigma.
     first = (steps == 1).sum(dim=0)
     assert (first[is_masked[0]] - 300 / 7).abs().max() < 5 * math.sqrt(300 / 7)
     with pytest.raises(ValueError, match="num_steps is 0"):
-        even_unmask_steps(u_time, u_time > -1, 0)
+        planned_unmask_steps(u_time, u_time > -1, 0)
 
 
 def test_even_steps_evaluate_every_sequence_in_every_step() -> None:
     denoiser = TableDenoiser()
-    u_time, u_token = sample_uniforms(0, range(20), LENGTH)
+    u_time, u_token = Uniforms(0, range(20), LENGTH).first
     x_init = torch.full((20, LENGTH), MASK)
-    steps = even_unmask_steps(u_time, x_init == MASK, LENGTH)
+    steps = planned_unmask_steps(u_time, x_init == MASK, LENGTH)
     samples = sample(
         denoiser.logits_at,
         x_init,
@@ -324,8 +324,8 @@ def test_top_1_and_a_temperature_near_zero_are_greedy(adjust) -> None:
     """Whatever is drawn; in three steps of one position each the likeliest token is known."""
     denoiser = TableDenoiser()
     x_init = torch.full((50, LENGTH), MASK)
-    u_time, u_token = sample_uniforms(2, range(50), LENGTH)
-    steps = even_unmask_steps(u_time, x_init == MASK, LENGTH)
+    u_time, u_token = Uniforms(2, range(50), LENGTH).first
+    steps = planned_unmask_steps(u_time, x_init == MASK, LENGTH)
     samples = sample(
         denoiser.logits_at,
         x_init,
@@ -347,14 +347,14 @@ def test_confidence_decodes_all_at_once_or_the_surest_first() -> None:
     denoiser = TableDenoiser()
     x_init = torch.full((50, LENGTH), MASK)
     x_init[:25, 1] = 0
-    u_time, u_token = sample_uniforms(2, range(50), LENGTH)
+    u_time, u_token = Uniforms(2, range(50), LENGTH).first
     options = {"mask_token_id": MASK, "u_token": u_token}
-    at_once = fill(denoiser.logits_at, x_init, Confidence(0.0, MASK), **options)
+    at_once = fill(denoiser.logits_at, x_init, Confidence(MASK, 0.0), **options)
     one_step = sample(denoiser.logits_at, x_init, num_steps=1, u_time=u_time, **options)
     assert torch.equal(at_once.tokens, one_step.tokens)
     assert at_once.nfe.tolist() == [1] * 50
 
-    one_by_one = fill(denoiser.logits_at, x_init, Confidence(1.0, MASK), **options)
+    one_by_one = fill(denoiser.logits_at, x_init, Confidence(MASK, 1.0), **options)
     assert one_by_one.nfe.tolist() == [2] * 25 + [3] * 25
     assert (one_by_one.unmask_step[25:].sort(dim=1).values == torch.arange(1, 4)).all()
     p = subs_log_probs(denoiser.full(x_init), x_init, MASK).exp().amax(-1)
@@ -362,11 +362,11 @@ def test_confidence_decodes_all_at_once_or_the_surest_first() -> None:
     assert torch.equal((one_by_one.unmask_step == 1).int().argmax(dim=1), first)
     # In between: exactly what is sure enough goes first.
     threshold = float(p[-1].sort().values[1])
-    some = fill(denoiser.logits_at, x_init, Confidence(threshold, MASK), **options)
+    some = fill(denoiser.logits_at, x_init, Confidence(MASK, threshold), **options)
     assert torch.equal(some.unmask_step[25:] == 1, p[25:] >= threshold)
     assert int((some.unmask_step[-1] == 1).sum()) == 2
     with pytest.raises(ValueError, match="x_init has shape"):
-        fill(denoiser.logits_at, x_init[:2], Confidence(1.0, MASK), **options)
+        fill(denoiser.logits_at, x_init[:2], Confidence(MASK, 1.0), **options)
 
 
 def test_confidence_shows_its_steps_and_adjusts_what_it_draws() -> None:
@@ -375,7 +375,7 @@ def test_confidence_shows_its_steps_and_adjusts_what_it_draws() -> None:
     samples = fill(
         TableDenoiser().logits_at,
         x_init,
-        Confidence(1.5, MASK),
+        Confidence(MASK, 1.5),
         mask_token_id=MASK,
         u_token=torch.full((1, LENGTH), 1 - 2**-53, dtype=torch.float64),
         adjust=lambda logits: keep_top_k(logits, 1),

@@ -10,14 +10,16 @@ import torch
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.run.errors import UserError, nan_as_user_error
-from halfstep.samplers.base import Sampler, fill, sample_uniforms, samplers_of
+from halfstep.samplers import ancestral
+from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
+from halfstep.samplers.sampler import Sampler, sampler_of
 from halfstep.samples.draw import AUTOREGRESSIVE, Request, draw, draw_batches
 from halfstep.samples.table import METADATA_KEY, Batch, read_sample_sets, write_samples
 
 pytestmark = pytest.mark.stage  # takes seconds
 CPU = torch.device("cpu")
-TWO_FIVE = samplers_of([{"name": "ancestral", "num_steps": [5, 2]}], "test")
+TWO_FIVE = [Sampler("ancestral", {"num_steps": num_steps}) for num_steps in (2, 5)]
 FOUR = torch.arange(12).view(4, 3)
 
 
@@ -30,8 +32,15 @@ def denoiser(published: Path) -> Denoiser:
     return Denoiser.from_pretrained(published)
 
 
+def _continued(prefixes: torch.Tensor) -> torch.Tensor:
+    x_init = torch.full((len(prefixes), 16), 96)
+    x_init[:, : prefixes.shape[1]] = prefixes
+    return x_init
+
+
 def _batches(model, prefixes=FOUR, batch_size=3, samplers=TWO_FIVE, **options) -> list[Batch]:
-    request = Request("continuations", prefixes, [*range(7, 7 + len(prefixes))], 16)
+    rows = [*range(7, 7 + len(prefixes))]
+    request = Request("continuations", _continued(prefixes), rows, prefixes.shape[1])
     options = {"tokenizer": Tokenizer(), "seed": 3, "device": CPU, **options}
     return draw_batches(model, samplers, request, batch_size=batch_size, **options)
 
@@ -65,10 +74,8 @@ def test_a_sampler_is_its_policy_in_the_one_loop(denoiser: Denoiser) -> None:
     denoiser.output_layer.linear.weight.data *= 30
     (batch,) = _batches(denoiser, batch_size=4, samplers=[Sampler("confidence", {"threshold": threshold})])
     assert (batch.sampler, batch.setting, batch.num_steps) == ("confidence", "threshold=0.9", None)
-    x_init = torch.full((4, 16), 96)
-    x_init[:, :3] = FOUR
-    _, u_token = sample_uniforms(3, range(4), 16)
-    expected = fill(denoiser, x_init, Confidence(threshold, 96), mask_token_id=96, u_token=u_token)
+    _, u_token = Uniforms(3, range(4), 16).first
+    expected = fill(denoiser, _continued(FOUR), Confidence(96, threshold), mask_token_id=96, u_token=u_token)
     for name, tensor in vars(expected).items():
         assert torch.equal(getattr(batch.samples, name), tensor)
     assert 1 < int(expected.nfe.max()) < 13
@@ -89,9 +96,9 @@ def test_a_causal_model_starts_at_bos_and_its_cache_changes_nothing() -> None:
     assert _tokens(model, samples.tokens[:, :6], samplers=[AUTOREGRESSIVE]) == samples.tokens.tolist()
     # Of the likeliest token alone nothing is left to chance, and every token is a step.
     seen: list[int] = []
-    u_time, u_token = sample_uniforms(0, range(3), 16)
+    given, uniforms = _continued(samples.tokens[:, :6]), Uniforms(0, range(3), 16)
     greedy = draw(
-        model, AUTOREGRESSIVE, samples.tokens[:, :6], length=16, mask_token_id=96, u_time=u_time, u_token=u_token,
+        model, AUTOREGRESSIVE, given, mask_token_id=96, uniforms=uniforms,
         adjust=lambda logits: logits.masked_fill(logits < logits.amax(-1, keepdim=True), -torch.inf),
         on_step=lambda step, tokens: seen.append(step),
     )  # fmt: skip
@@ -160,26 +167,30 @@ def test_batches_that_were_drawn_before_are_not_drawn_again(
 
 
 def test_every_combination_of_settings_is_one_way_to_draw() -> None:
-    entries = [{"name": "ancestral", "num_steps": [16, 4]}, {"name": "confidence", "threshold": (0.5, 1)}]
-    assert [(sampler.name, sampler.setting, sampler.num_steps) for sampler in samplers_of(entries, "test")] == [
-        ("ancestral", "num_steps=4", 4), ("ancestral", "num_steps=16", 16),
-        ("confidence", "threshold=0.5", None), ("confidence", "threshold=1.0", None),
+    ways = ancestral.Settings(name="ancestral", num_steps=[16, 4], counts=["binomial", "even"]).ways()
+    assert [(Sampler("ancestral", way).setting, Sampler("ancestral", way).num_steps) for way in ways] == [
+        ("num_steps=4", 4), ("num_steps=4,counts=even", 4), ("num_steps=16", 16), ("num_steps=16,counts=even", 16),
     ]  # fmt: skip
+    blocks = ancestral.Settings(name="ancestral", num_steps=[4], block_length=[None, 8]).ways()
+    assert [Sampler("ancestral", way).setting for way in blocks] == ["num_steps=4", "num_steps=4,block_length=8"]
 
 
 @pytest.mark.parametrize(
-    ("entries", "message"),
+    ("name", "values", "message"),
     [
-        ([{"name": "surest"}], "there is no sampler 'surest'; there are ancestral, confidence"),
-        ([{"name": "autoregressive"}], "there is no sampler 'autoregressive'"),
-        ([{"num_steps": [4]}], "there is no sampler None"),
-        ([{"name": "confidence", "threshold": [1.5]}], r"threshold\.0 of confidence is 1\.5: .* less than"),
-        ([{"name": "confidence", "threshold": []}], r"threshold of confidence is \[\]"),
-        ([{"name": "confidence"}], "confidence needs threshold"),
-        ([{"name": "ancestral", "threshold": [0.5]}], "ancestral has no setting threshold"),
+        ("surest", {}, "there is no sampler 'surest'; there are ancestral, confidence"),
+        ("autoregressive", {}, "there is no sampler 'autoregressive'"),
+        ("confidence", {"threshold": 1.5}, r"threshold of confidence is 1\.5: .* less than"),
+        ("confidence", {"threshold": "0.5"}, r"threshold of confidence is '0\.5'"),
+        ("confidence", {}, "confidence needs threshold"),
+        ("ancestral", {"threshold": 0.5}, "ancestral has no setting threshold"),
+        ("ordered", {"num_steps": 4, "score": "luck", "noise": 0, "counts": "even"}, "score of ordered is 'luck'"),
+        ("entropy_bound", {"gamma": -1}, "gamma of entropy_bound is -1"),
+        ("remask", {"num_steps": 4, "schedule": "cap", "eta": 2}, "eta of remask is 2"),
+        ("ancestral", {"num_steps": 4, "block_length": 0}, "block_length of ancestral is 0"),
     ],
-)  # fmt: skip
-def test_samplers_that_cannot_be_are_one_line(entries: list[dict], message: str) -> None:
-    with pytest.raises(UserError, match=rf"^sample\.samplers: .*{message}") as caught:
-        samplers_of(entries, "sample.samplers")
+)
+def test_samplers_that_cannot_be_are_one_line(name: str, values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^--sampler: .*{message}") as caught:
+        sampler_of(name, values, "--sampler")
     assert "\n" not in str(caught.value)

@@ -113,9 +113,9 @@ def test_arguments_reach_lm_eval_unchanged():
     ("changes", "message"),
     [
         ({"num_drawz": 3}, "--model_args: ancestral has no setting num_drawz"),
-        ({"sampler": "confidence", "threshold": 1.5}, "threshold.0 of confidence is 1.5: .* less than or equal to 1"),
+        ({"sampler": "confidence", "threshold": 1.5}, "threshold of confidence is 1.5: .* less than or equal to 1"),
         ({"sampler": "surest", "num_steps": 8}, "there is no sampler 'surest'; there are ancestral, confidence"),
-        ({"num_steps": 0}, "num_steps.0 of ancestral is 0: Input should be greater than 0"),
+        ({"num_steps": 0}, "num_steps of ancestral is 0: Input should be greater than 0"),
         ({"pretrained": None}, "pretrained is missing"),
         ({"num_draws": 0}, "num_draws is 0"),
         ({"num_draws": 2.5}, "num_draws is 2.5"),

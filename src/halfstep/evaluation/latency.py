@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.samplers.base import LogitsAt, Sampler, sample_uniforms
+from halfstep.model.base import MaskedModel
+from halfstep.samplers.base import LogitsAt, Uniforms
+from halfstep.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -56,7 +58,7 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def time_generation(
-    denoiser_logits_at: LogitsAt,
+    denoiser: LogitsAt | MaskedModel,
     autoregressive: "GPT2LMHeadModel",
     *,
     samplers: Sequence[Sampler],
@@ -73,7 +75,7 @@ def time_generation(
     transformers' `generate`, drawing from its whole distribution, with a KV cache and no early stop.
 
     Args:
-        denoiser_logits_at: in evaluation mode, see `LogitsAt`.
+        denoiser: in evaluation mode.
         autoregressive: in evaluation mode, without an EOS token that would stop it.
         samplers: of the denoiser.
         batch_size: texts at once.
@@ -87,13 +89,11 @@ def time_generation(
     """
     x_init = torch.full((batch_size, length), mask_token_id, device=device)
     x_init[:, 0] = 0
-    u_time, u_token = (u.to(device) for u in sample_uniforms(0, range(batch_size), length))
+    uniforms = Uniforms(0, range(batch_size), length)
     nfe: dict[int, float] = {}
 
     def denoise(number: int) -> None:
-        samples = samplers[number].sample(
-            denoiser_logits_at, x_init, mask_token_id=mask_token_id, u_time=u_time, u_token=u_token
-        )
+        samples = samplers[number].sample(denoiser, x_init, mask_token_id=mask_token_id, uniforms=uniforms)
         nfe[number] = samples.nfe.double().mean().item()
 
     calls: dict[str, Callable[[], object]] = {f"{i}": partial(denoise, i) for i in range(len(samplers))}

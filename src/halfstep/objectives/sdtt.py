@@ -14,7 +14,7 @@ from halfstep.model.base import MaskedModel
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
-from halfstep.samplers.base import LogitsAt, logit_chunks
+from halfstep.samplers.base import LogitsAt, ask
 from halfstep.settings import base
 from halfstep.settings.training import DistillSettings
 
@@ -164,7 +164,7 @@ def sdtt_target_chunks(
         ranks, u = rank[unmasks], u_token[unmasks]
         drawn = []
         at_time = (t - (i - 1) * dt).clamp(min=0)[rows]
-        for logits in logit_chunks(teacher, xs[rows], unmasks[rows], mask_token_id, t=at_time):
+        for logits in ask(teacher, xs[rows], unmasks[rows], mask_token_id, t=at_time)():
             size = len(logits)
             if i < num_teacher_steps:
                 drawn.append(draw_categorical(logits, u[:size]))

@@ -6,21 +6,27 @@ at all for sequences in which nothing does. The distribution is that of the plai
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halfstep.model.base import MaskedModel
-from halfstep.samplers.base import LogitsAt, Samples, fill
-from halfstep.settings.base import PositiveInts
+from halfstep.samplers import choices
+from halfstep.samplers.base import LogitsAt, Policy, Samples, StepUniforms, fill
+from halfstep.samplers.choices import ranks, written_by
+from halfstep.settings.base import PositiveInts, Several
 from halfstep.settings.evaluation import SamplerSettings
+
+Counts = Literal["binomial", choices.Counts]
+"""How many positions a step writes: as many as chance has it, which is exact, or see `choices.Counts`."""
 
 
 class Settings(SamplerSettings):
-    """`num_steps`: numbers of denoising steps."""
+    """`num_steps`: numbers of denoising steps; `counts`: how many positions each writes."""
 
     num_steps: PositiveInts
+    counts: Several[Counts] = ("binomial",)
 
 
 def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
@@ -45,30 +51,30 @@ def unmask_steps(u_time: Tensor, num_steps: int) -> Tensor:
     return (num_steps * (1 - u_time)).ceil().long()
 
 
-def even_unmask_steps(u_time: Tensor, is_masked: Tensor, num_steps: int) -> Tensor:
-    """The denoising step in which each position unmasks, if every step is to unmask equally many.
+def planned_unmask_steps(u_time: Tensor, is_masked: Tensor, num_steps: int, counts: choices.Counts = "even") -> Tensor:
+    """The denoising step in which each position unmasks, if it is decided how many go with each step.
 
     Which positions go together is still up to chance. Changes the distribution: the number that unmasks in a step is
     no longer binomial, so that steps of many tokens, which make the mistakes, do not occur, nor empty ones, which cost
     nothing. With a step for every position there is one order of writing, drawn evenly from all.
 
     Args:
-        u_time: uniform numbers in [0, 1), float [batch, length].
+        u_time: uniform numbers in [0, 1), float64 [batch, length].
         is_masked: positions to fill, bool [batch, length].
         num_steps: n, 1 or more.
+        counts: how many go with each step, see `written_by`.
     Returns:
-        steps in 1..n, 0 where nothing is to be filled, int64 [batch, length]; in each row the numbers of positions per
-        step differ by one at most.
+        steps in 1..n, 0 where nothing is to be filled, int64 [batch, length].
     Raises:
         ValueError: num_steps is less than 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}, expected 1 or more")
     # As in `unmask_steps`, the largest numbers come first.
-    order = torch.where(is_masked, u_time, -1.0).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)
-    num_masked = is_masked.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(is_masked, rank * num_steps // num_masked + 1, 0)
+    rank = ranks(torch.where(is_masked, u_time, -1.0))
+    steps = torch.arange(1, num_steps + 1, device=u_time.device)
+    written = written_by(steps, num_steps, is_masked.sum(dim=1, keepdim=True), counts)
+    return torch.where(is_masked, torch.searchsorted(written, rank, right=True) + 1, 0)
 
 
 def sample(
@@ -90,10 +96,10 @@ def sample(
         x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
         num_steps: denoising steps, 1 or more.
         mask_token_id: id of the absorbing state.
-        u_time: decides in which step a position unmasks, float64 [batch, length], see `sample_uniforms`.
+        u_time: decides in which step a position unmasks, float64 [batch, length], see `Uniforms`.
         u_token: decides which token it becomes, float64 [batch, length].
         unmask_step: the step in which each position unmasks, int64 [batch, length] in 1..num_steps, instead of what
-            u_time says; see `even_unmask_steps`.
+            u_time says; see `planned_unmask_steps`.
         adjust: changes the logits drawn from, float [n, vocab] with -inf at the mask token; see `with_temperature`,
             `keep_top_k` and `keep_top_p`. Without it and unmask_step the samples are exact.
         on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
@@ -109,30 +115,37 @@ def sample(
         raise ValueError(
             f"x_init has shape {tuple(x_init.shape)}, u_time {tuple(u_time.shape)}, u_token {tuple(u_token.shape)}"
         )
-    chosen = policy(x_init, u_time, mask_token_id=mask_token_id, num_steps=num_steps, unmask_step=unmask_step)
+    if unmask_step is None:
+        unmask_step = unmask_steps(u_time, num_steps)
+    chosen = _policy(x_init, unmask_step, num_steps, mask_token_id)
     return fill(network, x_init, chosen, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
 
 
 def policy(
-    x_init: Tensor, u_time: Tensor, *, mask_token_id: int, num_steps: int, unmask_step: Tensor | None = None
+    x_init: Tensor, u_time: Tensor, uniforms: StepUniforms, *, mask_token_id: int, num_steps: int, counts: Counts
 ) -> "Ancestral":
-    """The policy of `sample`, with its arguments."""
-    if unmask_step is None:
-        unmask_step = unmask_steps(u_time, num_steps)
-    return Ancestral(torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0), num_steps)
+    """The policy of a batch: see `Ancestral`."""
+    if counts == "binomial":
+        return _policy(x_init, unmask_steps(u_time, num_steps), num_steps, mask_token_id)
+    steps = planned_unmask_steps(u_time.to(x_init.device), x_init == mask_token_id, num_steps, counts)
+    return _policy(x_init, steps, num_steps, mask_token_id)
 
 
-@dataclass(frozen=True)
-class Ancestral:
+def _policy(x_init: Tensor, unmask_step: Tensor, num_steps: int, mask_token_id: int) -> "Ancestral":
+    return Ancestral(mask_token_id, torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0), num_steps)
+
+
+class Ancestral(Policy):
     """Each position is written in a step that is known beforehand.
 
-    Attributes:
+    Args:
         unmask_step: of each position; 0 where nothing is to be written, int64 [batch, length].
         num_steps: on the time grid 1, 1 - 1/n, ..., 0.
     """
 
-    unmask_step: Tensor
-    num_steps: int
+    def __init__(self, mask_token_id: int, unmask_step: Tensor, num_steps: int) -> None:
+        super().__init__(mask_token_id)
+        self.unmask_step, self.num_steps = unmask_step, num_steps
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
         """See `Policy`."""
@@ -141,10 +154,3 @@ class Ancestral:
     def time(self, step: int, xt: Tensor) -> Tensor:
         """The time at which the step begins."""
         return torch.full((len(xt),), 1 - (step - 1) / self.num_steps, dtype=torch.float64, device=xt.device)
-
-    def score(self, logits: Tensor) -> None:
-        """Nothing depends on what is predicted."""
-
-    def writes(self, at: Tensor, scores: Tensor | None) -> Tensor:
-        """All that was asked for."""
-        return at

@@ -1,19 +1,15 @@
 """What samplers share: one loop, in which a policy decides; its randomness; and what comes of it.
 
-A policy says where the network is asked and which of the tokens drawn there are written. Only these positions are
-projected, and a sequence for which nothing is asked is not evaluated.
-
-A sampler is a file of this room, `NAME.py`, with its `Settings`, whose fields are lists, and `policy(x_init, u_time, *,
-mask_token_id, ...)`, which makes the policy of a batch from one value of each field.
+A policy says where the network is asked and which of these positions are written. Only positions that it asks for are
+projected, tokens are drawn only where they are written, and a sequence for which nothing is asked is not evaluated.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import count
-from typing import Any, Protocol
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,9 +18,6 @@ from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.projection import rows_per_chunk
 from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
-from halfstep.run.errors import UserError, one_line, shown
-from halfstep.samplers import SAMPLERS
-from halfstep.settings.plugins import plugin_module, plugin_names
 
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """(xt int64 [batch, length], at bool [batch, length]) -> logits at those positions, row-major [at.sum(), vocab]."""
@@ -46,20 +39,154 @@ class Samples:
     unmask_step: Tensor
 
 
-class Policy(Protocol):
-    """What tells one sampler from another."""
+@dataclass(frozen=True)
+class Uniforms:
+    """All the randomness of some samples, uniform in [0, 1): a function of the seed and each sample's index alone.
+
+    Sampling a given index therefore gives the same text whatever else is in the batch.
+
+    Attributes:
+        seed: seed shared by all samples, 0 or more.
+        sample_indices: which samples, each 0 or more.
+        length: tokens per sample.
+    """
+
+    seed: int
+    sample_indices: Sequence[int]
+    length: int
+
+    @cached_property
+    def first(self) -> tuple[Tensor, Tensor]:
+        """(u_time, u_token): when a position is written, and as what; float64 [num_samples, length], on the CPU."""
+        u_time, u_token = self._draw(2)
+        return u_time, u_token
+
+    def at(self, *key: int) -> tuple[Tensor, Tensor]:
+        """Two more such arrays, for one moment of a sampler that has more to decide, such as a step."""
+        one, other = self._draw(2, *key)
+        return one, other
+
+    def _draw(self, count: int, *key: int) -> Tensor:
+        drawn = torch.empty(count, len(self.sample_indices), self.length, dtype=torch.float64)
+        for row, index in enumerate(self.sample_indices):
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "sample", index, *key))
+            drawn[:, row] = torch.rand(count, self.length, dtype=torch.float64, generator=generator)
+        return drawn
+
+
+StepUniforms = Callable[..., tuple[Tensor, Tensor]]
+"""`Uniforms.at`, or what is left of it when a part of the key is known."""
+
+
+class Policy:
+    """What tells one sampler from another; as it is here, everything is written in one step.
+
+    Positions that are to be written hold the mask token in `xt`; where only a block is to be written, whatever else is
+    masked is hidden from the policy. Positions asked for are listed in row-major order.
+
+    Attributes:
+        mask_token_id: id of the absorbing state.
+        chooses: whether `writes` goes by scores, so that not all that is asked for is written.
+    """
+
+    chooses = False
+
+    def __init__(self, mask_token_id: int) -> None:
+        self.mask_token_id = mask_token_id
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
-        """The positions at which tokens are drawn in a step, from 1, bool [batch, length]; None when all is written."""
+        """The positions looked at in a step, from 1, bool [batch, length]; None when all is written."""
+        is_masked = xt == self.mask_token_id
+        return is_masked if is_masked.any() else None
 
     def time(self, step: int, xt: Tensor) -> Tensor:
-        """Diffusion time at which the network is asked, float64 [batch]."""
+        """Diffusion time at which the network is asked, float64 [batch]: the share that is masked."""
+        return (xt == self.mask_token_id).double().mean(dim=1)
 
-    def score(self, logits: Tensor) -> Tensor | None:
-        """What `writes` needs to know of logits [n, vocab], the mask token at -inf: a number each, float64 [n]."""
+    def scores(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """What a policy that chooses needs to know of some of the positions asked for, float [n, ...].
 
-    def writes(self, at: Tensor, scores: Tensor | None) -> Tensor:
-        """Which of the positions asked for are written, bool [batch, length]; their scores in row-major order."""
+        Args:
+            logits: of the distribution that tokens are drawn from, -inf at the mask token, float [n, vocab].
+            positions: row * length + column, int64 [n].
+        """
+        raise NotImplementedError
+
+    def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
+        """Of the positions asked for, `at`, those that a policy that chooses writes, bool [batch, length]."""
+        raise NotImplementedError
+
+    def wrote(self, logits: Tensor, positions: Tensor, drawn: Tensor) -> None:
+        """Takes note of tokens that were drawn, int64 [n]; the other arguments as for `scores`."""
+
+    def forgets(self, step: int, xt: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Tokens of xt that are masked again when a step ends, bool [batch, length], and new numbers for u_token."""
+        return None
+
+
+class InBlocks(Policy):
+    """A policy in blocks from left to right: a block is written when those before it are.
+
+    Changes the distribution whatever the policy: a position is written before those of later blocks are.
+
+    Args:
+        make: (x_init, u_time, uniforms of a step) -> the policy of one block.
+        x_init, uniforms, mask_token_id: of the batch.
+        block_length: positions of a block. The first begins at the first mask of a row.
+    Source: Nie et al. 2025, arXiv:2502.09992, Section 2.4 (semi-autoregressive remasking).
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Tensor, Tensor, StepUniforms], Policy],
+        x_init: Tensor,
+        uniforms: Uniforms,
+        *,
+        block_length: int,
+        mask_token_id: int,
+    ) -> None:
+        super().__init__(mask_token_id)
+        is_masked = x_init == mask_token_id
+        first = is_masked.int().argmax(dim=1, keepdim=True)
+        column = torch.arange(x_init.shape[1], device=x_init.device)
+        self._block = ((column - first) // block_length).masked_fill(~is_masked, -1)
+        self._make, self._uniforms, self._x_init = make, uniforms, x_init
+        self._num_before = 0
+        self._begin(0)
+
+    def _begin(self, number: int) -> None:
+        self._number = number
+        u_time, _ = self._uniforms.first
+        self._policy = self._make(self._seen(self._x_init), u_time, partial(self._uniforms.at, number))
+        self.chooses = self._policy.chooses
+
+    def _seen(self, xt: Tensor) -> Tensor:
+        return torch.where(self._block == self._number, xt, -1)
+
+    def asks(self, step: int, xt: Tensor) -> Tensor | None:
+        """See `Policy`."""
+        while (at := self._policy.asks(step - self._num_before, self._seen(xt))) is None:
+            if self._number >= int(self._block.max()):
+                return None
+            self._num_before = step - 1
+            self._begin(self._number + 1)
+        return at
+
+    def scores(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """See `Policy`."""
+        return self._policy.scores(logits, positions)
+
+    def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
+        """See `Policy`."""
+        return self._policy.writes(step - self._num_before, at, scores)
+
+    def wrote(self, logits: Tensor, positions: Tensor, drawn: Tensor) -> None:
+        """See `Policy`."""
+        self._policy.wrote(logits, positions, drawn)
+
+    def forgets(self, step: int, xt: Tensor) -> tuple[Tensor, Tensor] | None:
+        """See `Policy`."""
+        return self._policy.forgets(step - self._num_before, self._seen(xt))
 
 
 @torch.inference_mode()
@@ -81,7 +208,7 @@ def fill(
         x_init: tokens to keep, and the mask token everywhere else, int64 [batch, length]. Not modified.
         policy: of this batch.
         mask_token_id: id of the absorbing state.
-        u_token: decides which token a position becomes, float64 [batch, length], see `sample_uniforms`.
+        u_token: decides which token a position becomes, float64 [batch, length], see `Uniforms`.
         adjust: changes the logits drawn from, float [n, vocab] with -inf at the mask token; see
             `halfstep.samplers.adjust`.
         latent: see `MaskedModel.hidden_at`.
@@ -93,118 +220,43 @@ def fill(
     """
     if x_init.shape != u_token.shape:
         raise ValueError(f"x_init has shape {tuple(x_init.shape)}, u_token {tuple(u_token.shape)}")
-    xt = x_init.clone()
+    xt = x_init.clone(memory_format=torch.contiguous_format)
     u_token = u_token.to(xt.device)
     unmask_step = torch.zeros_like(xt)
     nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
     for step in count(1):
         if (at := policy.asks(step, xt)) is None:
             return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)
+        forgotten = policy.forgets(step, xt)
         rows = at.any(dim=1).nonzero()[:, 0]
         if rows.numel():
-            drawn, scores, u = [], [], u_token[at]
             t, z = policy.time(step, xt)[rows], None if latent is None else latent[rows]
-            for logits in logit_chunks(network, xt[rows], at[rows], mask_token_id, t=t, latent=z):
-                adjusted = logits if adjust is None else adjust(logits)
-                drawn.append(draw_categorical(adjusted, u[: len(logits)]))
-                scores.append(policy.score(adjusted))
-                u = u[len(logits) :]
-            known = [score for score in scores if score is not None]
-            writes = policy.writes(at, torch.cat(known) if known else None)
-            xt[writes] = torch.cat(drawn)[writes[at]]
+            asked = ask(network, xt[rows], at[rows], mask_token_id, t=t, latent=z, adjust=adjust)
+            writes, chosen = at, None
+            if policy.chooses:
+                scores = torch.cat([policy.scores(*piece) for piece in _located(asked(), at)])
+                writes = policy.writes(step, at, scores)
+                chosen = writes[at]
+            for logits, positions in _located(asked(chosen), writes):
+                drawn = draw_categorical(logits, u_token.flatten()[positions])
+                policy.wrote(logits, positions, drawn)
+                xt.view(-1)[positions] = drawn
             unmask_step[writes] = step
             nfe[rows] += 1
+        if forgotten is not None:
+            positions, u = forgotten
+            xt[positions] = mask_token_id
+            u_token = torch.where(positions, u, u_token)
         if on_step is not None:
             on_step(step, xt)
     raise AssertionError("a policy ends")
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler under one setting.
-
-    Attributes:
-        name: of its file.
-        values: one of each of its settings.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-
-    @property
-    def setting(self) -> str:
-        """Its values as text, such as `num_steps=8`."""
-        return ",".join(f"{key}={value}" for key, value in self.values.items())
-
-    @property
-    def num_steps(self) -> int | None:
-        """Denoising steps asked for; None where it takes as many as it takes."""
-        return self.values.get("num_steps")
-
-    def sample(
-        self,
-        network: LogitsAt | MaskedModel,
-        x_init: Tensor,
-        *,
-        mask_token_id: int,
-        u_time: Tensor,
-        u_token: Tensor,
-        **options: Any,
-    ) -> Samples:
-        """Fill the masks of x_init: see `fill` for arguments and options, and `sample_uniforms`."""
-        make_policy = plugin_module(SAMPLERS, self.name).policy
-        policy = make_policy(x_init, u_time, mask_token_id=mask_token_id, **self.values)
-        return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, **options)
+Asked = Callable[..., Iterator[Tensor]]
+"""(which of the positions asked for, bool [n], or all) -> their logits in pieces, float32 or wider [..., vocab]."""
 
 
-def samplers_of(entries: Iterable[Mapping[str, Any]], where: str) -> list[Sampler]:
-    """Some samplers under every combination of their settings, in ascending order.
-
-    Args:
-        entries: {"name": of the sampler, setting: list of values, ...} each.
-        where: the parameter or option that holds them, for messages.
-    Raises:
-        UserError: there is no such sampler, or a value does not fit.
-    """
-    known = plugin_names(SAMPLERS)
-    samplers: list[Sampler] = []
-    for entry in entries:
-        name = entry.get("name")
-        if name not in known:
-            raise UserError(f"{where}: there is no sampler {shown(name)}; there are {', '.join(known)}")
-        try:
-            settings = plugin_module(SAMPLERS, name).Settings.model_validate(entry)
-        except ValidationError as error:
-            # A name that is not known is why another is missing.
-            first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-            key = one_line(".".join(map(str, first["loc"])), 80)
-            problems = {"extra_forbidden": f"{name} has no setting {key}", "missing": f"{name} needs {key}"}
-            other = f"{key} of {name} is {shown(first['input'])}: {one_line(first['msg'])}"
-            raise UserError(f"{where}: {problems.get(first['type'], other)}") from None
-        samplers += [Sampler(settings.name, way) for way in settings.ways()]
-    return samplers
-
-
-def sample_uniforms(seed: int, sample_indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-    """All the randomness of some samples: a function of the seed and each sample's index alone.
-
-    Sampling a given index therefore gives the same text whatever else is in the batch.
-
-    Args:
-        seed: seed shared by all samples, 0 or more.
-        sample_indices: which samples, each 0 or more.
-        length: tokens per sample.
-    Returns:
-        (u_time, u_token), each float64 [len(sample_indices), length], uniform in [0, 1), on the CPU.
-    """
-    rows = torch.empty(len(sample_indices), 2, length, dtype=torch.float64)
-    for row, index in zip(rows, sample_indices, strict=True):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "sample", index))
-        row.copy_(torch.rand(2, length, dtype=torch.float64, generator=generator))
-    return rows[:, 0], rows[:, 1]
-
-
-def logit_chunks(
+def ask(
     network: LogitsAt | MaskedModel,
     xt: Tensor,
     at: Tensor,
@@ -212,8 +264,9 @@ def logit_chunks(
     *,
     t: Tensor | None = None,
     latent: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Logits at some positions, the mask token excluded, as many positions at once as memory should hold.
+    adjust: Callable[[Tensor], Tensor] | None = None,
+) -> Asked:
+    """One evaluation: logits at some positions, the mask token excluded, as many at once as memory should hold.
 
     Args:
         network: in two parts, or a function that gives all logits at once, which then are the only piece.
@@ -221,16 +274,31 @@ def logit_chunks(
         at: positions wanted, bool [batch, length].
         mask_token_id: id of the absorbing state.
         t, latent: for a network in two parts, see `MaskedModel.hidden_at`.
-    Yields:
-        float32 or wider [n, vocab], -inf at the mask token; together row-major [at.sum(), vocab].
+        adjust: see `fill`.
+    Returns:
+        what gives the logits, -inf at the mask token, row-major; each call makes them anew.
     """
+    adjusted = adjust or (lambda logits: logits)
     if isinstance(network, MaskedModel):
         weight, bias = network.projection()
         bias = exclude_mask(bias, mask_token_id)
         hidden = network.hidden_at(xt, at, t=t, latent=latent)
-        for rows in hidden.split(rows_per_chunk(len(bias), hidden.device)):
-            logits = F.linear(rows, weight, bias)
-            yield logits.to(torch.promote_types(logits.dtype, torch.float32))
-    else:
-        logits = network(xt, at)
-        yield exclude_mask(logits.to(torch.promote_types(logits.dtype, torch.float32)), mask_token_id)
+
+        def projected(chosen: Tensor | None = None) -> Iterator[Tensor]:
+            rows = hidden if chosen is None else hidden[chosen]
+            for some in rows.split(rows_per_chunk(len(bias), hidden.device)):
+                logits = F.linear(some, weight, bias)
+                yield adjusted(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+        return projected
+    logits = network(xt, at)
+    logits = adjusted(exclude_mask(logits.to(torch.promote_types(logits.dtype, torch.float32)), mask_token_id))
+    return lambda chosen=None: iter([logits if chosen is None else logits[chosen]])
+
+
+def _located(pieces: Iterator[Tensor], at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of logits with their positions, row * length + column, int64 [n]."""
+    positions = at.flatten().nonzero()[:, 0]
+    for logits in pieces:
+        yield logits, positions[: len(logits)]
+        positions = positions[len(logits) :]

@@ -15,7 +15,8 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import next_logits
 from halfstep.run.work import Arrays, cached
 from halfstep.samplers.autoregressive import sample_autoregressive
-from halfstep.samplers.base import Sampler, Samples, sample_uniforms
+from halfstep.samplers.base import Samples, Uniforms
+from halfstep.samplers.sampler import Sampler
 from halfstep.samples.table import Batch
 
 if TYPE_CHECKING:
@@ -34,57 +35,75 @@ class Request:
 
     Attributes:
         kind: `unconditional` or `continuations`.
-        prefixes: tokens given, int64 [num_samples, prefix_length]; prefix_length may be 0.
-        prefix_rows: row of the validation tokens that each prefix begins, -1 for none.
-        length: tokens per sample, the prefix included.
+        x_init: tokens given, and the mask token everywhere else, int64 [num_samples, length].
+        prefix_rows: row of the validation tokens that each sample begins with, -1 for none.
+        prefix_length: tokens that it has of that row.
     """
 
     kind: str
-    prefixes: Tensor
+    x_init: Tensor
     prefix_rows: Sequence[int]
-    length: int
+    prefix_length: int
 
 
-def requests_of(settings: "SampleSettings", valid_tokens: "PackedTokens", context_length: int) -> list[Request]:
+def requests_of(
+    settings: "SampleSettings",
+    valid_tokens: "PackedTokens",
+    context_length: int,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Request]:
     """What the settings ask for: texts from nothing, and continuations of the first validation sequences."""
     rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
     prefixes = torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype(np.int64))
-    nothing = torch.empty(settings.num_samples, 0, dtype=torch.int64)
+    unconditional = from_nothing(settings.num_samples, context_length, tokenizer, give_ends=settings.give_ends)
+    continuations = from_nothing(len(rows), context_length, tokenizer, give_ends=settings.give_ends)
+    continuations = continuations[:, : settings.continuation_length]
+    continuations[:, : settings.prefix_length] = prefixes
     return [
-        Request("unconditional", nothing, [-1] * len(nothing), context_length),
-        Request("continuations", prefixes, rows, settings.continuation_length),
+        Request("unconditional", unconditional, [-1] * settings.num_samples, 0),
+        Request("continuations", continuations, rows, settings.prefix_length),
     ]
+
+
+def from_nothing(num_samples: int, length: int, tokenizer: "PreTrainedTokenizerBase", *, give_ends: bool) -> Tensor:
+    """Masks, int64 [num_samples, length], between BOS and EOS if the ends are given."""
+    x_init = torch.full((num_samples, length), tokenizer.mask_token_id)
+    if give_ends:
+        x_init[:, 0], x_init[:, -1] = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return x_init
 
 
 def draw(
     model: "MaskedModel | PreTrainedModel",
     sampler: Sampler,
-    given: Tensor,
+    x_init: Tensor,
     *,
-    length: int,
     mask_token_id: int,
-    u_time: Tensor,
-    u_token: Tensor,
+    uniforms: Uniforms,
     **options: Any,
 ) -> Samples:
-    """Continue texts to some length.
+    """Write what is masked in some texts.
 
     Args:
         model: in evaluation mode.
-        sampler: of a masked model; a causal one writes from left to right.
-        given: tokens, on the model's device, int64 [batch, num_given]; a causal model needs one at least.
-        length: tokens of the result.
+        sampler: of a masked model. A causal one writes from left to right what comes after the tokens that all rows
+            begin with, one at least; it is not given later ones.
+        x_init: on the model's device, int64 [batch, length].
         mask_token_id: never drawn.
-        u_time, u_token: see `sample_uniforms`.
+        uniforms: of these samples.
         options: adjust and on_step, see `fill`.
     """
-    if not isinstance(model, MaskedModel):
-        return sample_autoregressive(
-            partial(next_logits, model), given, length=length, mask_token_id=mask_token_id, u_token=u_token, **options
-        )
-    x_init = given.new_full((len(given), length), mask_token_id)
-    x_init[:, : given.shape[1]] = given
-    return sampler.sample(model, x_init, mask_token_id=mask_token_id, u_time=u_time, u_token=u_token, **options)
+    if isinstance(model, MaskedModel):
+        return sampler.sample(model, x_init, mask_token_id=mask_token_id, uniforms=uniforms, **options)
+    num_given = int((x_init != mask_token_id).all(dim=0).cumprod(dim=0).sum())
+    return sample_autoregressive(
+        partial(next_logits, model),
+        x_init[:, :num_given],
+        length=x_init.shape[1],
+        mask_token_id=mask_token_id,
+        u_token=uniforms.first[1],
+        **options,
+    )
 
 
 def draw_batches(
@@ -108,25 +127,25 @@ def draw_batches(
     Yields:
         batches, ordered by sampler, then index.
     """
-    prefixes, length = request.prefixes, request.length
-    if not isinstance(model, MaskedModel) and not prefixes.shape[1]:
-        prefixes = prefixes.new_full((len(prefixes), 1), tokenizer.bos_token_id)
+    x_init, mask = request.x_init, tokenizer.mask_token_id
+    if not isinstance(model, MaskedModel) and (x_init[:, 0] == mask).any():
+        x_init = x_init.index_fill(1, torch.tensor([0]), tokenizer.bos_token_id)
 
     def compute(piece: tuple[Sampler, range]) -> Arrays:
         sampler, indices = piece
-        given = prefixes[indices.start : indices.stop].to(device)
-        u_time, u_token = sample_uniforms(seed, indices, length)
-        mask = tokenizer.mask_token_id
-        samples = draw(model, sampler, given, length=length, mask_token_id=mask, u_time=u_time, u_token=u_token)
+        given = x_init[indices.start : indices.stop].to(device)
+        uniforms = Uniforms(seed, indices, given.shape[1])
+        samples = draw(model, sampler, given, mask_token_id=mask, uniforms=uniforms)
         return {name: tensor.cpu().numpy() for name, tensor in vars(samples).items()}
 
-    ranges = [range(i, min(i + batch_size, len(prefixes))) for i in range(0, len(prefixes), batch_size)]
+    ranges = [range(i, min(i + batch_size, len(x_init))) for i in range(0, len(x_init), batch_size)]
     for (sampler, indices), kept in cached(folder, product(samplers, ranges), compute):
+        samples = Samples(**{name: torch.from_numpy(array) for name, array in kept.items()})
         yield Batch(
             sampler.name,
             sampler.setting,
-            length - prefixes.shape[1] if sampler == AUTOREGRESSIVE else sampler.num_steps,
+            int(samples.nfe[0]) if sampler == AUTOREGRESSIVE else sampler.num_steps,
             indices,
             request.prefix_rows[indices.start : indices.stop],
-            Samples(**{name: torch.from_numpy(array) for name, array in kept.items()}),
+            samples,
         )

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -27,6 +27,7 @@ UNSET = "???"
 """What stands in `pipeline/conf` where only the user can say the value."""
 
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_INT)]
+NumBlocks = Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
@@ -66,5 +67,8 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-PositiveInts = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1), AfterValidator(each_once)]
+Value = TypeVar("Value")
+Several = Annotated[tuple[Value, ...], Field(strict=False, min_length=1), AfterValidator(each_once)]
+"""One value or more, each once."""
+PositiveInts = Several[PositiveInt]
 Probability = Annotated[float, Field(ge=0, lt=1)]

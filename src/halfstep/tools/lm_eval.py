@@ -15,7 +15,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.run import console
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import UserError
-from halfstep.samplers.base import samplers_of
+from halfstep.samplers.sampler import sampler_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -60,8 +60,7 @@ class RegisteredDenoiserLM(DenoiserLM):
         """
         if not pretrained:
             raise UserError("--model_args: pretrained is missing: give a denoiser, such as pretrained=models/3")
-        entry = {"name": sampler, **{name: [value] for name, value in setting.items()}}
-        chosen_sampler = samplers_of([entry], "--model_args") if setting else [None]
+        chosen_sampler = sampler_of(sampler, setting, "--model_args") if setting else None
         target = _device(device)
         chosen = _choice("precision", precision, ("auto", "fp32", "bf16"))
         denoiser = Denoiser.from_pretrained(str(pretrained), revision).to(target)
@@ -86,7 +85,7 @@ class RegisteredDenoiserLM(DenoiserLM):
             batch_size=_count("--batch_size", batch_size),
             seed=_count("seed", seed, least=0),
             device=target,
-            sampler=chosen_sampler[0],
+            sampler=chosen_sampler,
         )
 
     @classmethod

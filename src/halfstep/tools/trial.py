@@ -26,7 +26,7 @@ from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
 from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import sample_uniforms
+from halfstep.samplers.base import Uniforms
 from halfstep.settings import Params
 from halfstep.settings.training import TrainingSettings
 from halfstep.training.loop import Hooks, train
@@ -158,7 +158,7 @@ def _sample(params: Params, vocab_size: int, device: torch.device) -> None:
     """One batch in the fewest denoising steps asked for, which unmask the most tokens at once."""
     denoiser = _denoiser(params, vocab_size).eval().to(device)
     shape, mask = (params.sample.batch_size, params.data.context_length), vocab_size - 1
-    u_time, u_token = sample_uniforms(0, range(shape[0]), shape[1])
+    u_time, u_token = Uniforms(0, range(shape[0]), shape[1]).first
     x_init = torch.full(shape, mask, device=device)
     num_steps = min(params.sample.num_steps)
     with autocast(device, select_precision(params.runtime.precision, device)):

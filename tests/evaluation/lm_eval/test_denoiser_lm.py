@@ -7,7 +7,7 @@ import torch
 from halfstep.data.texts.encoding import encode_pair
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.run.errors import UserError
-from halfstep.samplers.base import Sampler
+from halfstep.samplers.sampler import Sampler
 
 
 def requests(*arguments):

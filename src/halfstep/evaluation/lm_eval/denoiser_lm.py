@@ -22,7 +22,8 @@ from halfstep.metrics.estimate import Estimate
 from halfstep.run import console
 from halfstep.run.errors import UserError
 from halfstep.run.work import Arrays, batched, cached
-from halfstep.samplers.base import LogitsAt, Sampler, sample_uniforms
+from halfstep.samplers.base import LogitsAt, Uniforms
+from halfstep.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -193,10 +194,8 @@ class DenoiserLM(LM):
         self.num_truncated += len(kept) < len(ids)
         given = [self.tokenizer.bos_token_id, *kept]
         x_init = torch.tensor([given + [self._mask_token_id] * num_tokens], device=self._device)
-        u_time, u_token = sample_uniforms(derive_seed(self._seed, "generate", context), [0], x_init.shape[1])
-        drawn = sampler.sample(
-            self._logits_at, x_init, mask_token_id=self._mask_token_id, u_time=u_time, u_token=u_token
-        )
+        uniforms = Uniforms(derive_seed(self._seed, "generate", context), [0], x_init.shape[1])
+        drawn = sampler.sample(self._logits_at, x_init, mask_token_id=self._mask_token_id, uniforms=uniforms)
         new = drawn.tokens[0, len(given) :].tolist()
         new = new[: new.index(self.eot_token_id)] if self.eot_token_id in new else new
         return postprocess_generated_text(self.tokenizer.decode(new, skip_special_tokens=True), stops, None)
