@@ -9,28 +9,43 @@ from halfstep.run import console
 
 
 def main(
+    model_name: Annotated[
+        str, typer.Argument(metavar="MODEL", help="ar, of the denoiser's depth, or ar-N, of N blocks, one of `rivals`.")
+    ] = "ar",
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
-    model_path: Annotated[Path, typer.Option("--model", help="Baseline, written.")] = Path("models/ar"),
-    curve_path: Annotated[Path, typer.Option("--curve", help="Training curve, written.")] = Path("curves/ar.csv"),
+    model_path: Annotated[Path | None, typer.Option("--model", help="Written (models/MODEL).")] = None,
+    curve_path: Annotated[Path | None, typer.Option("--curve", help="Training curve, written.")] = None,
 ) -> None:
     """Train a GPT-2 of the denoiser's size on the same tokens by the same loop, or take it from a checkpoint.
+
+    One of `rivals` has the same width and training, and a depth of its own.
 
     Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep.model.gpt2 import load_autoregressive, new_gpt2
     from halfstep.objectives.autoregressive import autoregressive_objective
+    from halfstep.run.errors import UserError, one_line, shown
     from halfstep.run.files import local_or_hub
     from halfstep.run.fits import check_baseline
     from halfstep.settings import load_params
+    from halfstep.settings.graph import BASELINE, rivals_of
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage
 
-    stage = Stage.begin("baseline", load_params(params_path), tokens_path, tokenizer_path)
-    params, settings, length = stage.params, stage.params.baseline, stage.params.data.context_length
-    if settings.init_from is not None:
+    params = load_params(params_path)
+    is_rival = model_name != BASELINE
+    if is_rival:
+        depths = dict(zip(rivals_of(params.rivals), params.rivals, strict=True))
+        if model_name not in depths:
+            raise UserError(f"{params_path}: rivals are {one_line(', '.join(depths))}, not {shown(model_name)}")
+        depth = {"num_blocks": depths[model_name]}
+        params = params.model_copy(update={"model": params.model.model_copy(update=depth)})
+    stage = Stage.begin("baseline", params, tokens_path, tokenizer_path)
+    settings, length = params.baseline, params.data.context_length
+    if settings.init_from is not None and not is_rival:
         model = load_autoregressive(local_or_hub(settings.init_from), settings.init_revision)
         check_baseline(model.config, settings.init_from, vocab_size=stage.vocab_size, context_length=length)
     else:
@@ -38,11 +53,11 @@ def main(
         sizes = params.model.model_dump(exclude={"cond_dim"})
         model = new_gpt2(vocab_size=stage.vocab_size, length=length, **sizes)
     stage.train(
-        "baseline",
+        f"rival@{model_name}" if is_rival else "baseline",
         model,
         autoregressive_objective(),
-        model_path=model_path,
-        curve_path=curve_path,
+        model_path=model_path or Path("models") / model_name,
+        curve_path=curve_path or Path(f"curves/{model_name}.csv"),
         data_seed=params.seed,
     )
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ NUM_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_W
 torch.set_num_threads(NUM_THREADS)
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# It asks `uname` once, when MLflow is first imported: not in whichever test that happens to be.
+platform.platform()
 # No test depends on time, and a run repeats the one before it.
 settings.register_profile("halfstep", deadline=None, derandomize=True)
 settings.load_profile("halfstep")

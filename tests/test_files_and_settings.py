@@ -73,10 +73,13 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
     [
         (lambda v: v.update(rounds=v["rounds"] + 1), r"contradicts itself.*dvc exp run -S rounds="),
         (lambda v: v.update(models=["ar"]), "contradicts itself"),
+        (lambda v: v.update(frontiers=["ar", "0"]), r"contradicts itself.*frontiers \['ar', '0'\]"),
+        (lambda v: v.update(rivals=["ar-1"]), r"rivals.0 is 'ar-1'"),
+        (lambda v: v.update(rivals=[0]), r"rivals.0 is 0: it should be more than 0"),
         (lambda v: v["data"].update(source="scrolls"), "scrolls"),
         (lambda v: v["data"]["tokenizer"].update(source="train-magic"), "train-magic"),
         (lambda v: v["sample"].update(prefix_length=64), "leaves nothing to continue"),
-        (lambda v: v["sample"].update(samplers=[{"name": "surest"}]), "it should be 'ancestral' or 'confidence'"),
+        (lambda v: v["sample"].update(samplers=[{"name": "surest"}]), "it should be 'ancestral', 'confidence', "),
         (lambda v: v["sample"].update(samplers=v["sample"]["samplers"] * 2), r"sample\.samplers .* is given twice"),
         (lambda v: v["latency"]["samplers"][0].update(num_steps=[0]), r"latency\.samplers\.0\.num_steps\.0 is 0"),
         (lambda v: v["sample"].update(continuation_length=65), r"more than data\.context_length 64"),
@@ -165,3 +168,9 @@ def test_overrides_that_lack_a_value_or_name_no_parameter(overrides: list[str], 
     with pytest.raises(UserError) as raised:
         composed_params(overrides, ROOT)
     assert said in str(raised.value)
+
+
+def test_frontiers_are_those_of_models_and_rivals() -> None:
+    params = composed_params(["rounds=1", "rivals=[1,2]"], ROOT)
+    assert params.rivals == (1, 2)
+    assert params.frontiers == ["ar", "0", "1", "ar-1", "ar-2"]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from halfstep.settings.graph import models_of, schedule_of
+from halfstep.settings.plugins import plugin_names
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -138,15 +139,19 @@ def test_only_tracking_imports_mlflow_and_no_stage_another_stage() -> None:
             assert "mlflow" not in roots, file
 
 
+SCRIPTS = {"rival": "baseline"}
+"""Of stages that are called otherwise."""
+
+
 def dvc_stages() -> dict[str, dict]:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 
 def test_every_script_is_a_stage_and_every_stage_runs_its_script() -> None:
-    assert {path.stem for path in STAGES} == set(dvc_stages())
+    assert {path.stem for path in STAGES} == set(dvc_stages()) - {*SCRIPTS}
     for name, stage in dvc_stages().items():
-        assert re.match(rf"python -m stages\.{name}( |$)", stage["cmd"])
+        assert re.match(rf"python -m stages\.{SCRIPTS.get(name, name)}( |$)", stage["cmd"])
 
 
 # Of these files one is chosen by a parameter: the stages list it by DVC's template, and no import says which it is.
@@ -154,19 +159,23 @@ PLUGINS = {
     "inputs": ["src/halfstep/data/corpora/${data.source}.py"],
     "prepare": ["src/halfstep/data/corpora/${data.source}.py"],
     "distill": ["src/halfstep/objectives/${distill.objective}.py"],
+    "frontier": ["src/halfstep/data/corpora/${data.source}.py"],
 }
 
 
 def chosen(name: str) -> set[Path]:
-    """The files of plug-ins that a stage imports by the names that the default parameters give."""
+    """The files of plug-ins that a stage may import by a name in the parameters: of lists all, else that of the default
+    parameters."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    section = params.get(name)
-    samplers = section.get("samplers", []) if isinstance(section, dict) else []
-    names = [f"samplers/{entry['name']}" for entry in samplers]
+    names = []
+    if name in ("sample", "latency", "frontier"):
+        names += [f"samplers/{sampler}" for sampler in plugin_names("halfstep.samplers")]
     if name == "evaluate":
-        names += [f"evaluation/metrics/{metric}" for metric in section["metrics"]]
+        names += [f"evaluation/metrics/{metric}" for metric in plugin_names("halfstep.evaluation.metrics")]
     if name == "distill":
-        names += [f"objectives/{section['objective']}"]
+        names += [f"objectives/{params['distill']['objective']}"]
+    if name == "frontier":
+        names += [f"data/corpora/{params['data']['source']}"]
     return {SOURCE / "halfstep" / f"{name}.py" for name in names}
 
 
@@ -175,7 +184,7 @@ def watched_files(name: str) -> set[str]:
 
     The report and MLflow are what a person looks at: their stages, which are quick, watch how they are made.
     """
-    script = ROOT / "stages" / f"{name}.py"
+    script = ROOT / "stages" / f"{SCRIPTS.get(name, name)}.py"
     rooms = {*ROOMS} - (NOT_WATCHED - {{"report": "report", "track": "tracking"}.get(name)})
     plugins = chosen(name)
     imported = plugins | {file for root in (script, *plugins) for file in files_behind(root)}
@@ -225,7 +234,7 @@ def test_the_baseline_watches_neither_diffusion_nor_distillation() -> None:
     assert not [dep for dep in listed if "diffusion" in dep or "sdtt" in dep or "samplers" in dep]
 
 
-NETWORKS_RUN_IN = {"pretrain", "baseline", "distill", "sample", "latency", "evaluate"}
+NETWORKS_RUN_IN = {"pretrain", "baseline", "rival", "distill", "sample", "latency", "evaluate", "frontier"}
 
 
 @pytest.mark.parametrize(
@@ -235,7 +244,7 @@ NETWORKS_RUN_IN = {"pretrain", "baseline", "distill", "sample", "latency", "eval
         ("tools/cli.py", set()),
         ("report/page.py", set()),
         ("tracking/client.py", set()),
-        ("diffusion/schedule.py", NETWORKS_RUN_IN - {"baseline"}),
+        ("diffusion/schedule.py", NETWORKS_RUN_IN - {"baseline", "rival"}),
         ("model/denoiser.py", NETWORKS_RUN_IN),
         # Files that are not there: what a person adds.
         ("objectives/other.py", set()),

@@ -1,9 +1,11 @@
 """Hand-written results of a small run, as the stages would have left them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.paired import write_samples_table
+from halfstep.metrics.frontier import FrontierRow, write_frontier
 from halfstep.metrics.record import Record, Row, write_record
 from halfstep.report import figures
 from halfstep.report.experiment import Experiment, load_experiment
@@ -25,6 +27,14 @@ MEASURED = {
     "0": {4: (80.0, 1.0, 4.50), 16: (40.0, 0.5, 4.40)},
     "1": {4: (50.0, 0.8, 4.45), 16: (36.0, 0.5, 4.38)},
     "2": {4: (32.0, 0.6, 4.42), 16: (30.0, 0.4, 4.36)},
+}
+# The text's entropy is 4.41. Perplexity at that entropy by sampler and number of steps, each of which is an evaluation.
+AT_ENTROPY = {
+    "ar": {("autoregressive", 63): 20.0},
+    "0": {("ancestral", 4): 90.0, ("ancestral", 16): 40.0, ("ordered", 4): 60.0, ("ordered", 16): 22.0},
+    "1": {("ancestral", 4): 60.0, ("ordered", 4): 55.0},
+    "2": {("ancestral", 4): 50.0, ("ordered", 4): 48.0, ("ordered", 16): 22.5},
+    "ar-1": {("autoregressive", 63): 21.0},
 }
 HOSTILE = (
     """</script><script>window.ran = 1</script><img src=x onerror="window.ran = 1"><svg onload=window.ran=1>'"&lt;$x"""
@@ -60,6 +70,37 @@ def write_samples(path: Path, prefix_length: int, num_steps: list[int | None]) -
     pq.write_table(pa.table(rows).replace_schema_metadata(metadata), path)
 
 
+def write_curves(
+    folder: Path, model: str, found: dict[tuple[str, int], float], *, depth: float = 1.0, entropy: float = 4.41,
+    noise: float = 0.0,
+) -> None:  # fmt: skip
+    """Samples of a model at three temperatures, two of which have an entropy on either side of `entropy`.
+
+    Args:
+        found: by sampler and number of steps the perplexity at that entropy.
+        depth: of the network over that of the first teacher.
+        noise: by how much the model's own samples differ, beside what they have in common with other models'.
+    """
+    own, common = np.random.default_rng(len(model) + ord(model[-1])), np.tile([0.1, -0.1], 20)
+    rows, samples = [], []
+    for (sampler, steps), perplexity in found.items():
+        setting = "" if sampler == "autoregressive" else f"num_steps={steps}"
+        setting += ",score=entropy" if sampler == "ordered" else ""
+        deviations = common + noise * own.permutation(np.tile([1.0, -1.0], 20))
+        for temperature, higher in ((0.8, -0.2), (1.0, 0.2), (1.2, 0.6)):
+            # Log perplexity rises twice as fast as entropy.
+            nll = np.log(perplexity) + 2 * higher
+            row = FrontierRow(
+                model, sampler, setting, temperature, steps, steps * depth, steps / 100, float(np.exp(nll)), None, None,
+                entropy + higher, 0.9, 0.5, 30.0, None, len(deviations),
+            )  # fmt: skip
+            rows.append(row)
+            of_way = (sampler, setting, temperature)
+            samples += [(*of_way, i, 10 * (nll + each), 10, entropy + higher) for i, each in enumerate(deviations)]
+    folder.mkdir(parents=True)
+    write_frontier(folder, rows, samples)
+
+
 class Project:
     """A finished pipeline run in a folder; `rows` and `latency` may be changed before it is read."""
 
@@ -90,12 +131,13 @@ class Project:
             for kind, prefix_length in (("unconditional", 0), ("continuations", 2)):
                 path = root / "samples" / model / f"{kind}.parquet"
                 write_samples(path, prefix_length, [None] if model == "ar" else [4, 16])
-            (root / "metrics" / model).mkdir(parents=True)
-            write_samples_table(root / "metrics" / model / "samples.csv", [])
+            (root / "metrics").mkdir(exist_ok=True)
             (root / "curves").mkdir(exist_ok=True)
             (root / "curves" / f"{model}.csv").write_text(
                 "step,loss,learning_rate,grad_norm,valid_loss\n1,5.0,0.1,1.0,\n2,4.0,0.1,1.0,4.5\n"
             )
+        for model, found in AT_ENTROPY.items():
+            self.set_curves(model, found)
         backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
         backend.decoder = decoders.Fuse()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
@@ -111,6 +153,12 @@ class Project:
             drawn = drawn or (("ancestral", f"num_steps={steps}") if steps else ("autoregressive", ""))
         self.rows[model][metric, *(drawn or (None, None))] = Estimate(value, error, count, unit)
 
+    def set_curves(self, model: str, found: dict[tuple[str, int], float], **options: float) -> None:
+        """Set what a model was drawn in: see `write_curves`."""
+        shutil.rmtree(self.root / "frontier" / model, ignore_errors=True)
+        depth = 0.25 if model == "ar-1" else 1.0
+        write_curves(self.root / "frontier" / model, model, found, **{"depth": depth, "noise": 0.01, **options})
+
     def forget(self, *metrics: str, models: list[str] = MODELS) -> None:
         """Metrics were not measured."""
         for model in models:
@@ -120,7 +168,10 @@ class Project:
         """The project's parameters with two rounds and some values changed, by dotted name with __ for dots."""
         values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
         schedule = {name: entry.model_dump() for name, entry in schedule_of(2).items()}
-        for name, value in {"rounds": 2, "schedule": schedule, "models": MODELS, **changes}.items():
+        frontiers = [*changes.get("models", MODELS), "ar-1"]
+        usual = {"rounds": 2, "schedule": schedule, "models": MODELS, "rivals": [1], "frontiers": frontiers}
+        usual["model__num_blocks"] = 4
+        for name, value in {**usual, **changes}.items():
             *groups, last = name.split("__")
             place = values
             for group in groups:

@@ -63,12 +63,20 @@ def to_start(page: Any) -> None:
 
 def test_nothing_is_wider_than_the_page_and_every_figure_is_drawn(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert page.locator("figure img").count() == 7
+    assert page.locator("figure img").count() == 9
     for image in page.locator("figure img").all():
         assert image.evaluate("image => image.complete && image.naturalWidth > 300 && image.alt.length > 20")
     is_dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     inverts = page.locator("figure img").first.evaluate("image => getComputedStyle(image).filter.includes('invert')")
     assert inverts == is_dark
+
+
+def test_the_first_screen_has_the_answer_and_its_figure(page: Any) -> None:
+    height = page.viewport_size["height"]
+    answer, figure = page.locator(".answer").bounding_box(), page.locator("figure img").first.bounding_box()
+    assert answer["y"] + answer["height"] < height
+    assert figure["y"] + figure["height"] < height
+    assert "network evaluations" in page.locator(".answer").text_content()
 
 
 def test_a_sample_unmasks_step_by_step(page: Any) -> None:

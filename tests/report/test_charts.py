@@ -88,18 +88,38 @@ def test_the_difference_by_time_is_that_to_the_teacher(project: Any) -> None:
 
 
 def test_takeaways_follow_the_numbers(project: Any) -> None:
-    found = {name: " ".join(chart.takeaways) for name, chart in charts(project).items()}
-    assert "falls (from 80.0 ± 1.0 to 32.00 ± 0.60)" in found["steps"]
-    # 32 at 4 steps is below the teacher's 40 at 16, which take four times as long.
-    assert "4 times less time: 0.02 instead of 0.08 seconds" in found["latency"]
-    assert "stays at 25.0 ± 3.0 %" in found["cloze"]
+    for accuracy, words in (
+        (0.25, "stays at 25.0 ± 3.0 %"),
+        (0.2, "does not change clearly (from 25.0 ± 3.0 % to 20.0 ± 3.0 %)"),
+        (0.1, "falls (from 25.0 ± 3.0 % to 10.0 ± 3.0 %)"),
+        (0.4, "rises (from 25.0 ± 3.0 % to 40.0 ± 3.0 %)"),
+    ):
+        project.set("2", "cloze_accuracy", accuracy, 0.03, count=200)
+        assert words in " ".join(charts(project)["cloze"].takeaways)
 
-    project.set("2", "generative_perplexity", 95.0, 1.0, steps=4)
-    project.set("2", "cloze_accuracy", 0.1, 0.03, count=200)
-    found = {name: " ".join(chart.takeaways) for name, chart in charts(project).items()}
-    assert "rises" in found["steps"]
-    assert "does not reach" in found["latency"]
-    assert "falls (from 25.0 ± 3.0 % to 10.0 ± 3.0 %)" in found["cloze"]
+
+def test_the_frontier_has_a_line_for_each_sampler_the_best_of_the_student_and_rivals_as_points(project: Any) -> None:
+    found = charts(project)
+    (panel,) = found["frontier"].panels
+    assert {line.label: [(point.x, round(point.y.value, 6)) for point in line.points] for line in panel.lines} == {
+        "ancestral": [(4, 90), (16, 40)],
+        "ordered": [(4, 60), (16, 22)],
+        "student of round 2": [(4, 48), (16, 22.5)],
+        "autoregressive, 4 blocks": [(63, 20)],
+        "autoregressive, 1 block": [(15.75, 21)],
+    }
+    assert [(reference.label, reference.level.value) for reference in panel.references] == [("validation text", 18)]
+    low, high = bar(panel.lines[0].points[0].y)
+    assert low < 90 < high
+    (panel,) = found["frontier_seconds"].panels
+    assert [point.x for point in panel.lines[1].points] == pytest.approx([0.04, 0.16])
+    assert next(iter(found)) == "frontier"
+
+
+def test_what_never_has_the_entropy_is_not_drawn(project: Any) -> None:
+    for model in ("ar", "0", "1", "2", "ar-1"):
+        project.set_curves(model, {("ancestral", 4): 90.0}, entropy=3.0)
+    assert not charts(project)["frontier"].has_points
 
 
 def lightness(colour: Any) -> float:

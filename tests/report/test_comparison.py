@@ -60,10 +60,33 @@ def test_every_experiment_has_a_line_and_equal_teachers_share_one(pair: Any, tmp
 
 def test_the_best_is_named_where_it_is_clear(pair: Any, tmp_path: Path) -> None:
     first, second = pair
-    second.set("2", "generative_perplexity", 25.0, 0.6, steps=4)
+    second.set("2", "validation_perplexity", 15.0, 0.2)
     page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
-    assert "b is clearly lowest in generative perplexity with 4 denoising steps: 25.00 ± 0.60, before a" in page
-    assert "No last student is clearly lowest in validation perplexity" in page
+    assert "b is clearly lowest in validation perplexity: 15.00 ± 0.20, before a" in page
+    assert "No last student is clearly lowest in cloze perplexity" in page
+
+
+def test_frontiers_are_side_by_side(pair: Any, tmp_path: Path) -> None:
+    first, second = pair
+    second.set_curves("2", {("ordered", 4): 12.0})
+    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
+    answer = r"or fewer b has the lowest .*: 12\.0\d* \[.*?\], before a with 22\.5\d* \[.*?\]; the intervals are "
+    assert re.search(answer + "apart", page)
+    assert re.search(r'<th scope="row">4</th><td>48\.0 \[.*ordered \(4 steps\).*</td><td>12\.0\d* \[.*</td>', page)
+    panel = charts(first.experiment(), second.experiment())["frontier"].panels[0]
+    assert {line.label: [(point.x, round(point.y.value, 6)) for point in line.points] for line in panel.lines} == {
+        "A": [(4, 48), (16, 22.5)],
+        "B": [(4, 12)],
+    }
+    second.set_curves("2", {("ordered", 4): 22.4})
+    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
+    assert re.search(answer.replace(r"12\.0", r"22\.4") + "not apart", page)
+
+
+def test_teachers_are_compared_where_no_round_was_distilled(pair: Any) -> None:
+    first, second = (each.experiment(rounds=0, schedule={}, models=["ar", "0"]) for each in pair)
+    panel = charts(first, second)["frontier"].panels[0]
+    assert [[point.x for point in line.points] for line in panel.lines] == [[4, 16], [4, 16]]
 
 
 def test_scores_by_different_models_are_not_put_on_one_scale(pair: Any, tmp_path: Path) -> None:
@@ -84,11 +107,11 @@ def test_the_page_compares_and_states_what_is_missing(pair: Any, tmp_path: Path)
     }
     second.experiment(seed=3, noise__epsilon=0.01, runtime__num_threads=2)
     (second.root / "metrics" / "latency.json").unlink()
-    for folder in ("samples", "curves"):
+    for folder in ("samples", "curves", "frontier"):
         (second.root / folder).rename(second.root / f"no {folder}")
     page = shown(tmp_path, first.experiment("a"), load_experiment("b<script>", second.root))
     assert "<script>" not in page.replace("<script>\n", "")
-    assert "b&lt;script&gt;: The last student and the first teacher have no number" in page
+    assert "b&lt;script&gt;: Nothing was drawn at several temperatures" in page
     assert "drawn in the same number" in page
     rows = re.findall(r'<tr><th scope="row">([\w.]+)</th><td>(.*?)</td><td>(.*?)</td></tr>', page)
     assert ("seed", "0", "3") in rows

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,31 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from tests.report.conftest import AT_ENTROPY
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.paired import write_samples_table
 from halfstep.metrics.record import read_records
 from halfstep.report.experiment import read_curve, read_latency
+from halfstep.report.frontier import lowest_front, round_rows, sentences
 from halfstep.report.records import format_estimate
 from halfstep.report.table import summarize, terminal_tables
-from halfstep.report.words import headline, ratio, reading, warnings_of
+from halfstep.report.words import warnings_of
 from halfstep.run.errors import UserError
 from halfstep.settings.graph import schedule_of
 
 pytestmark = pytest.mark.stage  # takes seconds
 MODELS = ["ar", "0", "1", "2"]
-FIGURES = {"latency", "steps", "rounds", "cloze", "loss_by_time", "unmasking", "training"}
+FIGURES = {
+    "frontier",
+    "frontier_seconds",
+    "latency",
+    "steps",
+    "rounds",
+    "cloze",
+    "loss_by_time",
+    "unmasking",
+    "training",
+}
 
 
 def page_of(folder: Path) -> str:
@@ -33,8 +45,9 @@ def page_of(folder: Path) -> str:
     return re.sub(r"<script.*?</script>|<style.*?</style>|data:image[^\"]*", "", page, flags=re.DOTALL)
 
 
-def cells_of(page: str, row: str) -> list[str]:
-    """Cells of the first row of a table that begins so."""
+def cells_of(page: str, row: str, section: str = "main") -> list[str]:
+    """Cells of the first row of a table that begins so, from a section on."""
+    page = page[page.index(f'id="{section}"') :]
     found = re.search(rf'<tr><th scope="row">{re.escape(row)}.*?</tr>', page)
     assert found is not None, row
     return re.findall(r"<td>(.*?)</td>", found[0])
@@ -80,8 +93,9 @@ def test_any_sampler_has_a_column_and_any_metric_a_place(project: Any) -> None:
     folder = project.report()
     page = page_of(folder)
     assert ">confidence threshold=0.9</th>" in page
-    assert re.search(r"33\.0 ± 1\.0.*entropy 4\.400 ± 0\.010.*MAUVE –.*12\.5 evaluations", cells_of(page, "round 2")[2])
-    assert cells_of(page, "round 1")[2] == "–"
+    cell = cells_of(page, "round 2", "results")[2]
+    assert re.search(r"33\.0 ± 1\.0.*entropy 4\.400 ± 0\.010.*MAUVE –.*12\.5 evaluations", cell)
+    assert cells_of(page, "round 1", "results")[2] == "–"
     assert cells_of(page, "bits_per_byte") == ["–", "–", "≤ 1.250 ± 0.010", "–"]
     assert cells_of(page, "downstream.arc.acc") == ["0.5", "–", "–", "–"]
     assert re.search(r'round 2<span class="below">confidence threshold=0.9</span></th><td>0.125</td>', page)
@@ -99,66 +113,115 @@ def test_what_was_not_measured_is_a_dash_on_the_page_and_absent_elsewhere(projec
     assert not {"mauve_4", "cloze_accuracy"} & set(summary["1"])
     with (folder / "steps.csv").open(newline="") as stream:
         assert [row["mauve"] for row in csv.DictReader(stream) if row["model"] == "1"] == ["", ""]
-    cells = cells_of(page_of(folder), "round 1")
+    cells = cells_of(page_of(folder), "round 1", "results")
     assert [cell.count("MAUVE –") for cell in cells] == [1, 1, 0, 0, 0]
     assert cells[-2] == "–"
 
 
-def test_headline_states_the_ratio_and_its_error(project: Any) -> None:
-    verdict, entropy = headline(project.experiment())
-    # 80 / 32 = 2.5; relative error sqrt((1/80)^2 + (0.6/32)^2) = 0.02253, times 2.5 = 0.0563.
-    assert "With 4 denoising steps" in verdict
-    assert "lower generative perplexity than the teacher, by a factor of 2.500 ± 0.056" in verdict
-    # 4.42 / 4.40 = 100.45 %
-    assert "100.45 ± 0.32 % of the teacher's at 16 denoising steps" in entropy
+def answers(project: Any) -> list[str]:
+    return sentences(project.experiment().frontier)
 
 
-def test_headline_does_not_call_noise_an_improvement(project: Any) -> None:
-    # Combined standard error 5: 9.9 lower is within two of them, 10.1 is not.
-    project.set("0", "generative_perplexity", 80.0, 3.0, steps=4)
-    for value, words in ((70.1, "not clearly better"), (69.9, "has a lower"), (160.0, "2.000 ± 0.090 times as high")):
-        project.set("2", "generative_perplexity", value, 4.0, steps=4)
-        assert words in headline(project.experiment())[0]
+def test_the_answer_is_what_16_evaluations_buy_at_the_entropy_of_the_text(project: Any) -> None:
+    first, *_ = answers(project)
+    assert re.match(r"With 16 network evaluations a sample, the teacher reaches perplexity 22\.00 \[21", first)
+    assert "the entropy of the validation text or above, drawn by the sampler ordered (16 steps)." in first
+    assert first.endswith("Ancestral sampling needs more than 16 for that.")
+    # Between 90 at 4 and 22.5 at 64 evaluations, log perplexity is linear in the logarithm of the evaluations.
+    project.set_curves("0", {("ancestral", 4): 90.0, ("ancestral", 64): 22.5, ("ordered", 16): 45.0})
+    assert answers(project)[0].endswith("Ancestral sampling needs 16 for that.")
+    project.set_curves("0", {("ancestral", 4): 90.0, ("ancestral", 16): 20.0, ("ordered", 16): 45.0})
+    assert answers(project)[0].endswith("No other sampler is better.")
 
 
-def test_headline_goes_by_the_interval_of_paired_samples_where_there_is_one(project: Any) -> None:
-    def verdict(*nlls: float) -> str:
-        """Of samples of one token, which cost the teacher 2 nats."""
-        for model, costs in (("0", [2.0] * len(nlls)), ("2", nlls)):
-            rows = [("ancestral", "num_steps=4", 1.0, i, nats, 1, 4.0) for i, nats in enumerate(costs)]
-            write_samples_table(project.root / "metrics" / model / "samples.csv", rows)
-        return headline(project.experiment())[0]
+def test_a_student_is_better_only_where_the_interval_says_so(project: Any) -> None:
+    def verdict(at_4: float, at_16: float, noise: float = 0.0) -> str:
+        project.set_curves("2", {("ordered", 4): at_4, ("ordered", 16): at_16}, noise=noise)
+        return answers(project)[1]
 
-    # exp(-0.25) = 0.779, exp(0.25) = 1.284
-    assert "has a lower generative perplexity than the teacher, 0.779 times" in verdict(1.75, 1.7, 1.8, 1.75)
-    assert "is worse than the teacher" in verdict(2.25, 2.2, 2.3, 2.25)
-    assert "not clearly better than the teacher: its generative perplexity is 1.000" in verdict(1.5, 2.5, 1.7, 2.3)
-    # Without an interval the standard errors decide.
-    assert "by a factor of 2.500" in verdict(1.0)
-
-
-def test_headline_without_standard_errors_or_without_a_student_claims_nothing(project: Any) -> None:
-    project.set("2", "generative_perplexity", 1.0, steps=4, count=1)
-    assert "not clearly better" in headline(project.experiment())[0]
-    project.forget("entropy", models=["2"])
-    assert "means nothing alone" in headline(project.experiment())[1]
-    teacher = project.experiment(rounds=0, schedule={}, models=["ar", "0"])
-    assert "No round was distilled" in headline(teacher)[0]
-    assert reading(teacher) == []
+    project.set_curves("0", AT_ENTROPY["0"], noise=0.0)
+    # With the same randomness in all samples the ratio has no error: 48 / 60 and 24.2 / 22.
+    mixed = verdict(48.0, 24.2)
+    assert "round 2 is better than its teacher in 4 and 8 and worse than its teacher in 16 evaluations." in mixed
+    assert "temperature" not in mixed
+    # Noise of 0.5 in 40 samples is an error of 0.08 or so of the logarithm.
+    unclear = verdict(58.0, 22.0, noise=0.5)
+    assert "round 2 is no better than its teacher in 4, 8 and 16 evaluations. Its rounds do no more than" in unclear
+    assert verdict(61.0, 23.0).endswith("Its rounds do no more than a temperature does.")
 
 
-def test_entropy_that_falls_with_perplexity_is_named(project: Any) -> None:
-    assert "Entropy fell together with perplexity" in reading(project.experiment())[-1]
-    assert "It is not below that of the teacher at 16" in reading(project.experiment())[-1]
-    project.set("2", "entropy", 4.0, 0.01, steps=4)
-    assert "paid for with that" in reading(project.experiment())[-1]
-    project.set("2", "entropy", 4.5, 0.01, steps=4)
-    assert "Entropy did not fall" in reading(project.experiment())[-1]
+def test_without_students_rivals_or_curves_nothing_is_claimed_of_them(project: Any) -> None:
+    of_rivals = answers(project)[2]
+    assert re.search(r"1 block 21.00 \[.*\] at the cost of 16 .*; 4 blocks 20.00 \[.*\] at the cost of 63", of_rivals)
+    for model in ("ar", "ar-1", "1", "2"):
+        shutil.rmtree(project.root / "frontier" / model)
+    assert len(answers(project)) == 1
+    page = page_of(project.report())
+    assert "student / teacher" not in page
+    shutil.rmtree(project.root / "frontier")
+    page = page_of(project.report("none"))
+    assert "Nothing was drawn at several temperatures, so models cannot be compared at equal entropy." in page
+    assert not (project.root / "none" / "frontier.csv").exists()
 
 
-def test_the_gain_is_stated_where_it_lies(project: Any) -> None:
-    # 32 / 80 = 0.4 at 4 steps, 30 / 40 = 0.75 at 16.
-    assert re.search(r"0\.4000 ± 0\.0090 at 4 .* 0\.750 ± 0\.014 at 16", reading(project.experiment())[0])
+def test_what_never_has_the_entropy_has_no_number(project: Any) -> None:
+    project.set_curves("0", AT_ENTROPY["0"], entropy=3.0)
+    assert answers(project)[0].startswith("Nothing that was drawn from the teacher in 16 evaluations or fewer has")
+    assert "no budget in which both" in answers(project)[1]
+    page = page_of(project.report())
+    assert "At no temperature measured has the entropy of the validation text&#39;s" in page
+    assert "0 by ordered (4 steps) (2.800 to 3.600)" in page
+    assert cells_of(page, "16")[:2] == ["–", "–"]
+
+
+def test_tables_of_budgets_and_rounds_hold_the_perplexities_at_that_entropy(project: Any) -> None:
+    page = page_of(project.report())
+    found = [[re.split(r" \[|<", cell)[0] for cell in cells_of(page, str(n))] for n in (1, 2, 4, 8, 16, 32)]
+    at_4 = ["60.0", "8", "48.0", "0.8000"]
+    # Of the student nothing is known beyond 16.
+    at_16, at_32 = ["22.00", "more than 16", "22.50", "1.0227"], ["22.00", "more than 16", "–", "–"]
+    assert found == [["–"] * 4, ["–"] * 4, at_4, at_4, at_16, at_32]
+    assert re.search(r"^60\.0 \[.*\]<span class=\"below\">ordered \(4 steps\)</span>$", cells_of(page, "4")[0])
+    header, rows = round_rows(project.experiment().frontier)
+    assert header == ("perplexity at equal entropy", "ancestral (4 steps)", "ordered (4 steps)", "ordered (16 steps)")
+    assert [[re.split(r" \[", cell)[0] for cell in row] for row in rows] == [
+        ["teacher", "90.0", "60.0", "22.00"], ["round 1", "60.0", "55.0", "–"], ["round 2", "50.0", "48.0", "22.50"],
+    ]  # fmt: skip
+
+
+def test_what_tells_ways_apart_is_in_their_names(project: Any) -> None:
+    noisy = {("ordered", 4): 60.0}
+    project.set_curves("0", AT_ENTROPY["0"])
+    assert [*project.experiment().frontier.families("0")] == ["ancestral", "ordered"]
+    path = project.root / "frontier" / "1"
+    project.set_curves("1", noisy)
+    for file in path.iterdir():
+        file.write_text(file.read_text().replace("score=entropy", "score=margin"))
+    frontier = project.experiment().frontier
+    assert [*frontier.families("0")] == ["ancestral", "ordered (score entropy)"]
+    assert [*map(frontier.describe, frontier.of("1"))] == ["ordered (4 steps, score margin)"]
+
+
+def test_the_lowest_front_is_what_no_cheaper_way_beats(project: Any) -> None:
+    front = lowest_front(project.experiment().frontier.of("0"))
+    assert [(way.sampler, way.evaluations) for way in front] == [("ordered", 4), ("ordered", 16)]
+
+
+def test_files_of_the_frontier_hold_rows_and_what_they_come_to(report: Path) -> None:
+    with (report / "frontier.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["model"] for row in rows[::3]] == [model for model, found in AT_ENTROPY.items() for _ in found]
+    assert [(row["temperature"], row["entropy"], row["num_samples"]) for row in rows[:2]] == [
+        ("0.8", "4.21", "40"), ("1.0", "4.61", "40"),
+    ]  # fmt: skip
+    assert rows[-1]["equivalent_evaluations"] == "15.75"
+    values = json.loads((report / "frontier.json").read_text())
+    assert values["entropy"] == 4.41
+    (way,) = (each for each in values["ways"] if each["model"] == "ar-1")
+    assert (way["evaluations"], way["equivalent_evaluations"], way["reached"]) == (63, 15.75, True)
+    assert way["perplexity"]["value"] == pytest.approx(21)
+    assert way["perplexity"]["interval"][0] < 21 < way["perplexity"]["interval"][1]
+    assert way["entropies"] == pytest.approx([4.21, 5.01])
 
 
 def test_few_mauve_samples_are_warned_of(project: Any) -> None:
@@ -219,6 +282,7 @@ def test_page_has_landmarks_one_heading_and_named_parts(report: Path) -> None:
 
 def test_page_never_shows_perplexity_without_entropy(report: Path) -> None:
     page = page_of(report)
+    page = page[page.index('id="results"') :]
     table = page[page.index("<tbody>") : page.index("</tbody>")]
     perplexities = [cell for cell in re.findall(r"<td>(.*?)</td>", table) if "below" in cell]
     assert len(perplexities) == 3 * 2 + 2
@@ -258,7 +322,7 @@ def test_figures_without_data_become_a_sentence(project: Any) -> None:
     page = page_of(folder)
     for words in ("no cloze passages", "both sampled and timed", "No model was trained"):
         assert words in page
-    assert page.count("<img") == 4
+    assert page.count("<img") == 6
 
 
 def test_times_are_per_sample(project: Any) -> None:
@@ -319,7 +383,7 @@ def test_one_round_and_no_round_have_a_page(project: Any) -> None:
         project.experiment(rounds=len(schedule), schedule=schedule, models=models)
         page = page_of(project.report())
         assert "restored from cache" in page
-        assert ("No round was distilled" in page) == ("1" not in models)
+        assert ("student / teacher" in page) == ("1" in models)
 
 
 def test_times_of_stages_are_those_of_the_files_at_hand(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,9 +412,3 @@ def test_times_of_stages_are_those_of_the_files_at_hand(project: Any, monkeypatc
 )
 def test_estimates_have_two_digits_of_their_error(value: float, error: float | None, text: str) -> None:
     assert format_estimate(Estimate(value, error, 10, "1")) == text
-
-
-def test_ratio_of_equals_has_root_two_times_the_relative_error() -> None:
-    one = Estimate(10.0, 0.1, 5, "1")
-    assert ratio(one, one).value == 1.0
-    assert ratio(one, one).standard_error == pytest.approx(0.01 * 2**0.5)

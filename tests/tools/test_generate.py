@@ -11,8 +11,9 @@ from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.samplers.ancestral import sample
-from halfstep.samplers.base import fill, sample_uniforms
+from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
+from halfstep.samplers.sampler import Sampler
 from halfstep.tools.cli import app
 
 
@@ -35,6 +36,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("denoiser", "causal")}
 
 
+BEST = {"score": "entropy", "noise": 0.0, "counts": "cosine"}
+
+
 def run(*arguments: object):
     return CliRunner().invoke(app, ["generate", *map(str, arguments)])
 
@@ -43,18 +47,19 @@ def test_a_denoiser_writes_by_the_sampler_that_is_named(folders: dict[str, Path]
     model, tokenizer = Denoiser.from_pretrained(folders["denoiser"]), load_tokenizer(folders["denoiser"])
     mask = tokenizer.mask_token_id
     given = [tokenizer.bos_token_id, *tokenizer.encode("the cat", add_special_tokens=False)]
-    x_init = torch.tensor([given + [mask] * (12 - len(given))] * 2)
-    u_time, u_token = sample_uniforms(5, range(2), 12)
+    x_init = torch.tensor([given + [mask] * (11 - len(given)) + [tokenizer.eos_token_id]] * 2)
+    uniforms = Uniforms(5, range(2), 12)
+    u_time, u_token = uniforms.first
 
     def eight(num_steps: int):
         return sample(model, x_init, num_steps=num_steps, mask_token_id=mask, u_time=u_time, u_token=u_token)
 
     expected = {
-        (): eight(8),
+        (): Sampler("ordered", BEST | {"num_steps": 16}).sample(model, x_init, mask_token_id=mask, uniforms=uniforms),
         ("--num-steps", 3): eight(3),
         ("--sampler", "ancestral", "--num-steps=3"): eight(3),
         ("--sampler", "confidence", "--threshold", 0.7): fill(
-            model, x_init, Confidence(0.7, mask), mask_token_id=mask, u_token=u_token
+            model, x_init, Confidence(mask, 0.7), mask_token_id=mask, u_token=u_token
         ),
     }
     for arguments, samples in expected.items():
@@ -78,10 +83,10 @@ def test_a_causal_model_writes_too(folders: dict[str, Path]) -> None:
     [
         (["--sampler", "surest"], "--sampler: there is no sampler 'surest'; there are ancestral, confidence"),
         (["--sampler", "confidence"], "--sampler: confidence needs threshold"),
-        (["--sampler", "confidence", "--threshold", "1.5"], "threshold.0 of confidence is 1.5"),
-        (["--num-steps", "0"], "num_steps.0 of ancestral is 0"),
+        (["--sampler", "confidence", "--threshold", "1.5"], "threshold of confidence is 1.5"),
+        (["--num-steps", "0"], "num_steps of ancestral is 0"),
         (["--num-stepz", "4"], "ancestral has no setting num_stepz"),
-        (["--num-steps", "[4, 8]"], "num_steps.0 of ancestral is [4, 8]"),
+        (["--num-steps", "[4, 8]"], "num_steps of ancestral is [4, 8]"),
         (["--num-steps", "{"], "--num-steps { is not understood"),
         (["extra"], "extra is not understood"),
     ],

@@ -32,7 +32,9 @@ def write_params(**changes: object) -> None:
     }  # fmt: skip
     values["runtime"].update(device="cpu", num_threads=1)
     values["sample"].update(num_prefixes=8)
-    values.update(rounds=2, models=["ar", "0", "1", "2"], schedule={k: dict(v) for k, v in schedule_of(2).items()})
+    names = ["ar", "0", "1", "2"]
+    values.update(rounds=2, models=names, frontiers=names, rivals=[])
+    values.update(schedule={k: dict(v) for k, v in schedule_of(2).items()})
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 

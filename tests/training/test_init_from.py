@@ -12,7 +12,7 @@ from stages import baseline, pretrain
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.gpt2 import new_gpt2
+from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.run.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +61,21 @@ def test_a_baseline_reads_the_context_or_is_refused(project: Path, length: int, 
         "my/baseline"
     )
     if is_able:
-        baseline.main(*PATHS, Path("models/ar"), Path("curves/ar.csv"))
+        baseline.main("ar", *PATHS, Path("models/ar"), Path("curves/ar.csv"))
         assert Path("models/ar/config.json").is_file()
         return
     with pytest.raises(UserError, match=r"my/baseline reads 8 tokens at most, fewer than data\.context_length 16"):
-        baseline.main(*PATHS, Path("models/ar"), Path("curves/ar.csv"))
+        baseline.main("ar", *PATHS, Path("models/ar"), Path("curves/ar.csv"))
+
+
+def test_a_rival_is_trained_anew_at_its_own_depth(project: Path) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values.update(rivals=[3], frontiers=[*values["models"], "ar-3"])
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    # What the baseline starts from, which is not there, is not asked for.
+    baseline.main("ar-3", *PATHS)
+    rival = load_autoregressive(Path("models/ar-3"))
+    assert (rival.config.n_layer, rival.config.n_embd) == (3, values["model"]["hidden_size"])
+    assert Path("curves/ar-3.csv").is_file()
+    with pytest.raises(UserError, match=r"^params\.yaml: rivals are ar-3, not 'ar-1'$"):
+        baseline.main("ar-1", *PATHS)

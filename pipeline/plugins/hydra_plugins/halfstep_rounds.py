@@ -1,8 +1,9 @@
 """Resolvers: what DVC's templates cannot work out themselves.
 
 DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becomes the mapping that `foreach` in
-`dvc.yaml` expands into `distill@1` ... `distill@N`, and `${models:N}` the list behind `sample@m` and `evaluate@m`.
-`${inputs:}` becomes the list behind `inputs@STAGE`, the stages that read files which parameters name.
+`dvc.yaml` expands into `distill@1` ... `distill@N`, `${models:N}` the list behind `sample@m` and `evaluate@m`, and
+`${frontiers:N}` that of `frontier@m`, with the further autoregressive models. `${inputs:}` becomes the list behind
+`inputs@STAGE`, the stages that read files which parameters name.
 """
 
 import os
@@ -38,6 +39,11 @@ def models(rounds: object) -> ListConfig:
     return OmegaConf.create(["ar", *(str(k) for k in range(_checked(rounds) + 1))])
 
 
+def frontiers(rounds: object, _root_: DictConfig) -> ListConfig:
+    """`['ar', '0', '1', ..., 'ar-1']`: the models, and the further autoregressive ones."""
+    return OmegaConf.create([*models(rounds), *(f"ar-{depth}" for depth in OmegaConf.select(_root_, "rivals"))])
+
+
 def inputs(_root_: DictConfig) -> DictConfig:
     """`{stages: [prepare], files: {prepare: inputs/prepare.json, ...}}`, as `halfstep.settings.named_inputs` has it."""
 
@@ -70,6 +76,7 @@ def inputs(_root_: DictConfig) -> DictConfig:
 
 OmegaConf.register_new_resolver("rounds", schedule, replace=True)
 OmegaConf.register_new_resolver("models", models, replace=True)
+OmegaConf.register_new_resolver("frontiers", frontiers, replace=True)
 OmegaConf.register_new_resolver("inputs", inputs, replace=True)
 
 # DVC starts stages as `python`. Where the path has none they get the one that DVC runs in.

@@ -12,14 +12,14 @@ from halfstep.evaluation.metrics import METRICS
 from halfstep.evaluation.metrics.cloze import load_passages
 from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
 from halfstep.evaluation.scorer import load_scorer, shares_vocabulary
-from halfstep.metrics.paired import write_samples_table
+from halfstep.metrics.frontier import SAMPLE_COLUMNS
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, Row, write_record, write_rows
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive
 from halfstep.run import ranks
 from halfstep.run.console import console
 from halfstep.run.device import autocast, select_device, select_precision
-from halfstep.run.files import local_or_hub
+from halfstep.run.files import local_or_hub, write_csv
 from halfstep.run.inputs import inputs_of
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import open_work
@@ -104,7 +104,7 @@ def measure_model(
         )
         write_record(metrics_path, record)
         write_rows(tables_path / "rows.csv", rows)
-        write_samples_table(tables_path / "samples.csv", scored)
+        write_csv(tables_path / "samples.csv", SAMPLE_COLUMNS, scored)
         for sampler, setting in record.drawn():
             console.print(describe(record, sampler, setting), markup=False, soft_wrap=True)
         record_stage(f"evaluate@{model_name}", metrics_path, device)

@@ -1,5 +1,6 @@
 """The one schema of measured values: rows, in one JSON file for each model, that every table, chart and run reads."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,6 +133,6 @@ def read_records(folder: Path, models: Sequence[str]) -> dict[str, Record]:
 
 
 def num_steps_of(setting: str) -> int | None:
-    """The number of denoising steps that a setting asks for; None where it asks for none."""
-    name, _, value = setting.partition("=")
-    return int(value) if name == "num_steps" else None
+    """The number of denoising steps of a setting that says nothing else; None of others."""
+    found = re.fullmatch(r"num_steps=(\d+)", setting)
+    return int(found[1]) if found else None

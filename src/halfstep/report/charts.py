@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.frontier import AtEntropy
 from halfstep.metrics.record import Record
 from halfstep.report import words
 from halfstep.report.experiment import Experiment
+from halfstep.report.frontier import lowest_front
 from halfstep.report.records import (
     ANCESTRAL,
     Drawn,
@@ -27,6 +29,7 @@ from halfstep.report.records import (
 )
 from halfstep.report.samples import tokens_together
 from halfstep.run.files import write_csv
+from halfstep.settings.graph import FIRST_TEACHER
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class Chart:
         x_label: with the unit.
         panels: row by row.
         takeaways: what its numbers come to, a sentence for each experiment.
-        x_scale: `linear`, `log`, `steps` (logarithmic, base 2) or `rounds` (0 is the teacher).
+        x_scale: `linear`, `log`, `steps` (logarithmic, base 2, labels at the points), `evaluations` (at powers of two)
+            or `rounds` (0 is the teacher).
         num_columns: of panels.
         top_ticks: a second x axis of denoising steps, value to label.
     """
@@ -117,7 +121,7 @@ class Chart:
     x_label: str
     panels: Sequence[Panel]
     takeaways: Sequence[str] = ()
-    x_scale: Literal["linear", "log", "steps", "rounds"] = "linear"
+    x_scale: Literal["linear", "log", "steps", "evaluations", "rounds"] = "linear"
     num_columns: int = 1
     top_ticks: Mapping[float, str] = field(default_factory=dict)
 
@@ -184,6 +188,8 @@ def charts_of(experiments: Sequence[Experiment]) -> list[Chart]:
     """Every figure, in the order of the page; those without points too."""
     members, references = members_of(experiments), shared_references(experiments)
     charts = [
+        _frontier_chart(experiments, "equivalent_evaluations"),
+        _frontier_chart(experiments, "seconds_per_sample"),
         _latency_chart(members, references),
         _steps_chart(members, references),
         _rounds_chart(experiments, references),
@@ -196,8 +202,6 @@ def charts_of(experiments: Sequence[Experiment]) -> list[Chart]:
 
 
 TAKEAWAYS: dict[str, Callable[[Experiment], str]] = {
-    "latency": words.of_latency,
-    "steps": words.of_steps,
     "cloze": words.of_cloze,
     "training": words.of_training,
 }
@@ -229,6 +233,52 @@ def _references(records: Records, metric: str, data_metric: str = "") -> list[Re
     return [*found, *(Reference("validation text", DATA, level) for level in list(levels)[:1])]
 
 
+def _frontier_chart(
+    experiments: Sequence[Experiment], cost: Literal["equivalent_evaluations", "seconds_per_sample"]
+) -> Chart:
+    """Perplexity at the entropy of the validation text over what it costs."""
+    lines: list[Line] = []
+    references: list[Reference] = []
+    for i, experiment in enumerate(experiments):
+        if (frontier := experiment.frontier) is None:
+            continue
+        named: list[tuple[str, Style, Sequence[AtEntropy]]] = []
+        if len(experiments) == 1:
+            by_sampler = frontier.families(FIRST_TEACHER)
+            named += [(name, Style("category", k), some) for k, (name, some) in enumerate(by_sampler.items())]
+            student = [(f"student of round {model}", TEACHER, model) for model in frontier.students[-1:]]
+            named += [(name, style, lowest_front(frontier.of(model))) for name, style, model in student]
+            named += [
+                (frontier.describe(way), replace(AUTOREGRESSIVE, variant=k), [way])
+                for k, way in enumerate(frontier.autoregressive)
+            ]
+        else:
+            style = Style("category", i, len(experiments))
+            named.append((experiment.label, style, lowest_front(frontier.of(frontier.last))))
+        for name, style, ways in named:
+            points = [Point(getattr(way, cost), way.perplexity) for way in ways if way.perplexity is not None]
+            lines.append(Line(name, style, sorted(points, key=lambda point: point.x)))
+        text = next(filter(None, (r.get("data_generative_perplexity") for r in experiment.records.values())), None)
+        references = [Reference("validation text", DATA, text)] if text else []
+    in_seconds = cost == "seconds_per_sample"
+    cost_note = (
+        "Seconds of wall-clock time, drawn in batches."
+        if in_seconds
+        else "An evaluation counts by its network's blocks; an autoregressive model makes one for every token."
+    )
+    return Chart(
+        name="frontier_seconds" if in_seconds else "frontier",
+        title="Quality for each second" if in_seconds else "Quality for each network evaluation",
+        caption="Generative perplexity where a temperature has brought the samples to the entropy of the validation"
+        " text, or at the least above it; lower is better. A line is one sampler of the teacher; of the last student it"
+        f" is the best way within 1, 2, 4, ... evaluations. {cost_note} {BARS}",
+        absent="Nothing was drawn at several temperatures, or nothing has the entropy of the validation text.",
+        x_label="seconds per sample" if in_seconds else "equivalent evaluations",
+        panels=[Panel("perplexity at equal entropy", lines, references, is_log=True)],
+        x_scale="log" if in_seconds else "evaluations",
+    )
+
+
 def _steps_chart(members: Sequence[Member], references: Records) -> Chart:
     """Generative perplexity over denoising steps, and the entropy of the same samples under it."""
     samplers = list(dict.fromkeys(sampler for sampler, _ in drawn_of(member.record for member in members)))
@@ -251,7 +301,7 @@ def _steps_chart(members: Sequence[Member], references: Records) -> Chart:
     is_ancestral = set(samplers) <= {ANCESTRAL}
     return Chart(
         name="steps",
-        title="Quality against denoising steps",
+        title="Quality against denoising steps, at temperature 1",
         caption=f"Above, lower is better. {ENTROPY_MATTERS} {BARS}",
         absent="No samples were scored, so quality is not drawn against denoising steps.",
         x_label="denoising steps" if is_ancestral else "denoising steps (ancestral), network evaluations (others)",
@@ -283,7 +333,7 @@ def _latency_chart(members: Sequence[Member], references: Records) -> Chart:
         lines.append(Line("autoregressive, KV cache", AUTOREGRESSIVE, [point]))
     return Chart(
         name="latency",
-        title="Quality against time",
+        title="Quality against time, at temperature 1",
         caption=f"Time of one sample: median, with the fastest and the slowest repeat. {BARS} Denoisers of a size have"
         " the same network, so one timing for each number of steps serves every round.",
         absent="No number of denoising steps was both sampled and timed, so quality is not drawn against time: let"
@@ -327,7 +377,7 @@ def _rounds_chart(experiments: Sequence[Experiment], references: Records) -> Cha
 
     return Chart(
         name="rounds",
-        title="Quality by round" + (f", with {in_words(drawn[0])}" if drawn and not is_one else ""),
+        title="Quality by round, at temperature 1" + (f", with {in_words(drawn[0])}" if drawn and not is_one else ""),
         caption=f"{ENTROPY_MATTERS} MAUVE: similarity of continuations to the validation text, 1 for the same"
         f" distribution; its bars are the deviation over clustering seeds alone. {BARS}",
         absent="There are no samples to compare by round, or none that were drawn in the same number of denoising"

@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from halfstep.metrics.curve import Curve, read_curve
-from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.paired import paired_perplexity_ratio
 from halfstep.metrics.record import read_records
-from halfstep.report.records import Drawn, Records, pair_of
+from halfstep.report.frontier import Frontier, read_frontier
+from halfstep.report.records import Drawn, Records
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
 from halfstep.run.stage_times import StageTime, find_stage_time
@@ -25,7 +24,7 @@ from halfstep.settings.base import flat
 WORKSPACE = "workspace"
 """Names what lies in the working copy, as DVC itself calls it."""
 
-COMPOSED = ("schedule", "models", "inputs")
+COMPOSED = ("schedule", "models", "frontiers", "inputs")
 """Parameters that follow from others."""
 
 
@@ -81,13 +80,21 @@ class Experiment:
         return {model: read_curve(folder / f"{model}.csv") for model in self.records} if folder.is_dir() else {}
 
     @cached_property
-    def paired_ratio(self) -> Estimate | None:
-        """Perplexity of the last student over the first teacher's, by pairs of samples; None where there are none."""
-        if (pair := pair_of(self.records)) is None:
+    def frontier(self) -> Frontier | None:
+        """What was drawn at several temperatures; None without a text whose entropy counts, or if nothing was."""
+        entropies = (record.get("data_entropy") for record in self.records.values())
+        entropy, folder = next((each for each in entropies if each), None), self.folder / "frontier"
+        if entropy is None or not folder.is_dir():
             return None
-        ours, theirs = (self.folder / "metrics" / each.model / "samples.csv" for each in (pair.student, pair.teacher))
-        resamples = self.params.evaluate.num_bootstrap_resamples
-        return paired_perplexity_ratio(ours, theirs, *pair.few, num_resamples=resamples, seed=self.params.seed)
+        params = self.params
+        return read_frontier(
+            folder,
+            params.frontiers,
+            entropy.value,
+            num_blocks=params.model.num_blocks,
+            num_resamples=params.evaluate.num_bootstrap_resamples,
+            seed=params.seed,
+        )
 
     @cached_property
     def stage_times(self) -> dict[str, StageTime | None]:
@@ -97,6 +104,7 @@ class Experiment:
         outputs |= {trained.get(model, f"distill@{model}"): f"curves/{model}.csv" for model in self.records}
         outputs |= {f"sample@{model}": f"samples/{model}/unconditional.parquet" for model in self.records}
         outputs |= {f"evaluate@{model}": f"metrics/{model}.json" for model in self.records}
+        outputs |= {f"frontier@{model}": f"frontier/{model}/rows.csv" for model in self.params.frontiers}
         outputs["latency"] = "metrics/latency.json"
         return {stage: find_stage_time(stage, self.folder / output) for stage, output in outputs.items()}
 
@@ -149,7 +157,14 @@ def read_latency(path: Path) -> Latency:
         raise UserError(f"{path} is not what latency writes ({error!r}): make it again with dvc repro") from None
 
 
-NEEDED = {"params.yaml": True, "metrics": True, "curves": False, "samples": False, "data/tokenizer": False}
+NEEDED = {
+    "params.yaml": True,
+    "metrics": True,
+    "frontier": False,
+    "curves": False,
+    "samples": False,
+    "data/tokenizer": False,
+}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Charts drawn by matplotlib, the same every time: the same results give the same bytes."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,9 @@ def line_style(style: Style) -> dict[str, Any]:
         case "autoregressive":
             return {
                 "color": AUTOREGRESSIVE,
-                "marker": "*",
+                "marker": "*PX"[style.variant % 3],
                 "linestyle": (0, (7, 3)),
-                "markersize": 13,
+                "markersize": 10 if style.variant else 13,
                 "markeredgecolor": FACE,
             }
         case "data":
@@ -171,10 +172,12 @@ def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
     if not values:
         return
     ticks = sorted(values)
-    if chart.x_scale == "steps":
+    if chart.x_scale in ("steps", "evaluations"):
         axes.set_xscale("log", base=2)
         # Evaluations that are no whole number are means, among the steps that others ask for.
         ticks = [tick for tick in ticks if tick == int(tick)] or ticks
+        if chart.x_scale == "evaluations":
+            ticks = [2.0**k for k in range(math.floor(math.log2(min(values))), math.ceil(math.log2(max(values))) + 1)]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     elif chart.x_scale == "rounds":
@@ -191,8 +194,6 @@ def _scale_x(axes: "Axes", chart: Chart, values: set[float]) -> None:
 
 
 def _top_axis(axes: "Axes", chart: Chart) -> None:
-    import math
-
     top = axes.secondary_xaxis("top")
     low, high = (math.log(value) for value in axes.get_xlim())
     # A label that would touch the one before it gives way.

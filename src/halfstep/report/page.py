@@ -12,9 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.metrics.record import Record
-from halfstep.report.charts import Chart, Member, charts_of, common_drawn, members_of, shared_references, write_points
+from halfstep.report import frontier
+from halfstep.report.charts import Chart, Member, charts_of, members_of, shared_references, write_points
 from halfstep.report.experiment import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
+from halfstep.report.frontier import not_reached, sentences, write_rows
 from halfstep.report.records import (
     MISSING,
     autoregressive_of,
@@ -26,14 +28,14 @@ from halfstep.report.records import (
 )
 from halfstep.report.samples import Sample, browser_data, load_samples
 from halfstep.report.table import NOTES, Table, further_tables, results_table, summarize, write_steps
-from halfstep.report.words import GAIN, best_of, headline, reading, warnings_of
+from halfstep.report.words import best_of, warnings_of
 from halfstep.run.files import atomic_path, write_json
 
 UNKNOWN_TIME = "restored from cache: it did not run on this machine, or its record is gone"
 
 
 def write_report(folder: Path, experiment: Experiment) -> None:
-    """Write the report of one experiment: index.html, figures/, plots/, steps.csv and summary.json.
+    """Write the report of one experiment: index.html, figures/, plots/, steps.csv, summary.json and the frontier.
 
     Args:
         folder: gets them; other files in it are left alone.
@@ -50,6 +52,8 @@ def write_report(folder: Path, experiment: Experiment) -> None:
                 (figures_folder / f"{name}.{ending}").write_bytes(content)
     write_steps(experiment.records, folder / "steps.csv")
     write_json(folder / "summary.json", summarize(experiment.records))
+    if experiment.frontier is not None:
+        write_rows(experiment.frontier, folder)
     _write(folder / "index.html", [experiment], charts, images)
 
 
@@ -72,7 +76,7 @@ def _write(
         "experiments": experiments,
         "headline": [
             *_best(experiments),
-            *(_labelled(experiment, sentence) for experiment in experiments for sentence in headline(experiment)),
+            *(_labelled(experiment, sentence) for experiment in experiments for sentence in _answers(experiment)),
         ],
         "warnings": [*_unlike(experiments), *warnings_of(experiments)],
         "differing": Table(
@@ -88,8 +92,12 @@ def _write(
         "images": {name: base64.b64encode(image["svg"]).decode("ascii") for name, image in images.items()},
         "latencies": [(e.label, e.latency.conditions, latency_table(e)) for e in experiments if e.latency],
         "browser": _browser(experiments, members),
-        "gain": GAIN,
-        "reading": [_labelled(experiment, sentence) for experiment in experiments for sentence in reading(experiment)],
+        "frontier_tables": _frontier_tables(experiments),
+        "not_reached": [
+            _labelled(experiment, sentence)
+            for experiment in experiments
+            if experiment.frontier and (sentence := not_reached(experiment.frontier))
+        ],
         "counts": [_labelled(experiment, line) for experiment in experiments for line in counts_of(experiment)],
         "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
         "versions": versions(),
@@ -111,13 +119,38 @@ def _labelled(experiment: Experiment, sentence: str) -> str:
     return f"{experiment.label}: {sentence}" if experiment.label else sentence
 
 
+def _answers(experiment: Experiment) -> list[str]:
+    if experiment.frontier is None:
+        return ["Nothing was drawn at several temperatures, so models cannot be compared at equal entropy."]
+    return sentences(experiment.frontier)
+
+
+def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
+    """By budget, and of one experiment by round; of several the last models side by side."""
+    named = [(experiment.label, experiment.frontier) for experiment in experiments if experiment.frontier]
+    if len(experiments) > 1:
+        header = ("evaluations", *(label for label, _ in named))
+        return [Table(header, frontier.compared_rows([each for _, each in named]))] if named else []
+    tables = []
+    for _, found in named:
+        has_students = bool(found.students)
+        budgets = []
+        for budget, way, perplexity, needed, its_way, its_perplexity, ratio in frontier.budget_rows(found):
+            cells = (budget,), (perplexity, way), (needed,), (its_perplexity, its_way), (ratio,)
+            # What was not measured is one dash.
+            budgets.append([tuple(dict.fromkeys(cell)) for cell in cells[: 5 if has_students else 3]])
+        tables.append(Table(frontier.BUDGET_HEADER[: len(budgets[0])], budgets))
+        if has_students:
+            header, rows = frontier.round_rows(found)
+            tables.append(Table(header, [tuple((cell,) for cell in row) for row in rows]))
+    return tables
+
+
 def _best(experiments: Sequence[Experiment]) -> list[str]:
     """Which experiment came out lowest in what; nothing of one."""
-    few = common_drawn(experiments)[:1]
-    found = [best_of(experiments, "generative_perplexity", drawn, "generative perplexity") for drawn in few]
-    for metric in ("validation_perplexity", "cloze_perplexity"):
-        found.append(best_of(experiments, metric, (None, None), metric.replace("_", " ")))
-    return list(filter(None, found))
+    named = [(experiment.label, experiment.frontier) for experiment in experiments if experiment.frontier]
+    metrics = ("validation_perplexity", "cloze_perplexity")
+    return [*frontier.best_of(named), *filter(None, (best_of(experiments, metric) for metric in metrics))]
 
 
 def _unlike(experiments: Sequence[Experiment]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, num_steps_of
@@ -95,46 +94,3 @@ def format_estimate(estimate: Estimate | None, *, scale: float = 1.0) -> str:
 def format_number(value: float) -> str:
     """A number with four digits, without an exponent below a million."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The last student and the first teacher, by samples that were drawn in the same ways.
-
-    Attributes:
-        few: the fewest steps that both have.
-        many: the most.
-        most: the teacher's most.
-    """
-
-    teacher: Record
-    student: Record
-    few: Drawn
-    many: Drawn
-    most: Drawn
-
-    def before(self, metric: str) -> Estimate | None:
-        """The teacher's value at the fewest steps."""
-        return self.teacher.get(metric, *self.few)
-
-    def after(self, metric: str) -> Estimate | None:
-        """The student's."""
-        return self.student.get(metric, *self.few)
-
-    def at_most(self, metric: str) -> Estimate | None:
-        """The teacher's at its most steps."""
-        return self.teacher.get(metric, *self.most)
-
-
-def pair_of(records: Records) -> Pair | None:
-    """What the verdict compares; None without a student, or without samples drawn in the same way from both."""
-    denoisers = denoisers_of(records)
-    if not denoisers or not denoisers[-1].round_index:
-        return None
-    teacher, student = denoisers[0], denoisers[-1]
-    drawn = drawn_of([teacher])
-    common = [each for each in drawn if each in student.drawn()]
-    # The steps of one sampler are an order; its settings and those of others are not.
-    most = [each for each in drawn if steps_of(*each)] or common
-    many = [each for each in common if steps_of(*each)] or common
-    return Pair(teacher, student, common[0], many[-1], most[-1]) if common else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import AUTOREGRESSIVE, Record
+from halfstep.report.frontier import Frontier, budget_rows, sentences
 from halfstep.report.records import (
     MISSING,
     Drawn,
@@ -103,6 +104,22 @@ def _sample_cell(record: Record, drawn: Drawn) -> Cell:
 def _single_cells(record: Record) -> tuple[Cell, Cell]:
     """What does not depend on how samples are drawn."""
     return (format_value(record, "cloze_accuracy"),), (format_value(record, "validation_perplexity"),)
+
+
+def terminal_frontier(frontier: Frontier) -> "Group":
+    """The answer in sentences, and what each budget of evaluations buys, for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as TerminalTable
+
+    table = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    header = ("evals", "teacher, drawn by", "perplexity", "ancestral needs", "student / teacher")
+    for title in header:
+        table.add_column(title, justify="left" if title == header[1] else "right")
+    for evaluations, way, perplexity, needed, _, _, ratio in budget_rows(frontier):
+        table.add_row(evaluations, way, perplexity, needed, ratio)
+    note = "at the entropy of the validation text or above, with 95 % intervals; student: the last, in its best way"
+    return Group(*sentences(frontier), table, note)
 
 
 def terminal_tables(records: Records) -> "Group":

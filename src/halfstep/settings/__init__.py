@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from halfstep.run.errors import UserError, one_line, shown
-from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, Settings
+from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, NumBlocks, Settings, each_once
 from halfstep.settings.data import CorpusSettings
-from halfstep.settings.evaluation import EvaluateSettings, LatencySettings, SampleSettings
-from halfstep.settings.graph import InputSettings, RoundSettings, models_of, schedule_of, scores_by_baseline
+from halfstep.settings.evaluation import EvaluateSettings, FrontierSettings, LatencySettings, SampleSettings
+from halfstep.settings.graph import InputSettings, RoundSettings, models_of, rivals_of, schedule_of, scores_by_baseline
 from halfstep.settings.messages import describe
 from halfstep.settings.plugins import Plugin
 from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
@@ -41,6 +41,8 @@ class Params(Settings):
     rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)]
     schedule: dict[str, RoundSettings]
     models: list[str]
+    rivals: Annotated[tuple[NumBlocks, ...], Field(strict=False), AfterValidator(each_once)]
+    frontiers: list[str]
     inputs: InputSettings
     runtime: RuntimeSettings
     launch: LaunchSettings
@@ -54,6 +56,7 @@ class Params(Settings):
     ]
     sample: SampleSettings
     evaluate: EvaluateSettings
+    frontier: FrontierSettings
     latency: LatencySettings
     tracking: TrackingSettings
 
@@ -120,12 +123,13 @@ def _read_yaml(path: Path) -> Any:
 
 def _contradictions(params: Params) -> Iterator[str]:
     """What does not go together, each with an override that mends it."""
-    rounds, context = params.rounds, params.data.context_length
+    rounds, context, models = params.rounds, params.data.context_length, models_of(params.rounds)
+    frontiers = [*models, *rivals_of(params.rivals)]
     composed = "the file is composed, not edited: dvc exp run -S"
-    if params.schedule != schedule_of(rounds) or params.models != models_of(rounds):
+    if (params.schedule, params.models, params.frontiers) != (schedule_of(rounds), models, frontiers):
         yield (
-            f" contradicts itself: rounds is {rounds}, but schedule holds rounds {shown(list(params.schedule))} and"
-            f" models {shown(params.models)}; {composed} rounds={rounds}"
+            f" contradicts itself: rounds is {rounds}, but schedule holds rounds {shown(list(params.schedule))},"
+            f" models {shown(params.models)} and frontiers {shown(params.frontiers)}; {composed} rounds={rounds}"
         )
     stages = [stage for stage, named in named_inputs(params).items() if named]
     # By hand a stage needs nobody who watches its inputs.

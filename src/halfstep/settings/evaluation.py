@@ -5,19 +5,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
-from halfstep.settings.base import MAX_INT, NonNegativeInt, PositiveInt, PositiveInts, Probability, Settings, each_once
+from halfstep.settings.base import (
+    MAX_INT,
+    NonNegativeInt,
+    PositiveInt,
+    PositiveInts,
+    Probability,
+    Settings,
+    Several,
+    each_once,
+)
 from halfstep.settings.plugins import Plugin, plugin_names
 
 
 class SamplerSettings(Settings):
-    """A sampler: the name of the file in `samplers/` that has its other settings, each a list of values to combine."""
+    """A sampler: the name of the file in `samplers/` that has its other settings, each a list of values to combine.
+
+    `block_length`: positions of a block, which are written in
+    turn from left to right, and to each of which the other settings apply; null: all at once.
+    """
 
     name: str
+    block_length: Several[PositiveInt | None] = (None,)
 
     def ways(self) -> list[dict[str, Any]]:
         """One value of each setting, in every combination, in ascending order: each is one way to draw samples."""
-        values = self.model_dump(exclude={"name"})
-        return [dict(zip(values, each, strict=True)) for each in product(*map(sorted, values.values()))]
+        values = self.model_dump(exclude={"name", "block_length"}) | {"block_length": self.block_length}
+        ordered = (some if None in some else sorted(some) for some in values.values())
+        return [dict(zip(values, each, strict=True)) for each in product(*ordered)]
 
 
 def _each_way_once(samplers: tuple[SamplerSettings, ...]) -> tuple[SamplerSettings, ...]:
@@ -35,11 +50,13 @@ Samplers = Annotated[
 class SampleSettings(Settings):
     """Which samples are drawn from every model; lengths are in tokens and include the prefix.
 
-    `num_steps` are those of `samplers` by default; an autoregressive model has a sampler of its own.
+    `num_steps` are those of `samplers` by default; an autoregressive model has a sampler of its own. `give_ends`: BOS
+    and EOS, which every sequence has at its ends, are given and not written.
     """
 
     num_steps: PositiveInts
     samplers: Samplers
+    give_ends: bool
     num_samples: PositiveInt
     num_prefixes: PositiveInt
     prefix_length: PositiveInt
@@ -119,6 +136,17 @@ class EvaluateSettings(Settings):
     def _each_name_once(cls, texts: tuple[TextSourceSettings, ...]) -> tuple[TextSourceSettings, ...]:
         each_once(tuple(text.name for text in texts))
         return texts
+
+
+class FrontierSettings(Settings):
+    """How the samples are drawn by which models and samplers are compared at equal entropy: in every way of `samplers`
+    by the first teacher, of `student_samplers` by the others, and by the autoregressive models, at `temperatures`."""
+
+    samplers: Samplers
+    student_samplers: Samplers
+    temperatures: Several[PositiveFloat]
+    num_samples: Annotated[int, Field(ge=2, le=MAX_INT)]
+    batch_size: PositiveInt
 
 
 class LatencySettings(Settings):

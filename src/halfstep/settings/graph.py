@@ -2,12 +2,14 @@
 
 import posixpath
 import re
+from collections.abc import Sequence
 
 from halfstep.run.errors import UserError, shown
 from halfstep.settings.base import Settings
 
 BASELINE = "ar"
 """Name of the autoregressive model among the models of a pipeline run."""
+FIRST_TEACHER = "0"
 
 
 class RoundSettings(Settings):
@@ -28,6 +30,11 @@ def schedule_of(rounds: int) -> dict[str, RoundSettings]:
 def models_of(rounds: int) -> list[str]:
     """Every model of a pipeline run: the baseline, the first teacher 0, and the student of each round."""
     return [BASELINE, *(str(k) for k in range(rounds + 1))]
+
+
+def rivals_of(depths: Sequence[int]) -> list[str]:
+    """The further autoregressive models, by their numbers of blocks."""
+    return [f"{BASELINE}-{depth}" for depth in depths]
 
 
 class InputFiles(Settings):
@@ -59,8 +66,8 @@ def check_model_name(name: str) -> str:
     """The name of a model as a person gives it to a stage: it becomes part of the paths that are read and written.
 
     Raises:
-        UserError: it is neither `ar` nor a number.
+        UserError: it is neither `ar`, `ar-NUMBER` nor a number.
     """
-    if not re.fullmatch(rf"{BASELINE}|0|[1-9][0-9]{{0,3}}", name):
+    if not re.fullmatch(rf"({BASELINE}-)?[1-9][0-9]{{0,3}}|{BASELINE}|{FIRST_TEACHER}", name):
         raise UserError(f"model {shown(name)} is not known: give {BASELINE}, 0, 1, ...; folders are given by --model")
     return name

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from halfstep.run.errors import UserError
-from halfstep.settings.base import MAX_BLOCKS, MAX_INT, NonNegativeInt, PositiveInt, Probability, Settings
+from halfstep.settings.base import MAX_INT, NonNegativeInt, NumBlocks, PositiveInt, Probability, Settings
 
 
 class ModelSettings(Settings):
     """Sizes of the denoiser; the autoregressive baseline takes the same width, depth and heads."""
 
     hidden_size: PositiveInt
-    num_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
+    num_blocks: NumBlocks
     num_heads: PositiveInt
     cond_dim: PositiveInt
     dropout: Probability

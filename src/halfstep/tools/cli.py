@@ -43,9 +43,12 @@ VocabSize = Annotated[
 def generate(
     context: typer.Context,
     model: Annotated[Path, typer.Option(help="A model's folder, such as models/3.")],
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="Of a denoiser, at most: the best sampler for so many is taken.")
+    ] = 16,
     sampler: Annotated[
         str | None,
-        typer.Option(help="How a denoiser draws: ancestral --num-steps N (8), or confidence --threshold P."),
+        typer.Option(help="Another, with its settings: ancestral --num-steps 8, or confidence --threshold 0.9."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
@@ -67,16 +70,20 @@ def generate(
     from halfstep.run.device import select_device
     from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
-    from halfstep.samplers.base import sample_uniforms, samplers_of
+    from halfstep.samplers.base import Uniforms
+    from halfstep.samplers.sampler import sampler_of
     from halfstep.samples.draw import draw
+    from halfstep.tools.best import best_sampler
 
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p is {top_p}: give a probability above 0")
-    values = {} if sampler else {"num_steps": [8]}
-    values |= _settings_in(context.args)
-    (chosen,) = samplers_of([{"name": sampler or "ancestral", **values}], "--sampler")
+    if (values := _settings_in(context.args)) or sampler:
+        chosen = sampler_of(sampler or "ancestral", values, "--sampler")
+    else:
+        chosen, usual_temperature = best_sampler(model, evaluations)
+        temperature = temperature or usual_temperature
     opened, tokenizer, target = open_model(model), load_tokenizer(model), select_device(device)
     opened.to(target)
     is_masked = isinstance(opened, MaskedModel)
@@ -90,41 +97,43 @@ def generate(
             f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
             " shorten it, or give a larger --length"
         )
-    given = torch.tensor([ids] * num_samples, device=target)
-    u_time, u_token = sample_uniforms(seed, range(num_samples), length)
+    x_init = torch.full((num_samples, length), mask_token_id, device=target)
+    if is_masked and length == config.length:
+        # Every sequence that the model knows ends so.
+        x_init[:, -1] = tokenizer.eos_token_id
+    x_init[:, : len(ids)] = torch.tensor(ids)
+    uniforms = Uniforms(seed, range(num_samples), length)
 
     def adjust(logits: "Tensor") -> "Tensor":
-        if temperature is not None:
+        if temperature not in (None, 1):
             logits = with_temperature(logits, temperature)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)
         return logits if top_p is None else keep_top_p(logits, top_p)
 
     def tokens(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
-        options: dict[str, Any] = {"mask_token_id": mask_token_id, "u_time": u_time, "u_token": u_token}
+        options: dict[str, Any] = {"mask_token_id": mask_token_id, "uniforms": uniforms}
         with nan_as_user_error(model):
-            return draw(opened, chosen, given, length=length, **options, adjust=adjust, on_step=on_step).tokens
+            return draw(opened, chosen, x_init, **options, adjust=adjust, on_step=on_step).tokens
 
     if show:
         most = (chosen.num_steps if is_masked else None) or length - len(ids)
-        x_init = given.new_full((num_samples, length), mask_token_id)
-        x_init[:, : len(ids)] = given
         _draw_shown(tokens, x_init, tokenizer.decode, mask_token_id, most, pause_seconds)
     else:
         for row in tokens(None).tolist():
             print(tokenizer.decode(row, skip_special_tokens=True).strip())
 
 
-def _settings_in(arguments: list[str]) -> dict[str, list[Any]]:
-    """The settings of a sampler in `--num-steps 8 --threshold=0.9`, each of one value."""
+def _settings_in(arguments: list[str]) -> dict[str, Any]:
+    """The settings of a sampler in `--num-steps 8 --threshold=0.9`."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     try:
-        pairs = {option: [yaml.safe_load(value)] for option, value in zip(words[::2], words[1::2], strict=True)}
+        pairs = {option: yaml.safe_load(value) for option, value in zip(words[::2], words[1::2], strict=True)}
     except (ValueError, yaml.YAMLError):
         pairs = {}
     if len(pairs) != len(words) / 2 or not all(option.startswith("--") for option in pairs):
         raise UserError(f"{one_line(' '.join(arguments))} is not understood: see halfstep generate --help")
-    return {option[2:].replace("-", "_"): values for option, values in pairs.items()}
+    return {option[2:].replace("-", "_"): value for option, value in pairs.items()}
 
 
 def _draw_shown(
@@ -232,14 +241,19 @@ def summary(
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters.")] = Path("params.yaml"),
     report: Annotated[Path, typer.Option(help="Where the report is.")] = Path("reports/index.html"),
 ) -> None:
-    """Print the table of the rounds and say where the report is."""
+    """Print what few evaluations buy and the table of the rounds, and say where the report is."""
     from halfstep.metrics.record import read_records
-    from halfstep.report.table import terminal_tables
+    from halfstep.report.experiment import Experiment
+    from halfstep.report.table import terminal_frontier, terminal_tables
     from halfstep.settings import load_params
     from halfstep.tracking.complete import RUNS_FILE, read_runs
 
     params = load_params(params_path)
-    Console().print(terminal_tables(read_records(metrics, params.models)))
+    records = read_records(metrics, params.models)
+    shown = Console()
+    if frontier := Experiment("", metrics.parent, params, records).frontier:
+        shown.print(terminal_frontier(frontier))
+    shown.print(terminal_tables(records))
     if report.is_file():
         print(f"report: {report.resolve()}")
     runs = read_runs(Path(RUNS_FILE))

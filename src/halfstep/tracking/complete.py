@@ -4,13 +4,14 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from halfstep.metrics.curve import read_curve
+from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, read_curves
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, num_steps_of, read_record
 from halfstep.run.errors import UserError
 from halfstep.run.faults import STORAGE_FAULTS, storage_fault
@@ -108,8 +109,13 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
                 points += metric_points(read_record(root / "metrics" / f"{model}.json"))
                 preview = make_folder(Path(previews)) / "samples.txt"
                 preview.write_text(_preview(root / "samples" / model), encoding="utf-8")
-                models = {"model": root / "models" / model} if params["tracking"]["log_models"] else {}
-                contents[model] = _content(points, {"samples.txt": preview, **models})
+                files = {"samples.txt": preview}
+                if (frontier := root / "frontier" / model).is_dir():
+                    points += frontier_points(row for curve in read_curves(frontier) for row in curve.rows)
+                    files["frontier.csv"] = frontier / ROWS_FILE
+                if params["tracking"]["log_models"]:
+                    files["model"] = root / "models" / model
+                contents[model] = _content(points, files)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename or error} is not there: make it with dvc repro") from None
         return _complete_runs(params, report, contents)
@@ -171,6 +177,21 @@ def _finish(pipeline: Pipeline, run: "Run", files: Mapping[str, Path], digest: s
         pipeline.client.set_tag(run_id, COMPLETED_TAG, digest)
     if run.info.status != "FINISHED":
         pipeline.client.set_terminated(run_id, "FINISHED")
+
+
+def frontier_points(rows: Iterable[FrontierRow]) -> list[Point]:
+    """Perplexity and entropy of each row, as `frontier ordered noise 1.0 temperature 0.8/perplexity` and the like.
+
+    The step is the number of equivalent evaluations.
+    """
+    points = []
+    for row in rows:
+        about = row.setting.partition(",")[2].replace("=", " ").replace(",", " ")
+        name = " ".join(filter(None, ["frontier", row.sampler, about, f"temperature {row.temperature:g}"]))
+        for metric, value in {"perplexity": row.perplexity, "entropy": row.entropy, "solved": row.solved}.items():
+            if value is not None:
+                points.append((f"{name}/{metric}"[:MAX_METRIC_NAME_LENGTH], round(row.equivalent_evaluations), value))
+    return points
 
 
 def metric_points(record: Record) -> list[Point]:

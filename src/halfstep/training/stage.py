@@ -19,7 +19,7 @@ from halfstep.run.launch import enter
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import open_work
 from halfstep.settings import Params, named_inputs
-from halfstep.settings.graph import BASELINE
+from halfstep.settings.graph import BASELINE, FIRST_TEACHER
 from halfstep.tracking.live import live_run
 from halfstep.training.fit import CarriedOver, Data, fit
 from halfstep.training.parallel import Devices, make_devices, unshard
@@ -82,7 +82,7 @@ class Stage:
             teacher_path: whose fault a prediction of NaN is.
         """
         params, settings = self.params, getattr(self.params, self.section)
-        model_name = {"pretrain": "0", "baseline": BASELINE}.get(self.section) or name.partition("@")[2]
+        model_name = name.partition("@")[2] or {"pretrain": FIRST_TEACHER, "baseline": BASELINE}[self.section]
         inputs = inputs_of(params, self.section) if self.section in named_inputs(params) else None
         key_files = [self.tokens_path / MANIFEST_FILE, *files]
         data = Data(

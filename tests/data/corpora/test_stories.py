@@ -1,5 +1,7 @@
 """The story grammar: bounded vocabulary, determinism, agreement, cloze passages that the past gives away."""
 
+import math
+import random
 import re
 from itertools import pairwise
 
@@ -15,6 +17,10 @@ from halfstep.data.corpora.stories import (
     PLOTS,
     SPOTS,
     THINGS,
+    Cast,
+    _draw_cast,
+    _marked_sentences,
+    judge,
     make_passages,
     stories,
 )
@@ -150,3 +156,83 @@ def test_every_plot_and_template_is_told(documents: list[str]) -> None:
             for template in templates:
                 pattern = re.sub(r"\\\{[^}]*\\\}", r"[\\w ]+", re.escape(template.replace("*", "")))
                 assert re.search(pattern, joined, re.IGNORECASE), template
+
+
+def judged(documents: list[str]) -> dict[str, float | None]:
+    """Of one sample, whose first and last document are cut off."""
+    return judge([["", *documents, ""]])
+
+
+def test_the_judge_finds_no_fault_in_stories(documents: list[str]) -> None:
+    found = judged(documents)
+    assert (found["parsed"], found["agreeing"], found["held_out"]) == (1, 1, 0)
+    # Hero, colour, thing and place are drawn evenly from 24, 11, 14 and 15.
+    evenly = math.fsum(map(math.log, (24, len(COLOURS), len(THINGS), len(NOUNS)))) / 4
+    assert found["cast_entropy"] == pytest.approx(evenly, abs=0.01)
+
+
+def test_the_judge_knows_casts_that_no_story_has() -> None:
+    rng = random.Random(0)
+    held_out = [told(rng, _draw_cast(rng, held_out=True)) for _ in range(200)]
+    found = judged(held_out)
+    assert (found["parsed"], found["agreeing"], found["held_out"]) == (1, 1, 1)
+
+
+def told(rng: random.Random, cast: Cast) -> str:
+    return " ".join(_marked_sentences(rng, cast)).replace("*", "")
+
+
+STORY = (
+    "One day, Anna lost her blue kite near the lake. She looked behind the door, but it was not there. Her cousin Ben"
+    " wanted to help. He found the blue kite under the bench. He ran home and gave it to Anna. Anna was happy and"
+    " thanked Ben."
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("found the blue", "found the red"),
+        ("blue kite under", "blue drum under"),
+        ("gave it to Anna", "gave it to Clara"),
+        ("thanked Ben", "thanked Adam"),
+        ("She looked", "He looked"),
+        ("Her cousin Ben", "His cousin Ben"),
+        ("He ran home", "She ran home"),
+    ],
+)
+def test_the_judge_finds_what_does_not_agree(old: str, new: str) -> None:
+    whole = judged([STORY])
+    assert (whole["parsed"], whole["agreeing"]) == (1, 1)
+    assert STORY.count(old) == 1
+    found = judged([STORY.replace(old, new)])
+    assert found["parsed"] == 1
+    assert found["agreeing"] is not None
+    assert found["agreeing"] < 1
+
+
+def test_agreements_are_counted() -> None:
+    """Of the colour, thing, two pronouns of hers, three of his, her name and his twice: one in so many is wrong."""
+    num_agreements = round(1 / (1 - (judged([STORY.replace("thanked Ben", "thanked Adam")])["agreeing"] or 0)))
+    # Once each: her kite, she, her cousin, he found, blue, kite, he ran, Anna, Anna, Ben.
+    assert num_agreements == 10
+
+
+def test_what_is_cut_off_does_not_count() -> None:
+    beginning, end = STORY[: STORY.index("Her cousin") + 7], STORY[STORY.index("cousin Ben") :]
+    assert judge([[end, beginning]])["parsed"] == 1
+    # Inside a sample the same are sentences that no template makes.
+    found = judged([beginning, end])
+    assert found["parsed"] == pytest.approx(1 - 2 / 7)
+    # A document that is both, and one without a full stop.
+    assert judge([[STORY[5:-5]]])["parsed"] == 1
+    assert judge([["Anna"]])["parsed"] is None
+
+
+def test_nonsense_does_not_parse() -> None:
+    found = judged(["The the kite. Anna lost.", "One day, the lake lost its Ben."])
+    assert found == {"parsed": 0, "agreeing": None, "held_out": None, "cast_entropy": None}
+
+
+def test_no_sample_has_nothing() -> None:
+    assert set(judge([]).values()) == {None}

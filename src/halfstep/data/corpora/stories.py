@@ -6,10 +6,15 @@ model that guesses them on its own is caught. Stories are made of templates; a w
 is given away by the sentences before it and by nothing in its own, so a cloze passage can end there.
 """
 
+import math
 import random
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from string import Formatter
 
 from halfstep.settings.base import PositiveInt
 from halfstep.settings.data import CorpusSettings
@@ -89,7 +94,11 @@ class Cast:
     @property
     def is_held_out(self) -> bool:
         """True for the share of casts kept for cloze passages; a hash, so no model can learn which."""
-        return zlib.crc32(" ".join(self.key_words).encode()) % HELD_OUT_SHARE == 0
+        return _is_held_out(self.key_words)
+
+
+def _is_held_out(key_words: Sequence[str]) -> bool:
+    return zlib.crc32(" ".join(key_words).encode()) % HELD_OUT_SHARE == 0
 
 
 Plot = tuple[tuple[str, ...], ...]
@@ -288,3 +297,150 @@ def _marked_sentences(rng: random.Random, cast: Cast) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [word.rstrip(".,") for word in text.split()]
+
+
+def judge(samples: Sequence[Sequence[str]]) -> dict[str, float | None]:
+    """What the grammar makes of samples, independently of any model. None is what no sample has.
+
+    Args:
+        samples: the documents of each; the first may lack its beginning, and the last its end.
+    Returns:
+        parsed: share of complete sentences that a template makes.
+        agreeing: share of agreements kept: a name, pronoun, colour, thing, place, animal or food that an earlier
+            sentence of the document fixed. Its sentences are taken as those of the plot that fits best.
+        held_out: share of casts that the training stories never have, among those that are known in full. Of stories
+            drawn evenly it is 1 / HELD_OUT_SHARE; of training stories it is zero.
+        cast_entropy: of hero, colour, thing and place over all documents, nats, the mean of the four.
+    """
+    are_parsed: list[bool] = []
+    kept: list[bool] = []
+    casts: list[dict[str, str]] = []
+    for documents in samples:
+        for number, document in enumerate(documents):
+            sentences = _complete_sentences(document, is_first=number == 0, is_last=number == len(documents) - 1)
+            are_parsed += [bool(_readings(sentence)) for sentence in sentences]
+            cast, agreements = _cast_of(sentences)
+            casts.append(cast)
+            kept += agreements
+    words = [[cast[role] for role in KEY_ROLES] for cast in casts if all(role in cast for role in KEY_ROLES)]
+    told = [[cast[role] for cast in casts if role in cast] for role in KEY_ROLES if role != "friend"]
+    return {
+        "parsed": _share(are_parsed),
+        "agreeing": _share(kept),
+        "held_out": _share([_is_held_out(some) for some in words]),
+        "cast_entropy": math.fsum(map(_entropy, told)) / len(told) if all(told) else None,
+    }
+
+
+KEY_ROLES = ("hero", "friend", "colour", "thing", "place.noun")
+"""Those of `Cast.key_words`."""
+
+
+def _share(found: Sequence[bool]) -> float | None:
+    return sum(found) / len(found) if found else None
+
+
+def _entropy(values: Sequence[str]) -> float:
+    counts = Counter(values)
+    return -sum(n / counts.total() * math.log(n / counts.total()) for n in counts.values())
+
+
+def _complete_sentences(document: str, *, is_first: bool, is_last: bool) -> list[str]:
+    """Sentences that are there from beginning to end, as far as the document can be known."""
+    *sentences, rest = [sentence.strip() for sentence in document.split(".")]
+    if rest and not is_last:
+        sentences.append(rest)
+    return sentences[1 if is_first else 0 :]
+
+
+Reading = tuple[str, int, tuple[tuple[str, str], ...]]
+"""A plot, the place of a sentence in it, and what fills its template: (role, word) in order."""
+
+
+@cache
+def _readings(sentence: str) -> list[Reading]:
+    """Every way in which a template makes a sentence, without its full stop."""
+    found = []
+    for plot, index, pattern, roles in _patterns():
+        if match := pattern.fullmatch(sentence):
+            words = (word if word in GIRLS + BOYS else word.lower() for word in match.groups())
+            found.append((plot, index, tuple(zip(roles, words, strict=True))))
+    return found
+
+
+@cache
+def _patterns() -> list[tuple[str, int, re.Pattern[str], list[str]]]:
+    """(plot, place of the sentence, pattern, role of each of its groups) of all templates."""
+    people = "|".join(GIRLS + BOYS)
+    nouns = "|".join(noun for some in PLACES.values() for noun in some)
+    words = {
+        "hero": people,
+        "friend": people,
+        **dict.fromkeys(("colour", "other_colour"), "|".join(COLOURS)),
+        **dict.fromkeys(("thing", "other_thing"), "|".join(THINGS)),
+        **dict.fromkeys(("place.preposition", "other_place.preposition"), "|".join(PLACES)),
+        **dict.fromkeys(("place.noun", "other_place.noun"), nouns),
+        **dict.fromkeys(("hero.kin", "friend.kin"), "sister|brother|cousin|friend|neighbour"),
+        **dict.fromkeys(("hero.they", "friend.they"), "she|he"),
+        **dict.fromkeys(("hero.their", "friend.their"), "her|his"),
+        **dict.fromkeys(("hero.them", "friend.them"), "her|him"),
+        "spot": "|".join(SPOTS),
+        "animal": "|".join(ANIMALS),
+        "food": "|".join(FOODS),
+        "opening": "|".join(OPENINGS),
+    }
+    found = []
+    for plot, sentences in PLOTS.items():
+        for index, templates in enumerate(sentences):
+            for template in templates:
+                pattern, roles = "", []
+                for literal, role, _, _ in Formatter().parse(template.rstrip(".").replace("*", "")):
+                    pattern += re.escape(literal)
+                    parts = [f"{role}.preposition", f"{role}.noun"] if role in ("place", "other_place") else [role]
+                    for part in filter(None, parts):
+                        pattern += f"{' the ' if part.endswith('.noun') and len(parts) == 2 else ''}({words[part]})"
+                        roles.append(part)
+                found.append((plot, index, re.compile(pattern, re.IGNORECASE), roles))
+    return found
+
+
+def _cast_of(sentences: Sequence[str]) -> tuple[dict[str, str], list[bool]]:
+    """(who and what a document is about, whether each later mention agrees), under the plot that fits best."""
+    best: tuple[dict[str, str], list[bool]] = ({}, [])
+    best_fit = (0, 0)
+    for plot, length in ((name, len(plot)) for name, plot in PLOTS.items()):
+        for start in range(-len(sentences) + 1, length):
+            cast: dict[str, str] = {}
+            agreements: list[bool] = []
+            num_matched = 0
+            for index, sentence in enumerate(sentences, start):
+                readings = [words for name, at, words in _readings(sentence) if (name, at) == (plot, index)]
+                num_matched += bool(readings)
+                noted = [_noted(cast, words) for words in readings]
+                if noted:
+                    # Two templates may differ in whose name it is alone.
+                    cast, found = min(noted, key=lambda each: each[1].count(False))
+                    agreements += found
+            if (fit := (num_matched, sum(agreements) - agreements.count(False))) > best_fit:
+                best, best_fit = (cast, agreements), fit
+    return best
+
+
+FEMALE, MALE = {*GIRLS, "she", "her", "sister"}, {*BOYS, "he", "his", "him", "brother"}
+
+
+def _noted(cast: dict[str, str], words: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[bool]]:
+    """(the cast with a sentence's words taken down, whether each that was known agrees)."""
+    cast, agreements = dict(cast), []
+    for role, word in words:
+        person, _, form = role.partition(".")
+        if word in FEMALE or word in MALE:
+            gender = "female" if word in FEMALE else "male"
+            known = cast.setdefault(f"{person}.gender", gender)
+            if form:
+                agreements.append(known == gender)
+                continue
+        if role in cast:
+            agreements.append(cast[role] == word)
+        cast.setdefault(role, word)
+    return cast, agreements

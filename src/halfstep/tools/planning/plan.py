@@ -37,7 +37,8 @@ FORWARD_AND_BACKWARD = 3
 
 LEFT_OUT = (
     "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
-    "prepare, latency, report and track",
+    "frontier: how many evaluations a sampler makes depends on what is predicted",
+    "rival, prepare, latency, report and track",
     "validation during training",
 )
 

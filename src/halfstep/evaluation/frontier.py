@@ -1,0 +1,219 @@
+"""A model's rows of the frontier: every way to draw, at every temperature."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfstep.data.corpora import CORPORA
+from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
+from halfstep.data.tokens.manifest import MANIFEST_FILE
+from halfstep.data.tokens.packed import load_tokens
+from halfstep.data.tokens.seeds import derive_seed
+from halfstep.evaluation.metrics.distinct import distinct_ngrams
+from halfstep.evaluation.metrics.generative_perplexity import quality, unigram_entropy
+from halfstep.evaluation.metrics.mauve import mauve_score
+from halfstep.evaluation.metrics.self_bleu import self_bleu
+from halfstep.evaluation.scorer import Scorer, load_scorer, text_features, text_nlls
+from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, write_frontier
+from halfstep.model.base import MaskedModel
+from halfstep.model.opening import open_model
+from halfstep.run import console, ranks
+from halfstep.run.device import autocast, select_device, select_precision
+from halfstep.run.errors import nan_as_user_error
+from halfstep.run.files import local_or_hub, written_by_main
+from halfstep.run.inputs import inputs_of
+from halfstep.run.stage_times import record_stage
+from halfstep.run.work import Arrays, batched, cached, open_work
+from halfstep.samplers.adjust import with_temperature
+from halfstep.samplers.base import Uniforms
+from halfstep.samplers.sampler import Sampler
+from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_nothing
+from halfstep.settings import Params
+from halfstep.settings.graph import FIRST_TEACHER, scores_by_baseline
+from halfstep.settings.plugins import plugin_module
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SELF_BLEU_GROUP = 8
+"""Samples that are compared with each other: the time grows with its square."""
+
+
+def measure_way(
+    model: "MaskedModel | PreTrainedModel",
+    sampler: Sampler,
+    temperature: float,
+    x_init: Tensor,
+    *,
+    name: str,
+    relative_depth: float,
+    references: np.ndarray,
+    tokenizer: "PreTrainedTokenizerBase",
+    scorer: Scorer,
+    params: Params,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+) -> tuple[FrontierRow, list[Sequence[Any]]]:
+    """Draw samples in one way and measure them.
+
+    Args:
+        model: in evaluation mode, on `device`, whose name is `name`.
+        sampler, temperature: the way.
+        x_init: tokens given, and the mask token everywhere else, int64 [num_samples, length].
+        relative_depth: the model's blocks over those of the first teacher.
+        references: features of held-out text, see `text_features`.
+        tokenizer: of the samples.
+        scorer: judges them.
+        params: sections `data`, `evaluate` and `frontier`.
+        seed: of the samples.
+        folder: for the batches of a run that may be cut off, see `cached`.
+    Returns:
+        (the row, and for each sample what `write_frontier` writes).
+    """
+    settings, mask = params.evaluate, tokenizer.mask_token_id
+    adjust = None if temperature == 1 else partial(with_temperature, temperature=temperature)
+
+    def compute(indices: list[int]) -> Arrays:
+        uniforms = Uniforms(seed, indices, x_init.shape[1])
+        started = time.perf_counter()
+        given = x_init[indices].to(device)
+        drawn = draw(model, sampler, given, mask_token_id=mask, uniforms=uniforms, adjust=adjust)
+        tokens = drawn.tokens.cpu().numpy()
+        seconds = time.perf_counter() - started
+        return {"tokens": tokens, "nfe": drawn.nfe.cpu().numpy(), "seconds": np.array(seconds)}
+
+    pieces = batched(range(len(x_init)), params.frontier.batch_size)
+    kept = [arrays for _, arrays in cached(folder, pieces, compute)]
+    tokens = np.concatenate([arrays["tokens"] for arrays in kept]).tolist()
+    evaluations = float(np.concatenate([arrays["nfe"] for arrays in kept]).mean())
+    scored = text_nlls(tokens, tokenizer, scorer, batch_size=settings.batch_size)
+    resampling = {"num_resamples": settings.num_bootstrap_resamples, "seed": params.seed}
+    perplexity, entropy = quality(tokens, scored, **resampling)
+    mauve = mauve_score(
+        references,
+        text_features(tokens, tokenizer, scorer, batch_size=settings.batch_size),
+        scaling_factor=settings.mauve_scaling_factor,
+        num_buckets=settings.mauve_num_buckets,
+        seeds=[params.seed],
+    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    alike = self_bleu(batched(texts, SELF_BLEU_GROUP))
+    low, high = perplexity.interval or (None, None)
+    row = FrontierRow(
+        model=name,
+        sampler=sampler.name,
+        setting=sampler.setting,
+        temperature=temperature,
+        evaluations=evaluations,
+        equivalent_evaluations=evaluations * relative_depth,
+        seconds_per_sample=sum(float(arrays["seconds"]) for arrays in kept) / len(tokens),
+        perplexity=perplexity.value,
+        perplexity_low=low,
+        perplexity_high=high,
+        entropy=entropy.value,
+        mauve=None if mauve is None else mauve.value,
+        distinct_2=distinct_ngrams(tokens, 2),
+        self_bleu=None if alike is None else alike.value,
+        num_samples=len(tokens),
+        **{"solved": None, **judged(params, tokens, tokenizer)},
+    )
+    way = sampler.name, sampler.setting, temperature
+    columns = zip(scored.nlls, scored.num_tokens, map(unigram_entropy, tokens), strict=True)
+    return row, [(*way, index, *numbers) for index, numbers in enumerate(columns)]
+
+
+def judged(
+    params: Params, samples: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, float | None]:
+    """What the corpus itself knows of samples, by column of `FrontierRow`: nothing if it has no function `judge`."""
+    judge: Callable[[list[list[str]]], dict[str, float | None]] | None
+    judge = getattr(plugin_module(CORPORA, params.data.source), "judge", None)
+    return judge([documents_of(ids, tokenizer) for ids in samples]) if judge else {}
+
+
+def documents_of(token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The documents of a packed row, which EOS ends: the first may lack its beginning, the last its end."""
+    parts: list[list[int]] = [[]]
+    for token_id in token_ids:
+        if token_id == tokenizer.eos_token_id:
+            parts.append([])
+        else:
+            parts[-1].append(token_id)
+    return [tokenizer.decode(part, skip_special_tokens=True).strip() for part in parts]
+
+
+def measure_model(model_name: str, params: Params, *, model_path: Path, frontier_path: Path, tokens_path: Path) -> None:
+    """Measure a model in every way that the parameters name, and write its rows and samples to `frontier_path`.
+
+    Cut off, it goes on after the last batch. Where several processes share the work, the main one writes.
+    """
+    settings = params.frontier
+    device = select_device(params.runtime.device)
+    by_baseline = scores_by_baseline(params.evaluate.scorer)
+    scorer_source = params.evaluate.scorer if by_baseline else local_or_hub(params.evaluate.scorer)
+    files = [model_path, tokens_path / MANIFEST_FILE]
+    files += [Path(scorer_source)] if by_baseline and Path(scorer_source).is_dir() else []
+    values = params.deciding("seed", "runtime", "evaluate", "frontier") | {"give_ends": params.sample.give_ends}
+    tokenizer = load_tokenizer(model_path)
+    valid_tokens = load_tokens(tokens_path, "valid")
+    with open_work(f"frontier-{model_name}", values, files, inputs_of(params, "evaluate")) as work:
+        model = open_model(model_path).to(device)
+        is_masked = isinstance(model, MaskedModel)
+        mask_token_id = model.config.mask_token_id if is_masked else None
+        check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
+        entries = settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers
+        drawn_by = [Sampler(each.name, way) for each in entries for way in each.ways()]
+        samplers = drawn_by if is_masked else [AUTOREGRESSIVE]
+        ways = [(sampler, temperature) for sampler in samplers for temperature in settings.temperatures]
+        x_init = from_nothing(
+            settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
+        )
+        precision = select_precision(params.runtime.precision, device)
+        rows, samples = [], []
+        with (
+            work.batches() as folder,
+            autocast(device, precision),
+            nan_as_user_error(model_path),
+            console.progress(f"frontier {model_name}", len(ways), unit="way") as show,
+        ):
+            scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
+            held_out = valid_tokens[: settings.num_samples].tolist()
+            references = text_features(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size)
+            for number, (sampler, temperature) in enumerate(ways):
+                row, of_samples = measure_way(
+                    model,
+                    sampler,
+                    temperature,
+                    x_init,
+                    name=model_name,
+                    relative_depth=num_blocks_of(model) / params.model.num_blocks,
+                    references=references,
+                    tokenizer=tokenizer,
+                    scorer=scorer,
+                    params=params,
+                    seed=derive_seed(params.seed, "frontier"),
+                    device=device,
+                    folder=folder / f"{number:04}",
+                )
+                rows.append(row)
+                samples += of_samples
+                show(number + 1, f"{sampler.name} {sampler.setting} at {temperature:g}")
+        if ranks.is_main():
+            with written_by_main(frontier_path) as target:
+                target.mkdir()
+                write_frontier(target, rows, samples)
+            record_stage(f"frontier@{model_name}", frontier_path / ROWS_FILE, device)
+            work.finish()
+
+
+def num_blocks_of(model: "MaskedModel | PreTrainedModel") -> int:
+    """Blocks that an evaluation goes through, one after the other."""
+    config: Any = model.config
+    return config.num_blocks if isinstance(model, MaskedModel) else config.num_hidden_layers

@@ -1,0 +1,331 @@
+"""The frontier as the page, the terminal and files show it: what few evaluations buy, at the text's entropy."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.frontier import (
+    ROW_COLUMNS,
+    AtEntropy,
+    Curve,
+    at_entropy,
+    best_within,
+    evaluations_for,
+    ratio_at_entropy,
+    read_curves,
+)
+from halfstep.report.records import ANCESTRAL, MISSING, format_number
+from halfstep.run.files import write_csv, write_json
+from halfstep.settings.graph import BASELINE, FIRST_TEACHER
+
+BUDGETS = (1, 2, 4, 8, 16, 32)
+"""Numbers of evaluations that the table asks about."""
+ANSWER_BUDGET = 16
+"""The one that the first sentence answers."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Everything that was drawn at several temperatures, of one experiment.
+
+    Attributes:
+        curves: of every model.
+        entropy: of the validation text, at which curves are compared.
+        num_blocks: of the first teacher.
+        num_resamples, seed: of the intervals.
+    """
+
+    curves: Sequence[Curve]
+    entropy: float
+    num_blocks: int
+    num_resamples: int
+    seed: int
+
+    @cached_property
+    def found(self) -> list[AtEntropy]:
+        """Every curve at the text's entropy."""
+        return [self._at(curve) for curve in self.curves]
+
+    def _at(self, curve: Curve) -> AtEntropy:
+        return at_entropy(curve, self.entropy, num_resamples=self.num_resamples, seed=self.seed)
+
+    def of(self, model: str) -> list[AtEntropy]:
+        """The ways in which a model was drawn."""
+        return [each for each in self.found if each.model == model]
+
+    @property
+    def students(self) -> list[str]:
+        """Names of the students, by round."""
+        return sorted({each.model for each in self.found if each.model.isdigit()} - {FIRST_TEACHER}, key=int)
+
+    @property
+    def last(self) -> str:
+        """The last student, or the teacher if there is none."""
+        return [FIRST_TEACHER, *self.students][-1]
+
+    @property
+    def autoregressive(self) -> list[AtEntropy]:
+        """The autoregressive models, the cheapest first."""
+        found = [each for each in self.found if each.model.startswith(BASELINE)]
+        return sorted(found, key=lambda each: each.equivalent_evaluations or 0)
+
+    @cached_property
+    def _shared(self) -> dict[str, set[str]]:
+        """What all settings of a sampler have in common, by sampler."""
+        settings: dict[str, list[set[str]]] = {}
+        for way in self.found:
+            settings.setdefault(way.sampler, []).append(set(way.setting.split(",")))
+        return {sampler: set.intersection(*some) for sampler, some in settings.items()}
+
+    def describe(self, way: AtEntropy, *, is_family: bool = False) -> str:
+        """What a way is called: its sampler, its budget, and what else tells it from other ways of that sampler.
+
+        Args:
+            way: of a denoiser, whose budget comes first in its setting, or of an autoregressive model.
+            is_family: without the budget.
+        """
+        if way.model.startswith(BASELINE):
+            row = self._curve(way).rows[0]
+            depth = round(self.num_blocks * row.equivalent_evaluations / row.evaluations)
+            return f"autoregressive, {depth} block{'s' * (depth != 1)}"
+        budget, *others = way.setting.split(",")
+        parts = [] if is_family else [budget]
+        parts += [part for part in others if part not in self._shared[way.sampler]]
+        words = ", ".join(_in_words(part) for part in parts if part)
+        return f"{way.sampler} ({words})" if words else way.sampler
+
+    def value(self, way: AtEntropy | None) -> str:
+        """The perplexity of a way with its interval, and the entropy where it is above the text's."""
+        if way is None or way.perplexity is None:
+            return MISSING
+        is_above = way.entropy is not None and way.entropy > self.entropy
+        return with_interval(way.perplexity) + (f" at {way.entropy:.2f} nats" if is_above else "")
+
+    def families(self, model: str) -> dict[str, list[AtEntropy]]:
+        """The ways of a model that differ in their budget alone, by what they are called."""
+        found: dict[str, list[AtEntropy]] = {}
+        for way in self.of(model):
+            found.setdefault(self.describe(way, is_family=True), []).append(way)
+        return found
+
+    def student_within(self, num_evaluations: int) -> AtEntropy | None:
+        """The last student's best way; None too where it was drawn in nothing that costs more than half as much."""
+        ways = self.of(self.last) if self.students else []
+        is_drawn = any(self._curve(way).rows[0].equivalent_evaluations > num_evaluations / 2 for way in ways)
+        return best_within(ways, num_evaluations) if is_drawn else None
+
+    def _curve(self, way: AtEntropy) -> Curve:
+        return next(curve for curve in self.curves if curve.name == (way.model, way.sampler, way.setting))
+
+    def ratio(self, ours: AtEntropy, theirs: AtEntropy) -> Estimate | None:
+        """Perplexity of one way over that of another, by pairs of samples."""
+        our_curve, their_curve = map(self._curve, (ours, theirs))
+        resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
+        return ratio_at_entropy(our_curve, their_curve, self.entropy, **resampling)
+
+
+def read_frontier(
+    folder: Path, models: Sequence[str], entropy: float, *, num_blocks: int, num_resamples: int, seed: int
+) -> Frontier:
+    """Read what the stages `frontier@MODEL` wrote; a model that is not there was not drawn.
+
+    Raises:
+        UserError: a file is broken.
+    """
+    curves = [curve for model in models if (folder / model).is_dir() for curve in read_curves(folder / model)]
+    return Frontier(curves, entropy, num_blocks, max(num_resamples, 1), seed)
+
+
+def _in_words(part: str) -> str:
+    key, _, value = part.partition("=")
+    return f"{value} step{'s' * (value != '1')}" if key == "num_steps" else f"{key.replace('_', ' ')} {value}".strip()
+
+
+def lowest_front(ways: Sequence[AtEntropy]) -> list[AtEntropy]:
+    """The best within 1, 2, 4, ... equivalent evaluations, each once."""
+    most = max((way.equivalent_evaluations or 0 for way in ways), default=0)
+    budgets = (2**k for k in range(math.ceil(most).bit_length() + 1))
+    return list(dict.fromkeys(filter(None, (best_within(ways, budget) for budget in budgets))))
+
+
+def with_interval(estimate: Estimate | None) -> str:
+    """A value with its 95 % interval in brackets, with two digits of half its width."""
+    if estimate is None:
+        return MISSING
+    low, high = estimate.interval or (estimate.value, estimate.value)
+    decimals = min(4, max(0, 1 - math.floor(math.log10(max(high - low, 1e-9) / 2))))
+    return f"{estimate.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def budget_rows(frontier: Frontier) -> list[tuple[str, ...]]:
+    """For each budget: (evaluations, the teacher's best way, its perplexity, evaluations that ancestral sampling needs
+    for it, the last student's best way, its perplexity, the ratio of the two)."""
+    teacher = frontier.of(FIRST_TEACHER)
+    ancestral = [way for way in teacher if way.sampler == ANCESTRAL]
+    rows: list[tuple[str, ...]] = []
+    for budget in BUDGETS:
+        best, learnt = best_within(teacher, budget), frontier.student_within(budget)
+        rows.append(
+            (
+                str(budget),
+                frontier.describe(best) if best else MISSING,
+                frontier.value(best),
+                _needed(ancestral, best) if best else MISSING,
+                frontier.describe(learnt) if learnt else MISSING,
+                frontier.value(learnt),
+                with_interval(frontier.ratio(learnt, best)) if learnt and best else MISSING,
+            )
+        )
+    return rows
+
+
+def round_rows(frontier: Frontier) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(header, rows): teacher and students in the ways in which the last student was drawn, at equal entropy."""
+    models = [FIRST_TEACHER, *frontier.students]
+    ways = frontier.of(frontier.last)
+    found = {(way.model, way.sampler, way.setting): way for way in frontier.found}
+    rows = [
+        (
+            f"round {model}" if model != FIRST_TEACHER else "teacher",
+            *(frontier.value(found.get((model, way.sampler, way.setting))) for way in ways),
+        )
+        for model in models
+    ]
+    return ("perplexity at equal entropy", *map(frontier.describe, ways)), rows
+
+
+def not_reached(frontier: Frontier) -> str:
+    """Which ways never have the entropy of the text, and what they have; empty where all have it."""
+    missing = [
+        f"{way.model} by {frontier.describe(way)} ({way.entropies[0]:.3f} to {way.entropies[1]:.3f})"
+        for way in frontier.found
+        if way.perplexity is None
+    ]
+    least = f"the validation text's {frontier.entropy:.3f} nats or more"
+    return f"At no temperature measured has the entropy of {least}: {'; '.join(missing)}." if missing else ""
+
+
+BUDGET_HEADER = (
+    "evaluations",
+    "teacher's best",
+    "ancestral sampling needs",
+    "last student's best",
+    "student / teacher",
+)
+"""Of the table of `budget_rows`, in which a way is beneath its perplexity."""
+
+
+def _needed(ancestral: Sequence[AtEntropy], best: AtEntropy) -> str:
+    """How many evaluations of ancestral sampling are as good."""
+    assert best.perplexity is not None
+    needed = evaluations_for(ancestral, best.perplexity.value)
+    costs = [way.equivalent_evaluations for way in ancestral if way.equivalent_evaluations is not None]
+    if needed is not None:
+        return f"{format_number(round(needed, 1))}{' or fewer' if needed <= min(costs) else ''}"
+    return f"more than {max(costs):.0f}" if costs else MISSING
+
+
+def sentences(frontier: Frontier) -> list[str]:
+    """What the frontier says, the answer first."""
+    return [_answer(frontier), *_of_student(frontier), *_of_autoregressive(frontier)]
+
+
+def _answer(frontier: Frontier) -> str:
+    ways = frontier.of(FIRST_TEACHER)
+    best = best_within(ways, ANSWER_BUDGET)
+    if best is None:
+        return (
+            f"Nothing that was drawn from the teacher in {ANSWER_BUDGET} evaluations or fewer has the entropy of the"
+            f" validation text, {frontier.entropy:.3f} nats, or more, at any temperature measured."
+        )
+    num_evaluations = f"{best.evaluations:.0f} network evaluation{'s' * (round(best.evaluations or 0) != 1)}"
+    answer = (
+        f"With {num_evaluations} a sample, the teacher reaches perplexity {with_interval(best.perplexity)} at the"
+        f" entropy of the validation text or above, drawn by the sampler {frontier.describe(best)}."
+    )
+    needed = _needed([way for way in ways if way.sampler == ANCESTRAL], best)
+    if best.sampler == ANCESTRAL:
+        answer += " No other sampler is better."
+    elif needed != MISSING:
+        answer += f" Ancestral sampling needs {needed} for that."
+    return answer
+
+
+def _of_student(frontier: Frontier) -> list[str]:
+    """Whether the last student is better at equal entropy, where each is drawn in its best way."""
+    if not frontier.students:
+        return []
+    name = frontier.last
+    verdicts: dict[str, list[str]] = {"better than": [], "no better than": [], "worse than": []}
+    for budget in BUDGETS:
+        theirs, ours = best_within(frontier.of(FIRST_TEACHER), budget), frontier.student_within(budget)
+        ratio = frontier.ratio(ours, theirs) if ours and theirs else None
+        if ratio and ratio.interval:
+            low, high = ratio.interval
+            verdicts["better than" if high < 1 else "worse than" if low > 1 else "no better than"].append(str(budget))
+    parts = [f"{verdict} its teacher in {_listed(some)}" for verdict, some in verdicts.items() if some]
+    if not parts:
+        return [f"The student of round {name} and its teacher have no budget in which both reach that entropy."]
+    does_nothing = "" if verdicts["better than"] else " Its rounds do no more than a temperature does."
+    return [
+        f"At equal entropy, each drawn in its best way, the student of round {name} is {_listed(parts)}"
+        f" evaluations.{does_nothing}"
+    ]
+
+
+def _of_autoregressive(frontier: Frontier) -> list[str]:
+    parts = [
+        f"{frontier.describe(way).removeprefix('autoregressive, ')} {frontier.value(way)} at the cost of"
+        f" {way.equivalent_evaluations:.0f} evaluations"
+        for way in frontier.autoregressive
+        if way.perplexity is not None
+    ]
+    return [f"Autoregressive models for comparison: {'; '.join(parts)}."] if parts else []
+
+
+def compared_rows(frontiers: Sequence[Frontier]) -> list[tuple[tuple[str, ...], ...]]:
+    """For each budget its number and, of the last model of each experiment, the lowest perplexity and its way."""
+
+    def cell(frontier: Frontier, budget: int) -> tuple[str, ...]:
+        best = best_within(frontier.of(frontier.last), budget)
+        return (frontier.value(best), frontier.describe(best)) if best else (MISSING,)
+
+    return [((str(budget),), *(cell(frontier, budget) for frontier in frontiers)) for budget in BUDGETS]
+
+
+def best_of(named: Sequence[tuple[str, Frontier]]) -> list[str]:
+    """Which of several experiments has the lowest perplexity; nothing with fewer than two."""
+    found = [(label, best_within(frontier.of(frontier.last), ANSWER_BUDGET)) for label, frontier in named]
+    values = [(label, best.perplexity) for label, best in found if best and best.perplexity]
+    if len(values) < 2:
+        return []
+    (label, lowest), (next_label, next_lowest), *_ = sorted(values, key=lambda each: each[1].value)
+    _, high = lowest.interval or (0.0, lowest.value)
+    low, _ = next_lowest.interval or (next_lowest.value, 0.0)
+    return [
+        f"In {ANSWER_BUDGET} evaluations or fewer {label} has the lowest perplexity at equal entropy:"
+        f" {with_interval(lowest)}, before {next_label} with {with_interval(next_lowest)}; the intervals are"
+        f" {'' if high < low else 'not '}apart."
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def write_rows(frontier: Frontier, folder: Path) -> None:
+    """Write frontier.csv, every row, and frontier.json, every way at the text's entropy."""
+    rows = [row for curve in frontier.curves for row in curve.rows]
+    write_csv(folder / "frontier.csv", ROW_COLUMNS, ([getattr(row, name) for name in ROW_COLUMNS] for row in rows))
+    ways = [_plain(way, frontier.entropy) for way in frontier.found]
+    write_json(folder / "frontier.json", {"entropy": frontier.entropy, "ways": ways})
+
+
+def _plain(way: AtEntropy, entropy: float) -> dict[str, Any]:
+    values = asdict(way)
+    values["perplexity"] = way.perplexity and way.perplexity.as_dict()
+    return {**values, "entropies": list(way.entropies), "reached": way.entropy == entropy}
