@@ -1,5 +1,6 @@
 """The whole stage graph through DVC at the `smoke` preset, in a clean copy of the project."""
 
+import csv
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from dvc.utils.hydra import compose_and_dump
 from typer.testing import CliRunner
 
 from halfstep.metrics.record import num_steps_of, read_record
+from halfstep.settings.plugins import plugin_names
 from halfstep.tools.cli import app
 from tests.pipeline.project import CANARY, ROOT, Project, stages_run
 
@@ -24,8 +26,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("pipeline") / "a project")
     output = project.dvc("exp", "run", "-S", "preset=smoke")
     assert set(stages_run(output)) == {
-        "prepare", "pretrain", "baseline", "latency", "report", "track",
-        "distill@1", *(f"{stage}@{model}" for stage in ("sample", "evaluate") for model in ("ar", 0, 1)),
+        "prepare", "pretrain", "baseline", "rival@1", "latency", "report", "track", "frontier@ar-1",
+        "distill@1", *(f"{stage}@{model}" for stage in ("sample", "evaluate", "frontier") for model in ("ar", 0, 1)),
     }  # fmt: skip
     return project
 
@@ -52,6 +54,16 @@ def test_every_model_is_measured_and_reported(project: Project) -> None:
             assert nfe is not None
             assert nfe.value <= (num_steps_of(drawn[1]) or 64)
     assert "<img" in (project.path / "reports/index.html").read_text()
+
+
+def test_the_frontier_has_every_sampler_and_every_model(project: Project) -> None:
+    with (project.path / "reports/frontier.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {"ar", "0", "1", "ar-1"}
+    assert {row["sampler"] for row in rows if row["model"] == "0"} == {*plugin_names("halfstep.samplers")}
+    assert all(float(row["perplexity"]) > 1 and 0 < float(row["evaluations"]) <= 64 for row in rows)
+    depth = {row["model"]: float(row["equivalent_evaluations"]) / float(row["evaluations"]) for row in rows}
+    assert depth == {"ar": 1, "0": 1, "1": 1, "ar-1": 0.5}
 
 
 @pytest.fixture
@@ -136,7 +148,8 @@ def test_what_decides_no_result_and_what_is_new_makes_no_finished_stage_stale(pr
 
 
 def test_edited_mathematics_makes_the_models_stale_that_it_decides(project: Project) -> None:
-    assert stale_stages(project, "diffusion/schedule.py") == {"pretrain", "distill", "sample", "latency", "evaluate"}
+    stale = stale_stages(project, "diffusion/schedule.py")
+    assert stale == {"pretrain", "distill", "sample", "latency", "evaluate", "frontier"}
 
 
 def test_metrics_plots_and_experiments_are_shown(project: Project, tmp_path: Path) -> None:
@@ -173,7 +186,7 @@ def test_one_round_more_needs_that_round_and_one_round_fewer_none(project: Proje
         compose_and_dump(project.path / "params.yaml", str(conf), None, "config", str(plugins), overrides)
         return set(json.loads(project.dvc("status", "--json")))
 
-    assert stale(2) == {"distill@2", "sample@2", "evaluate@2", "report", "track"}
+    assert stale(2) == {"distill@2", "sample@2", "evaluate@2", "frontier@2", "report", "track"}
     assert stages_run(project.dvc("repro", "distill@2")) == ["distill@2"]
     # They read the folders in which the second round lies.
     assert stale(1) <= {"report", "track"}
