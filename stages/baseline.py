@@ -36,13 +36,10 @@ def main(
     from halfstep.training.stage import Stage
 
     params = load_params(params_path)
+    depths = dict(zip(rivals_of(params.rivals), params.rivals, strict=True))
     is_rival = model_name != BASELINE
-    if is_rival:
-        depths = dict(zip(rivals_of(params.rivals), params.rivals, strict=True))
-        if model_name not in depths:
-            raise UserError(f"{params_path}: rivals are {one_line(', '.join(depths))}, not {shown(model_name)}")
-        depth = {"num_blocks": depths[model_name]}
-        params = params.model_copy(update={"model": params.model.model_copy(update=depth)})
+    if is_rival and model_name not in depths:
+        raise UserError(f"{params_path}: rivals are {one_line(', '.join(depths))}, not {shown(model_name)}")
     stage = Stage.begin("baseline", params, tokens_path, tokenizer_path)
     settings, length = params.baseline, params.data.context_length
     if settings.init_from is not None and not is_rival:
@@ -51,6 +48,7 @@ def main(
     else:
         seed_weights(params.seed, "baseline")
         sizes = params.model.model_dump(exclude={"cond_dim"})
+        sizes["num_blocks"] = depths.get(model_name, sizes["num_blocks"])
         model = new_gpt2(vocab_size=stage.vocab_size, length=length, **sizes)
     stage.train(
         f"rival@{model_name}" if is_rival else "baseline",
