@@ -31,15 +31,14 @@ def main(
     from halfstep.run.files import local_or_hub
     from halfstep.run.fits import check_baseline
     from halfstep.settings import load_params
-    from halfstep.settings.graph import BASELINE, rivals_of
+    from halfstep.settings.graph import BASELINE, depth_of, rivals_of
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage
 
     params = load_params(params_path)
-    depths = dict(zip(rivals_of(params.rivals), params.rivals, strict=True))
     is_rival = model_name != BASELINE
-    if is_rival and model_name not in depths:
-        raise UserError(f"{params_path}: rivals are {one_line(', '.join(depths))}, not {shown(model_name)}")
+    if is_rival and model_name not in (rivals := rivals_of(params.rivals)):
+        raise UserError(f"{params_path}: rivals are {one_line(', '.join(rivals))}, not {shown(model_name)}")
     stage = Stage.begin("baseline", params, tokens_path, tokenizer_path)
     settings, length = params.baseline, params.data.context_length
     if settings.init_from is not None and not is_rival:
@@ -48,7 +47,7 @@ def main(
     else:
         seed_weights(params.seed, "baseline")
         sizes = params.model.model_dump(exclude={"cond_dim"})
-        sizes["num_blocks"] = depths.get(model_name, sizes["num_blocks"])
+        sizes["num_blocks"] = depth_of(model_name) or sizes["num_blocks"]
         model = new_gpt2(vocab_size=stage.vocab_size, length=length, **sizes)
     stage.train(
         f"rival@{model_name}" if is_rival else "baseline",

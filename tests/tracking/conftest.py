@@ -26,6 +26,7 @@ class Project:
             "preset": "smoke",
             "seed": 0,
             "models": MODELS,
+            "frontiers": MODELS,
             "model": {"hidden_size": 32},
             "pretrain": {"learning_rate": 0.003},
             "baseline": {"learning_rate": 0.002},

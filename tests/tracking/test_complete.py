@@ -15,16 +15,45 @@ import pytest
 from stages import track
 
 from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.frontier import FrontierRow, write_frontier
 from halfstep.metrics.record import Record, Row
 from halfstep.run.errors import UserError
 from halfstep.tracking import client, complete
-from halfstep.tracking.complete import metric_points, read_runs, ui_url
+from halfstep.tracking.complete import frontier_points, metric_points, read_runs, ui_url
 from halfstep.tracking.live import live_run
 
 pytestmark = [
     pytest.mark.system,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # within MLflow
 ]
+
+
+def test_the_rows_of_the_frontier_are_points_and_a_file(project: Any) -> None:
+    row = FrontierRow(
+        "1", "ordered", "num_steps=4,noise=0.5", 0.8, 4.0, 4.2, 0.5, 30.0, 28.5, 31.5, 3.0, 0.9, 0.4, 20.0, None, 2
+    )
+    name = "frontier ordered noise 0.5 temperature 0.8"
+    assert frontier_points([row]) == [(f"{name}/perplexity", 4, 30.0), (f"{name}/entropy", 4, 3.0)]
+    samples = [("ordered", row.setting, 0.8, i, 60.0, 20, 3.0) for i in range(2)]
+    write_frontier(project.root / "frontier" / "1", [row], samples)
+    runs = project.complete()
+    assert "frontier/rows.csv" in project.artifacts(runs.run_ids["1"])
+    assert project.histories(runs.run_ids["1"])[f"{name}/perplexity"] == [(4, 30.0)]
+
+
+def test_a_rival_has_a_run_without_metrics_or_samples(project: Any) -> None:
+    project.params["frontiers"] = [*project.params["models"], "ar-1"]
+    project.write_curve("ar-1", {10: 3.0})
+    (project.root / "models" / "ar-1").mkdir()
+    (project.root / "models" / "ar-1" / "config.json").write_text("{}")
+    runs = project.complete()
+    assert list(runs.run_ids) == ["ar", "0", "1", "ar-1"]
+    assert project.artifacts(runs.run_ids["ar-1"]) == ["model/config.json"]
+    run = project.client().get_run(runs.run_ids["ar-1"])
+    assert (run.info.run_name, run.data.params["model.num_blocks"]) == ("autoregressive, 1 block", "1")
+    assert "baseline.learning_rate" in run.data.params
+    assert "halfstep.round" not in run.data.tags
+    assert project.histories(runs.run_ids["ar-1"])["loss"] == [(10, 3.0)]
 
 
 def test_runs_hold_what_the_files_hold(project: Any) -> None:

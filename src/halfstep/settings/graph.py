@@ -37,6 +37,12 @@ def rivals_of(depths: Sequence[int]) -> list[str]:
     return [f"{BASELINE}-{depth}" for depth in depths]
 
 
+def depth_of(model: str) -> int | None:
+    """Blocks of a further autoregressive model, by its name; None of other models."""
+    depth = model.removeprefix(f"{BASELINE}-")
+    return int(depth) if depth != model else None
+
+
 class InputFiles(Settings):
     """For each stage that may read files which parameters name: where it is noted what they hold, or that none are.
 

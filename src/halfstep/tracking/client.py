@@ -23,6 +23,7 @@ from filelock import FileLock
 from halfstep.run.errors import one_line
 from halfstep.run.files import atomic_path, project_root
 from halfstep.settings.base import flat
+from halfstep.settings.graph import BASELINE, FIRST_TEACHER, depth_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,12 +246,16 @@ class Pipeline:
         """The run of one model, with the parameters that it is made with; another one is deleted for it."""
         if instead_of is not None:
             self.client.delete_run(instead_of.info.run_id)
-        name = {"ar": "autoregressive", "0": "teacher"}.get(model, f"round {model}")
-        section = {"ar": "baseline", "0": "pretrain"}.get(model, "distill")
+        values = {name: self._params[name] for name in ("model", "seed")}
+        name = {BASELINE: "autoregressive", FIRST_TEACHER: "teacher"}.get(model, f"round {model}")
+        section = {BASELINE: "baseline", FIRST_TEACHER: "pretrain"}.get(model, "distill")
+        if depth := depth_of(model):
+            name, section = f"autoregressive, {depth} block{'s' * (depth != 1)}", "baseline"
+            values["model"] = {**values["model"], "num_blocks": depth}
         key = {PARENT_TAG: self.parent.info.run_id, MODEL_TAG: model, KIND_TAG: "model"}
         tags = {tag: self.parent.data.tags.get(tag) for tag in (EXPERIMENT_TAG, PRESET_TAG, USER_TAG, COMMIT_TAG)}
-        tags[ROUND_TAG] = None if model == "ar" else model
-        return self._open_run(name, key, tags, {name: self._params[name] for name in (section, "model", "seed")})
+        tags[ROUND_TAG] = model if model.isdigit() else None
+        return self._open_run(name, key, tags, {section: self._params[section], **values})
 
     def _open_run(
         self, name: str, key: Mapping[str, str], tags: Mapping[str, str | None], params: Mapping[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from halfstep.metrics.curve import read_curve
-from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, read_curves
+from halfstep.metrics.frontier import FrontierRow, read_curves
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, num_steps_of, read_record
 from halfstep.run.errors import UserError
 from halfstep.run.faults import STORAGE_FAULTS, storage_fault
@@ -103,16 +103,18 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
         try:
             report = _content([], {"params.yaml": root / "params.yaml", "report": root / "reports"})
             contents = {}
-            for model in params["models"]:
+            for model in params["frontiers"]:
                 curve = read_curve(root / "curves" / f"{model}.csv")
                 points = [(name, *point) for name, column in curve.items() for point in column]
-                points += metric_points(read_record(root / "metrics" / f"{model}.json"))
-                preview = make_folder(Path(previews)) / "samples.txt"
-                preview.write_text(_preview(root / "samples" / model), encoding="utf-8")
-                files = {"samples.txt": preview}
+                files = {}
+                # Of a rival there is its place on the frontier alone.
+                if model in params["models"]:
+                    points += metric_points(read_record(root / "metrics" / f"{model}.json"))
+                    files["samples.txt"] = make_folder(Path(previews)) / "samples.txt"
+                    files["samples.txt"].write_text(_preview(root / "samples" / model), encoding="utf-8")
                 if (frontier := root / "frontier" / model).is_dir():
                     points += frontier_points(row for curve in read_curves(frontier) for row in curve.rows)
-                    files["frontier.csv"] = frontier / ROWS_FILE
+                    files["frontier"] = frontier
                 if params["tracking"]["log_models"]:
                     files["model"] = root / "models" / model
                 contents[model] = _content(points, files)
