@@ -28,12 +28,12 @@ def main(
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json
     from halfstep.run.stage_times import record_stage
-    from halfstep.samplers.sampler import Sampler
+    from halfstep.samplers.sampler import samplers_of
     from halfstep.settings import load_params
 
     params = load_params(params_path)
     settings = params.latency
-    samplers = [Sampler(each.name, way) for each in settings.samplers for way in each.ways()]
+    samplers = samplers_of(settings.samplers)
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     precision = select_precision(params.runtime.precision, device)

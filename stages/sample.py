@@ -25,12 +25,11 @@ def main(
     unconditional.parquet and continuations.parquet: token ids, text, network evaluations, when each token was written.
     Killed, it goes on after the last batch.
     """
-    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
     from halfstep.data.tokens.manifest import MANIFEST_FILE
     from halfstep.data.tokens.packed import load_tokens
     from halfstep.data.tokens.seeds import derive_seed
     from halfstep.model.base import MaskedModel
-    from halfstep.model.opening import open_model
+    from halfstep.model.opening import open_with_tokenizer
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.errors import nan_as_user_error
     from halfstep.run.files import written_by_main
@@ -38,7 +37,7 @@ def main(
     from halfstep.run.launch import enter
     from halfstep.run.stage_times import record_stage
     from halfstep.run.work import open_work
-    from halfstep.samplers.sampler import Sampler
+    from halfstep.samplers.sampler import samplers_of
     from halfstep.samples.draw import AUTOREGRESSIVE, draw_batches, requests_of
     from halfstep.samples.table import write_samples
     from halfstep.settings import load_params
@@ -47,20 +46,16 @@ def main(
     params = load_params(params_path)
     settings = params.sample
     check_model_name(model_name)
-    samplers = [Sampler(each.name, way) for each in settings.samplers for way in each.ways()]
     enter(params.launch, params.runtime)
     model_path = model_path or Path("models") / model_name
     samples_path = samples_path or Path("samples") / model_name
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
-    tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")
     check_prefixes(params, len(valid_tokens))
-    model = open_model(model_path).to(device)
-    is_masked = isinstance(model, MaskedModel)
-    mask_token_id = model.config.mask_token_id if is_masked else None
-    check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
-    samplers = samplers if is_masked else [AUTOREGRESSIVE]
+    model, tokenizer = open_with_tokenizer(model_path)
+    model.to(device)
+    samplers = samplers_of(settings.samplers) if isinstance(model, MaskedModel) else [AUTOREGRESSIVE]
     precision = select_precision(params.runtime.precision, device)
     inputs = [model_path, tokens_path / MANIFEST_FILE]
     with (

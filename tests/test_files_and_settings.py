@@ -100,6 +100,10 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
             r"'rouge' is not a metric; there are .* mauve",
         ),
         (lambda v: v["evaluate"].update(mauve_num_buckets=193), r"mauve_num_buckets is 193, more than the 192 texts"),
+        (
+            lambda v: (v["evaluate"].update(mauve_num_buckets=9), v["frontier"].update(num_samples=4)),
+            r"mauve_num_buckets is 9, more than the 8 texts to sort into them, frontier\.num_samples",
+        ),
         (lambda v: v["latency"].update(length=1), r"latency\.length is 1: it should be 2 or more"),
         (lambda v: v["data"].update(context_length=2**20 + 1, tokens_per_shard=2**30), r"data\.context_length"),
         (lambda v: v["model"].update(num_blocks=10_001), r"model\.num_blocks is 10001"),

@@ -62,7 +62,7 @@ def test_sizes_by_name_by_group_and_by_numbers(tmp_path: Path) -> None:
         choose_size("S1", {"hidden_size": 9}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["train", "distill", "sample"])
+@pytest.mark.parametrize("name", ["train", "distill", "sample", "choose"])
 def test_both_sides_of_every_work_run_and_the_flops_are_those_of_torch(name: str) -> None:
     """Torch counts the matrix products that ran; conditioning and modulation, one row each, are not in our count."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +73,7 @@ def test_both_sides_of_every_work_run_and_the_flops_are_those_of_torch(name: str
         work.ours()
     counted = counter.get_total_flops()
     cond = 256 * TINY.cond_dim + TINY.cond_dim**2 + (6 * TINY.num_blocks + 2) * TINY.hidden_size * TINY.cond_dim
-    num_networks = {"train": 3, "distill": 5, "sample": 3}[name]
+    num_networks = {"train": 3, "distill": 5, "sample": 3, "choose": 3}[name]
     assert work.flops <= counted * 1.2
     assert work.flops > 0.5 * (counted - num_networks * 2 * cond * 2)
 

@@ -1,5 +1,8 @@
 """`halfstep generate`: any sampler by its name, any model by its folder."""
 
+import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
+from halfstep.metrics.estimate import Estimate
+from halfstep.metrics.frontier import FrontierRow, write_frontier
+from halfstep.metrics.record import Record, Row, write_record
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
@@ -14,6 +20,7 @@ from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
 from halfstep.samplers.sampler import Sampler
+from halfstep.tools.best import best_sampler
 from halfstep.tools.cli import app
 
 
@@ -37,6 +44,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 BEST = {"score": "entropy", "noise": 0.0, "counts": "cosine"}
+
+
+ORDER = "score=entropy,noise=0.0,counts=cosine"
 
 
 def run(*arguments: object):
@@ -76,6 +86,43 @@ def test_a_causal_model_writes_too(folders: dict[str, Path]) -> None:
     assert [result.exit_code for result in likeliest] == [0, 0]
     assert likeliest[0].stdout == likeliest[1].stdout
     assert likeliest[0].stdout.startswith("the")
+
+
+def test_the_best_that_was_measured_for_so_many_evaluations_is_taken(folders: dict[str, Path], tmp_path: Path) -> None:
+    """At entropy 2 ancestral sampling is worth 4, and ordered 8 in the budget of 8 but 3 in that of 16."""
+    ways = {("ancestral", "num_steps=8"): 4.0, ("ordered", f"num_steps=8,{ORDER}"): 8.0}
+    ways["ordered", f"num_steps=16,{ORDER}"] = 3.0
+    rows, samples = [], []
+    for (sampler, setting), perplexity in ways.items():
+        evaluations = float(setting.partition("=")[2].partition(",")[0])
+        for temperature, entropy in ((0.8, 1.0), (1.0, 3.0)):
+            costs = temperature, evaluations, evaluations, 0.1
+            rows.append(FrontierRow("0", sampler, setting, *costs, perplexity, *[None] * 7, 2))
+            nll = 10 * math.log(perplexity)
+            samples += [(sampler, setting, temperature, i, nll, 10, entropy) for i in range(2)]
+    write_frontier(tmp_path / "frontier" / "0", rows, samples)
+    text = Row("data_entropy", Estimate(2.0, None, 2, "nats"))
+    write_record(tmp_path / "metrics" / "0.json", Record("0", "denoiser", 0, 1, "ar", False, (text,), (), {}))
+    model = tmp_path / "models" / "0"
+    for num_evaluations, sampler, setting in (
+        (8, "ancestral", "num_steps=8"),
+        (16, "ordered", f"num_steps=16,{ORDER}"),
+    ):
+        best, temperature = best_sampler(model, num_evaluations)
+        assert (best.name, best.setting, temperature) == (sampler, setting, pytest.approx(0.9))
+    # Nothing so cheap, and a model of no project.
+    for folder, num_evaluations in ((model, 2), (Path("/models"), 16)):
+        best, temperature = best_sampler(folder, num_evaluations)
+        assert (best.setting, temperature) == (f"num_steps={num_evaluations},{ORDER}", 1.0)
+    # A causal model has no sampler to choose, however many evaluations it may take.
+    shutil.copytree(folders["causal"], tmp_path / "models" / "ar")
+    causal = [replace(row, model="ar", sampler="autoregressive", setting="") for row in rows[:2]]
+    write_frontier(tmp_path / "frontier" / "ar", causal, [("autoregressive", "", *of[2:]) for of in samples[:4]])
+    write_record(
+        tmp_path / "metrics" / "ar.json", Record("ar", "autoregressive", None, 1, "ar", False, (text,), (), {})
+    )
+    result = run("--model", tmp_path / "models" / "ar", "--evaluations", 64)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ import torch
 from halfstep.data.tokens.packed import PackedTokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
-from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
-from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 from halfstep.evaluation.scorer import Scorer, TokenNlls, text_features, text_nlls
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row
@@ -23,6 +21,9 @@ from halfstep.settings.evaluation import EvaluateSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+    from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,12 @@ class Evaluated:
             folder=folder,
         )
 
-    def lm(self, num_draws: int) -> AutoregressiveLM | DenoiserLM:
+    def lm(self, num_draws: int) -> "AutoregressiveLM | DenoiserLM":
         """The model as lm-eval asks it; `num_draws` is for denoisers, see `DenoiserLM`."""
+        # lm-eval takes seconds to import, and not all that measures samples asks for it.
+        from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
+        from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
+
         folder, batch_size = self.folder / "lm_eval", self.settings.batch_size
         if not isinstance(self.model, Denoiser):
             return AutoregressiveLM(self.model, self.tokenizer, batch_size=batch_size, folder=folder)

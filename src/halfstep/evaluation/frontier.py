@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from halfstep.data.corpora import CORPORA
-from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
 from halfstep.data.tokens.manifest import MANIFEST_FILE
 from halfstep.data.tokens.packed import load_tokens
 from halfstep.data.tokens.seeds import derive_seed
@@ -19,23 +18,23 @@ from halfstep.evaluation.metrics.distinct import distinct_ngrams
 from halfstep.evaluation.metrics.generative_perplexity import quality, unigram_entropy
 from halfstep.evaluation.metrics.mauve import mauve_score
 from halfstep.evaluation.metrics.self_bleu import self_bleu
-from halfstep.evaluation.scorer import Scorer, load_scorer, text_features, text_nlls
+from halfstep.evaluation.scorer import Scorer, load_scorer, scorer_of, text_features, text_nlls
 from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, write_frontier
 from halfstep.model.base import MaskedModel
-from halfstep.model.opening import open_model
+from halfstep.model.opening import open_with_tokenizer
 from halfstep.run import console, ranks
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import nan_as_user_error
-from halfstep.run.files import local_or_hub, written_by_main
+from halfstep.run.files import atomic_path
 from halfstep.run.inputs import inputs_of
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import Arrays, batched, cached, open_work
 from halfstep.samplers.adjust import with_temperature
 from halfstep.samplers.base import Uniforms
-from halfstep.samplers.sampler import Sampler
+from halfstep.samplers.sampler import Sampler, samplers_of
 from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_nothing
 from halfstep.settings import Params
-from halfstep.settings.graph import FIRST_TEACHER, scores_by_baseline
+from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def measure_way(
         model: in evaluation mode, on `device`, whose name is `name`.
         sampler, temperature: the way.
         x_init: tokens given, and the mask token everywhere else, int64 [num_samples, length].
-        relative_depth: the model's blocks over those of the first teacher.
+        relative_depth: the model's blocks over those of a denoiser, which all rounds share.
         references: features of held-out text, see `text_features`.
         tokenizer: of the samples.
         scorer: judges them.
@@ -156,21 +155,18 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
     """
     settings = params.frontier
     device = select_device(params.runtime.device)
-    by_baseline = scores_by_baseline(params.evaluate.scorer)
-    scorer_source = params.evaluate.scorer if by_baseline else local_or_hub(params.evaluate.scorer)
-    files = [model_path, tokens_path / MANIFEST_FILE]
-    files += [Path(scorer_source)] if by_baseline and Path(scorer_source).is_dir() else []
+    scorer_source, scorer_files = scorer_of(params.evaluate)
+    files = [model_path, tokens_path / MANIFEST_FILE, *scorer_files]
     values = params.deciding("seed", "runtime", "evaluate", "frontier") | {"give_ends": params.sample.give_ends}
-    tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")
     with open_work(f"frontier-{model_name}", values, files, inputs_of(params, "evaluate")) as work:
-        model = open_model(model_path).to(device)
-        is_masked = isinstance(model, MaskedModel)
-        mask_token_id = model.config.mask_token_id if is_masked else None
-        check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
-        entries = settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers
-        drawn_by = [Sampler(each.name, way) for each in entries for way in each.ways()]
-        samplers = drawn_by if is_masked else [AUTOREGRESSIVE]
+        model, tokenizer = open_with_tokenizer(model_path)
+        model.to(device)
+        samplers, relative_depth = [AUTOREGRESSIVE], 1.0
+        if isinstance(model, MaskedModel):
+            samplers = samplers_of(settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers)
+        else:
+            relative_depth = model.config.num_hidden_layers / params.model.num_blocks
         ways = [(sampler, temperature) for sampler in samplers for temperature in settings.temperatures]
         x_init = from_nothing(
             settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
@@ -193,7 +189,7 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
                     temperature,
                     x_init,
                     name=model_name,
-                    relative_depth=num_blocks_of(model) / params.model.num_blocks,
+                    relative_depth=relative_depth,
                     references=references,
                     tokenizer=tokenizer,
                     scorer=scorer,
@@ -206,14 +202,8 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
                 samples += of_samples
                 show(number + 1, f"{sampler.name} {sampler.setting} at {temperature:g}")
         if ranks.is_main():
-            with written_by_main(frontier_path) as target:
+            with atomic_path(frontier_path) as target:
                 target.mkdir()
                 write_frontier(target, rows, samples)
             record_stage(f"frontier@{model_name}", frontier_path / ROWS_FILE, device)
             work.finish()
-
-
-def num_blocks_of(model: "MaskedModel | PreTrainedModel") -> int:
-    """Blocks that an evaluation goes through, one after the other."""
-    config: Any = model.config
-    return config.num_blocks if isinstance(model, MaskedModel) else config.num_hidden_layers

@@ -11,7 +11,7 @@ from halfstep.evaluation.evaluated import Evaluated
 from halfstep.evaluation.metrics import METRICS
 from halfstep.evaluation.metrics.cloze import load_passages
 from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
-from halfstep.evaluation.scorer import load_scorer, shares_vocabulary
+from halfstep.evaluation.scorer import load_scorer, scorer_of, shares_vocabulary
 from halfstep.metrics.frontier import SAMPLE_COLUMNS
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, Row, write_record, write_rows
 from halfstep.model.denoiser import Denoiser
@@ -19,13 +19,13 @@ from halfstep.model.gpt2 import load_autoregressive
 from halfstep.run import ranks
 from halfstep.run.console import console
 from halfstep.run.device import autocast, select_device, select_precision
-from halfstep.run.files import local_or_hub, write_csv
+from halfstep.run.files import write_csv
 from halfstep.run.inputs import inputs_of
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import open_work
 from halfstep.samples.table import pair_sample_sets, read_sample_sets
 from halfstep.settings import Params
-from halfstep.settings.graph import BASELINE, scores_by_baseline
+from halfstep.settings.graph import BASELINE
 from halfstep.settings.plugins import plugin_module
 
 Metric = Callable[[Evaluated], Iterable[Row]]
@@ -54,12 +54,8 @@ def measure_model(
     settings = params.evaluate
     device = select_device(params.runtime.device)
     is_baseline = model_name == BASELINE
-    # DVC's queue runs in a copy of the workspace, in which models/ar is built; all else is taken from the project.
-    by_baseline = scores_by_baseline(settings.scorer)
-    scorer_source = settings.scorer if by_baseline else local_or_hub(settings.scorer)
-    files = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path]
-    # Where it is missing, loading says so.
-    files += [Path(scorer_source)] if by_baseline and Path(scorer_source).is_dir() else []
+    scorer_source, scorer_files = scorer_of(settings)
+    files = [model_path, samples_path, tokens_path / MANIFEST_FILE, cloze_path, *scorer_files]
     values = params.deciding("seed", "runtime", "evaluate")
     tokenizer = load_tokenizer(model_path)
     valid_tokens = load_tokens(tokens_path, "valid")

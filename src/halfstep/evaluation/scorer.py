@@ -18,8 +18,11 @@ from halfstep.data.tokenizer import num_ids
 from halfstep.model.gpt2 import load_autoregressive
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
+from halfstep.run.files import local_or_hub
 from halfstep.run.retries import with_retries
 from halfstep.run.work import Arrays, batched, cached
+from halfstep.settings.evaluation import EvaluateSettings
+from halfstep.settings.graph import scores_by_baseline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +59,17 @@ class TokenNlls:
     nlls: list[float]
     num_tokens: list[int]
     num_truncated: int
+
+
+def scorer_of(settings: EvaluateSettings) -> tuple[str, list[Path]]:
+    """(where `evaluate.scorer` is loaded from, its files as far as another stage made them).
+
+    DVC's queue runs in a copy of the workspace, in which models/ar is built; all else is taken from the project.
+    """
+    if not scores_by_baseline(settings.scorer):
+        return local_or_hub(settings.scorer), []
+    # Where it is missing, loading says so.
+    return settings.scorer, [path for path in [Path(settings.scorer)] if path.is_dir()]
 
 
 def load_scorer(source: str, revision: str | None, device: torch.device) -> Scorer:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
 from halfstep.model.base import MaskedModel
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive
@@ -10,7 +11,7 @@ from halfstep.model.layouts import MODEL_TYPE
 from halfstep.model.loading import CONFIG_FILE, locate, read_values
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_model(source: str | Path, revision: str | None = None) -> "MaskedModel | PreTrainedModel":
@@ -30,3 +31,15 @@ def open_model(source: str | Path, revision: str | None = None) -> "MaskedModel 
     if isinstance(values, dict) and values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         return load_autoregressive(source, revision)
     return Denoiser.from_pretrained(source, revision)
+
+
+def open_with_tokenizer(folder: Path) -> tuple["MaskedModel | PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Open a model of either kind and the tokenizer that lies with it.
+
+    Raises:
+        UserError: either is not there or broken, or they do not fit each other.
+    """
+    tokenizer, model = load_tokenizer(folder), open_model(folder)
+    mask_token_id = model.config.mask_token_id if isinstance(model, MaskedModel) else None
+    check_vocabulary(tokenizer, folder, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
+    return model, tokenizer

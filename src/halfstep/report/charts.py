@@ -188,8 +188,8 @@ def charts_of(experiments: Sequence[Experiment]) -> list[Chart]:
     """Every figure, in the order of the page; those without points too."""
     members, references = members_of(experiments), shared_references(experiments)
     charts = [
-        _frontier_chart(experiments, "equivalent_evaluations"),
-        _frontier_chart(experiments, "seconds_per_sample"),
+        _frontier_chart(experiments, references, "equivalent_evaluations"),
+        _frontier_chart(experiments, references, "seconds_per_sample"),
         _latency_chart(members, references),
         _steps_chart(members, references),
         _rounds_chart(experiments, references),
@@ -234,11 +234,12 @@ def _references(records: Records, metric: str, data_metric: str = "") -> list[Re
 
 
 def _frontier_chart(
-    experiments: Sequence[Experiment], cost: Literal["equivalent_evaluations", "seconds_per_sample"]
+    experiments: Sequence[Experiment],
+    references: Records,
+    cost: Literal["equivalent_evaluations", "seconds_per_sample"],
 ) -> Chart:
     """Perplexity at the entropy of the validation text over what it costs."""
     lines: list[Line] = []
-    references: list[Reference] = []
     for i, experiment in enumerate(experiments):
         if (frontier := experiment.frontier) is None:
             continue
@@ -258,8 +259,7 @@ def _frontier_chart(
         for name, style, ways in named:
             points = [Point(getattr(way, cost), way.perplexity) for way in ways if way.perplexity is not None]
             lines.append(Line(name, style, sorted(points, key=lambda point: point.x)))
-        text = next(filter(None, (r.get("data_generative_perplexity") for r in experiment.records.values())), None)
-        references = [Reference("validation text", DATA, text)] if text else []
+    text = _references(references, "", "data_generative_perplexity")
     in_seconds = cost == "seconds_per_sample"
     cost_note = (
         "Seconds of wall-clock time, drawn in batches."
@@ -274,7 +274,7 @@ def _frontier_chart(
         f" is the best way within 1, 2, 4, ... evaluations. {cost_note} {BARS}",
         absent="Nothing was drawn at several temperatures, or nothing has the entropy of the validation text.",
         x_label="seconds per sample" if in_seconds else "equivalent evaluations",
-        panels=[Panel("perplexity at equal entropy", lines, references, is_log=True)],
+        panels=[Panel("perplexity at equal entropy", lines, text, is_log=True)],
         x_scale="log" if in_seconds else "evaluations",
     )
 

@@ -29,6 +29,22 @@ ANSWER_BUDGET = 16
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What some equivalent evaluations buy, each model drawn in its best way.
+
+    Attributes:
+        teacher, student: the first and the last; None where nothing that was drawn so cheaply has the entropy. Of the
+            student None too where it was drawn in nothing that costs more than half as much.
+        ratio: perplexity of the student over that of the teacher, by pairs of samples.
+    """
+
+    num_evaluations: int
+    teacher: AtEntropy | None
+    student: AtEntropy | None
+    ratio: Estimate | None
+
+
+@dataclass(frozen=True)
 class Frontier:
     """Everything that was drawn at several temperatures, of one experiment.
 
@@ -48,10 +64,20 @@ class Frontier:
     @cached_property
     def found(self) -> list[AtEntropy]:
         """Every curve at the text's entropy."""
-        return [self._at(curve) for curve in self.curves]
+        resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
+        return [at_entropy(curve, self.entropy, **resampling) for curve in self.curves]
 
-    def _at(self, curve: Curve) -> AtEntropy:
-        return at_entropy(curve, self.entropy, num_resamples=self.num_resamples, seed=self.seed)
+    @cached_property
+    def budgets(self) -> list[Budget]:
+        """What each of BUDGETS buys."""
+        ways = self.of(self.last) if self.students else []
+        most = max((self._curve(way).rows[0].equivalent_evaluations for way in ways), default=0.0)
+        found = []
+        for number in BUDGETS:
+            theirs, ours = best_within(self.of(FIRST_TEACHER), number), best_within(ways, number)
+            ours = ours if most > number / 2 else None
+            found.append(Budget(number, theirs, ours, self._ratio(ours, theirs) if ours and theirs else None))
+        return found
 
     def of(self, model: str) -> list[AtEntropy]:
         """The ways in which a model was drawn."""
@@ -112,17 +138,10 @@ class Frontier:
             found.setdefault(self.describe(way, is_family=True), []).append(way)
         return found
 
-    def student_within(self, num_evaluations: int) -> AtEntropy | None:
-        """The last student's best way; None too where it was drawn in nothing that costs more than half as much."""
-        ways = self.of(self.last) if self.students else []
-        is_drawn = any(self._curve(way).rows[0].equivalent_evaluations > num_evaluations / 2 for way in ways)
-        return best_within(ways, num_evaluations) if is_drawn else None
-
     def _curve(self, way: AtEntropy) -> Curve:
         return next(curve for curve in self.curves if curve.name == (way.model, way.sampler, way.setting))
 
-    def ratio(self, ours: AtEntropy, theirs: AtEntropy) -> Estimate | None:
-        """Perplexity of one way over that of another, by pairs of samples."""
+    def _ratio(self, ours: AtEntropy, theirs: AtEntropy) -> Estimate | None:
         our_curve, their_curve = map(self._curve, (ours, theirs))
         resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
         return ratio_at_entropy(our_curve, their_curve, self.entropy, **resampling)
@@ -164,23 +183,18 @@ def with_interval(estimate: Estimate | None) -> str:
 def budget_rows(frontier: Frontier) -> list[tuple[str, ...]]:
     """For each budget: (evaluations, the teacher's best way, its perplexity, evaluations that ancestral sampling needs
     for it, the last student's best way, its perplexity, the ratio of the two)."""
-    teacher = frontier.of(FIRST_TEACHER)
-    ancestral = [way for way in teacher if way.sampler == ANCESTRAL]
-    rows: list[tuple[str, ...]] = []
-    for budget in BUDGETS:
-        best, learnt = best_within(teacher, budget), frontier.student_within(budget)
-        rows.append(
-            (
-                str(budget),
-                frontier.describe(best) if best else MISSING,
-                frontier.value(best),
-                _needed(ancestral, best) if best else MISSING,
-                frontier.describe(learnt) if learnt else MISSING,
-                frontier.value(learnt),
-                with_interval(frontier.ratio(learnt, best)) if learnt and best else MISSING,
-            )
+    return [
+        (
+            str(budget.num_evaluations),
+            frontier.describe(budget.teacher) if budget.teacher else MISSING,
+            frontier.value(budget.teacher),
+            _needed(frontier, budget.teacher) if budget.teacher else MISSING,
+            frontier.describe(budget.student) if budget.student else MISSING,
+            frontier.value(budget.student),
+            with_interval(budget.ratio),
         )
-    return rows
+        for budget in frontier.budgets
+    ]
 
 
 def round_rows(frontier: Frontier) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -219,9 +233,10 @@ BUDGET_HEADER = (
 """Of the table of `budget_rows`, in which a way is beneath its perplexity."""
 
 
-def _needed(ancestral: Sequence[AtEntropy], best: AtEntropy) -> str:
-    """How many evaluations of ancestral sampling are as good."""
+def _needed(frontier: Frontier, best: AtEntropy) -> str:
+    """How many evaluations of ancestral sampling from the teacher are as good."""
     assert best.perplexity is not None
+    ancestral = [way for way in frontier.of(FIRST_TEACHER) if way.sampler == ANCESTRAL]
     needed = evaluations_for(ancestral, best.perplexity.value)
     costs = [way.equivalent_evaluations for way in ancestral if way.equivalent_evaluations is not None]
     if needed is not None:
@@ -235,8 +250,7 @@ def sentences(frontier: Frontier) -> list[str]:
 
 
 def _answer(frontier: Frontier) -> str:
-    ways = frontier.of(FIRST_TEACHER)
-    best = best_within(ways, ANSWER_BUDGET)
+    best = best_within(frontier.of(FIRST_TEACHER), ANSWER_BUDGET)
     if best is None:
         return (
             f"Nothing that was drawn from the teacher in {ANSWER_BUDGET} evaluations or fewer has the entropy of the"
@@ -247,7 +261,7 @@ def _answer(frontier: Frontier) -> str:
         f"With {num_evaluations} a sample, the teacher reaches perplexity {with_interval(best.perplexity)} at the"
         f" entropy of the validation text or above, drawn by the sampler {frontier.describe(best)}."
     )
-    needed = _needed([way for way in ways if way.sampler == ANCESTRAL], best)
+    needed = _needed(frontier, best)
     if best.sampler == ANCESTRAL:
         answer += " No other sampler is better."
     elif needed != MISSING:
@@ -261,12 +275,11 @@ def _of_student(frontier: Frontier) -> list[str]:
         return []
     name = frontier.last
     verdicts: dict[str, list[str]] = {"better than": [], "no better than": [], "worse than": []}
-    for budget in BUDGETS:
-        theirs, ours = best_within(frontier.of(FIRST_TEACHER), budget), frontier.student_within(budget)
-        ratio = frontier.ratio(ours, theirs) if ours and theirs else None
-        if ratio and ratio.interval:
-            low, high = ratio.interval
-            verdicts["better than" if high < 1 else "worse than" if low > 1 else "no better than"].append(str(budget))
+    for budget in frontier.budgets:
+        if budget.ratio and budget.ratio.interval:
+            low, high = budget.ratio.interval
+            verdict = "better than" if high < 1 else "worse than" if low > 1 else "no better than"
+            verdicts[verdict].append(str(budget.num_evaluations))
     parts = [f"{verdict} its teacher in {_listed(some)}" for verdict, some in verdicts.items() if some]
     if not parts:
         return [f"The student of round {name} and its teacher have no budget in which both reach that entropy."]

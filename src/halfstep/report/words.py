@@ -67,10 +67,7 @@ def of_cloze(experiment: Experiment) -> str:
     before, after = (record.get("cloze_accuracy") for record in (denoisers[0], denoisers[-1]))
     if before is None or after is None:
         return ""
-    return (
-        f"From the teacher to {describe_model(denoisers[-1])}, cloze accuracy"
-        f" {_change(before, after, scale=100, unit=' %')}."
-    )
+    return f"From the teacher to {describe_model(denoisers[-1])}, cloze accuracy {_change(before, after)}."
 
 
 def of_training(experiment: Experiment) -> str:
@@ -87,10 +84,8 @@ def of_training(experiment: Experiment) -> str:
     )
 
 
-def _change(before: Estimate | None, after: Estimate | None, *, scale: float = 1.0, unit: str = "") -> str:
-    if before is None or after is None:
-        return "was not measured"
+def _change(before: Estimate, after: Estimate) -> str:
+    was, is_now = (f"{format_estimate(share, scale=100)} %" for share in (before, after))
     if before.value == after.value:
-        return f"stays at {format_estimate(before, scale=scale)}{unit}"
-    numbers = f"from {format_estimate(before, scale=scale)}{unit} to {format_estimate(after, scale=scale)}{unit}"
-    return f"{CHANGES[clear_sign(before, after)]} ({numbers})"
+        return f"stays at {was}"
+    return f"{CHANGES[clear_sign(before, after)]} (from {was} to {is_now})"

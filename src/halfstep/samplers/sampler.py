@@ -5,11 +5,12 @@ uniforms, *, mask_token_id, ...)`, which makes the policy of a batch from one va
 each position when it is written, float64 [batch, length], and `uniforms(step)` gives two more such arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -75,6 +76,17 @@ def _usual(name: str) -> dict[str, Any]:
     """What its settings are where nothing else is said; those that have to be given are left out."""
     fields = _settings_of(name).model_fields.items()
     return {key: field.default[0] for key, field in fields if not field.is_required()}
+
+
+def samplers_of(entries: Iterable[SamplerSettings]) -> list[Sampler]:
+    """Some samplers under every combination of their settings."""
+    return [Sampler(entry.name, way) for entry in entries for way in entry.ways()]
+
+
+def sampler_in(name: str, setting: str, where: str) -> Sampler:
+    """The sampler whose `setting` is this text, see `sampler_of`."""
+    pairs = (pair.split("=", 1) for pair in setting.split(","))
+    return sampler_of(name, {key: yaml.safe_load(value) for key, value in pairs}, where)
 
 
 def sampler_of(name: str, values: Mapping[str, Any], where: str) -> Sampler:

@@ -160,10 +160,16 @@ def _contradictions(params: Params) -> Iterator[str]:
             num_parts_of(getattr(params, section), section, params.launch.num_processes)
         except UserError as error:
             yield f": {error}"
-    num_texts = params.sample.num_prefixes * (1 + params.sample.continuations_per_prefix)
     buckets = params.evaluate.mauve_num_buckets
-    if buckets != "auto" and buckets > num_texts:
-        yield (
-            f": evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them,"
-            " sample.num_prefixes and their continuations: dvc exp run -S evaluate.mauve_num_buckets=auto"
-        )
+    for what, num_texts in (
+        (
+            "sample.num_prefixes and their continuations",
+            params.sample.num_prefixes * (1 + params.sample.continuations_per_prefix),
+        ),
+        ("frontier.num_samples and as many of the validation text", 2 * params.frontier.num_samples),
+    ):
+        if buckets != "auto" and buckets > num_texts:
+            yield (
+                f": evaluate.mauve_num_buckets is {buckets}, more than the {num_texts} texts to sort into them, {what}:"
+                " dvc exp run -S evaluate.mauve_num_buckets=auto"
+            )

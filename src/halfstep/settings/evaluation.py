@@ -21,8 +21,8 @@ from halfstep.settings.plugins import Plugin, plugin_names
 class SamplerSettings(Settings):
     """A sampler: the name of the file in `samplers/` that has its other settings, each a list of values to combine.
 
-    `block_length`: positions of a block, which are written in
-    turn from left to right, and to each of which the other settings apply; null: all at once.
+    `block_length`: positions of a block, which are written in turn from left to right, and to each of which the other
+    settings apply; null: all at once.
     """
 
     name: str

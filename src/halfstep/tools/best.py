@@ -1,27 +1,24 @@
 """The sampler that makes the most of some evaluations of a model, as far as its project has measured it."""
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from halfstep.metrics.frontier import at_entropy, best_within, read_curves
 from halfstep.metrics.record import read_record
-from halfstep.samplers.sampler import Sampler, sampler_of
+from halfstep.samplers.sampler import Sampler, sampler_in, sampler_of
 
 
 def best_sampler(model: Path, num_evaluations: int) -> tuple[Sampler, float]:
     """(sampler, temperature) with the lowest perplexity at the entropy of the validation text or above.
 
     Args:
-        model: folder `models/NAME` of a project. Where its frontier was not measured, or nothing so cheap was, the
-            surest positions are written first, at temperature 1.
+        model: a denoiser's folder `models/NAME` in a project. Where its frontier was not measured, or nothing so cheap
+            was, the surest positions are written first, at temperature 1.
         num_evaluations: equivalent evaluations at most.
     Raises:
         UserError: what was measured cannot be read.
     """
-    values: dict[str, Any]
-    root, name = model.resolve().parents[1], model.resolve().name
+    folder = model.resolve()
+    root, name = folder.parent.parent, folder.name
     frontier, record = root / "frontier" / name, root / "metrics" / f"{name}.json"
     if frontier.is_dir() and record.is_file() and (entropy := read_record(record).get("data_entropy")):
         curves = read_curves(frontier)
@@ -29,8 +26,7 @@ def best_sampler(model: Path, num_evaluations: int) -> tuple[Sampler, float]:
         if best := best_within(ways, num_evaluations):
             curve = curves[ways.index(best)]
             assert best.entropy is not None
-            pairs = (pair.split("=") for pair in best.setting.split(","))
-            values = {key: yaml.safe_load(value) for key, value in pairs}
-            return sampler_of(best.sampler, values, str(frontier)), curve.cost_at(best.entropy, "temperature")
+            sampler = sampler_in(best.sampler, best.setting, str(frontier))
+            return sampler, curve.cost_at(best.entropy, "temperature")
     values = {"num_steps": num_evaluations, "score": "entropy", "noise": 0.0, "counts": "cosine"}
     return sampler_of("ordered", values, "--evaluations"), 1.0

@@ -72,21 +72,22 @@ def generate(
     from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
     from halfstep.samplers.base import Uniforms
     from halfstep.samplers.sampler import sampler_of
-    from halfstep.samples.draw import draw
+    from halfstep.samples.draw import AUTOREGRESSIVE, draw
     from halfstep.tools.best import best_sampler
 
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p is {top_p}: give a probability above 0")
-    if (values := _settings_in(context.args)) or sampler:
+    values, chosen = _settings_in(context.args), AUTOREGRESSIVE
+    if values or sampler:
         chosen = sampler_of(sampler or "ancestral", values, "--sampler")
-    else:
-        chosen, usual_temperature = best_sampler(model, evaluations)
-        temperature = temperature or usual_temperature
     opened, tokenizer, target = open_model(model), load_tokenizer(model), select_device(device)
     opened.to(target)
     is_masked = isinstance(opened, MaskedModel)
+    if is_masked and chosen is AUTOREGRESSIVE:
+        chosen, usual_temperature = best_sampler(model, evaluations)
+        temperature = temperature or usual_temperature
     config: Any = opened.config
     mask_token_id = config.mask_token_id if is_masked else tokenizer.mask_token_id
     check_vocabulary(tokenizer, model, vocab_size=config.vocab_size, mask_token_id=mask_token_id)
