@@ -2,6 +2,8 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
+# Every stage is a process of its own: where this is set, as containers like to, each compiles torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
