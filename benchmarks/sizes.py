@@ -74,7 +74,8 @@ def choose_size(name: str, changes: dict[str, int | None], groups: Path = Path("
     else:
         known = ", ".join([*SIZES, *sorted(path.stem for path in groups.glob("*.yaml"))])
         raise UserError(f"--size is {name!r}: {known} are known here (model groups are read from {groups})")
-    size = replace(size, **{key: value for key, value in changes.items() if value is not None})
+    numbers: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    size = replace(size, **numbers)
     if size.hidden_size % (2 * size.num_heads):
         raise UserError(f"--hidden-size {size.hidden_size} cannot be shared by {size.num_heads} heads of even size")
     return size

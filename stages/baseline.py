@@ -7,6 +7,9 @@ import typer
 
 from halfstep.run import console
 
+NUM_COMPARED = 1000
+"""Sequences by which is judged what is the same in all."""
+
 
 def main(
     model_name: Annotated[
@@ -25,6 +28,8 @@ def main(
     Reads the parameters, the tokens and the tokenizer; writes the model (transformers' layout, averaged weights, the
     tokenizer) and the training curve. Killed, it goes on from its last checkpoint.
     """
+    import torch
+
     from halfstep.model.gpt2 import load_autoregressive, new_gpt2
     from halfstep.objectives.autoregressive import autoregressive_objective
     from halfstep.run.errors import UserError, one_line, shown
@@ -46,13 +51,18 @@ def main(
         check_baseline(model.config, settings.init_from, vocab_size=stage.vocab_size, context_length=length)
     else:
         seed_weights(params.seed, "baseline")
-        sizes = params.model.model_dump(exclude={"cond_dim"})
+        sizes = params.model.of_baseline
         sizes["num_blocks"] = depth_of(model_name) or sizes["num_blocks"]
-        model = new_gpt2(vocab_size=stage.vocab_size, length=length, **sizes)
+        model = new_gpt2(vocab_size=stage.vocab_size, length=length, fills_in=bool(settings.num_givens), **sizes)
+    # What is the same in every sequence, as BOS and EOS are, is given with every puzzle.
+    some = stage.train_tokens[:NUM_COMPARED]
+    is_known = (some == some[0]).all(axis=0)
     stage.train(
         f"rival@{model_name}" if is_rival else "baseline",
         model,
-        autoregressive_objective(),
+        autoregressive_objective(
+            settings.num_givens, is_known=torch.from_numpy(is_known), mask_token_id=stage.vocab_size - 1
+        ),
         model_path=model_path or Path("models") / model_name,
         curve_path=curve_path or Path(f"curves/{model_name}.csv"),
         data_seed=params.seed,

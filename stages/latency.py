@@ -40,18 +40,16 @@ def main(
     vocab_size = read_manifest(tokens_path).vocab_size
     length = settings.length or params.data.context_length
     torch.manual_seed(params.seed)
-    sizes = params.model.model_dump()
     denoiser = Denoiser(
         DenoiserConfig(
             vocab_size=vocab_size,
             mask_token_id=vocab_size - 1,
             length=length,
             noise_epsilon=params.noise.epsilon,
-            **sizes,
+            **params.model.model_dump(),
         )
     )
-    del sizes["cond_dim"]
-    autoregressive = new_gpt2(vocab_size=vocab_size, length=length, **sizes)
+    autoregressive = new_gpt2(vocab_size=vocab_size, length=length, **params.model.of_baseline)
     with autocast(device, precision):
         times = time_generation(
             denoiser.eval().to(device).logits_at,

@@ -47,8 +47,14 @@ def main(
                 f" {model.config.mask_token_id} masks, but the tokenizer in {tokenizer_path} has {vocab_size}, of which"
                 f" the last one masks: set data.tokenizer.source to the one it was trained with"
             )
-        # It is used at this length from here on; its positions are rotary and have no end.
-        model.config = dataclasses.replace(model.config, length=params.data.context_length)
+        length = params.data.context_length
+        if model.config.absolute_positions and model.config.length != length:
+            raise UserError(
+                f"pretrain.init_from {settings.init_from} has {model.config.length} absolute positions, but"
+                f" data.context_length is {length}: dvc exp run -S data.context_length={model.config.length}"
+            )
+        # It is used at this length from here on; positions that are only rotary have no end.
+        model.config = dataclasses.replace(model.config, length=length)
         if settings.num_train_steps:
             model.config = dataclasses.replace(model.config, noise_epsilon=params.noise.epsilon)
     else:

@@ -141,7 +141,7 @@ def test_bad_parameters_are_named_in_one_line_with_the_way_out(tmp_path: Path, c
         ("runtime", "compile", "yes", "true or false; .* -S runtime.compile=VALUE"),
         ("launch", "rendezvous", "here", "it should be HOST:PORT"),
         ("data", "cloze", 5, "it should be text; .* -S data.cloze=VALUE"),
-        ("data", "source", "storys", "'hub', 'pydocs', 'stories' or 'text'; .* -S data=stories"),
+        ("data", "source", "storys", "'hub', 'pydocs', 'stories', 'sudoku' or 'text'; .* -S data=stories"),
         ("data", "tokenizer", "gpt2", "it should be a group of keys; .* -S data.tokenizer.KEY=VALUE"),
         (
             "data",

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
+from halfstep.metrics.estimate import (
+    Estimate,
+    mean_estimate,
+    perplexity_estimate,
+    perplexity_of,
+    share_estimate,
+    with_interval,
+)
 
 
 def test_mean_and_its_standard_error():
@@ -103,3 +110,15 @@ def test_units_that_are_all_the_same_have_a_point_and_one_unit_has_no_interval()
     assert with_interval(one, np.mean, [[2.0]], num_resamples=50, seed=0) == one
     two = mean_estimate([1.0, 2.0], "1")
     assert with_interval(two, np.mean, [[1.0, 2.0]], num_resamples=0, seed=0) == two
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    """Its ends are where the share lies z standard errors of that end away."""
+    z = 1.959963984540054
+    for num_true, count in ((0, 20), (7, 20), (20, 20), (398, 400)):
+        share = share_estimate(num_true, count)
+        assert share.value == num_true / count
+        assert share.interval is not None
+        for end in share.interval:
+            assert abs(share.value - end) == pytest.approx(z * math.sqrt(end * (1 - end) / count), abs=1e-9)
+    assert share_estimate(7, 20).standard_error == pytest.approx(math.sqrt(0.35 * 0.65 / 20))

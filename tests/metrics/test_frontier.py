@@ -22,7 +22,23 @@ from halfstep.metrics.frontier import (
 from halfstep.run.errors import UserError
 
 RESAMPLING = {"num_resamples": 4000, "seed": 0}
-ROW = FrontierRow("0", "ancestral", "num_steps=4", 1.0, 4.0, 4.0, 0.5, 30.0, 28.5, 31.5, 3.0, 0.9, 0.4, 20.0, None, 2)
+ROW = FrontierRow(
+    model="0",
+    sampler="ancestral",
+    setting="num_steps=4",
+    temperature=1.0,
+    evaluations=4.0,
+    equivalent_evaluations=4.0,
+    seconds_per_sample=0.5,
+    perplexity=30.0,
+    perplexity_low=28.5,
+    perplexity_high=31.5,
+    entropy=3.0,
+    mauve=0.9,
+    distinct_2=0.4,
+    self_bleu=20.0,
+    num_samples=2,
+)
 
 
 def curve(entropies: list[list[float]], nlls: list[list[float]], num_tokens: int = 1, **costs: list[float]) -> Curve:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,3 +56,38 @@ def test_body_and_head_are_the_network(denoiser: Denoiser, generator: torch.Gene
     at = xt > 5
     with torch.no_grad():
         assert torch.equal(denoiser.head(denoiser.hidden_at(xt, at)), denoiser.logits_at(xt, at))
+
+
+def test_a_row_of_masks_looks_the_same_everywhere_unless_positions_are_absolute(
+    config: DenoiserConfig, generator: torch.Generator
+) -> None:
+    """Every position attends to the same values, so attention gives their mean, whatever the rotary angles."""
+    masks = torch.full((1, 8), config.mask_token_id)
+    for absolute_positions in (False, True):
+        denoiser = Denoiser(replace(config, absolute_positions=absolute_positions)).eval()
+        for parameter in denoiser.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+        with torch.no_grad():
+            logits = denoiser(masks)
+            spread = (logits - logits[:, :1]).abs().amax(dim=(0, 2))[1:]
+            assert (spread > 0.01).all() if absolute_positions else (spread < 1e-5).all()
+    assert denoiser.position_embed is not None
+    with torch.no_grad():
+        table = denoiser.position_embed.embedding
+        table.copy_(table.flip(0))
+        assert (denoiser(masks) - logits).abs().amax(dim=2).min() > 0.01
+
+
+def test_absolute_positions_leave_the_other_weights_and_shorter_sequences_as_they_are(config: DenoiserConfig) -> None:
+    with_them = replace(config, absolute_positions=True)
+    states = []
+    for each in (config, with_them):
+        torch.manual_seed(0)
+        states.append(Denoiser(each).state_dict())
+    plain, more = states
+    assert more.keys() - plain.keys() == {"position_embed.embedding"}
+    assert all(torch.equal(plain[name], more[name]) for name in plain)
+    denoiser = Denoiser(with_them).eval()
+    assert denoiser(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 11)
+    with pytest.raises(ValueError, match="xt has length 9, but there are 8 absolute positions"):
+        denoiser(torch.zeros(2, 9, dtype=torch.int64))

@@ -5,6 +5,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
 from halfstep.model.layouts import LAYOUTS, config_from, config_values
 from halfstep.model.loading import expected_shapes, read_config, save_denoiser
+from halfstep.model.opening import open_model
 from halfstep.run.errors import UserError
 from halfstep.tools.cli import app
 from halfstep.tools.export import export_denoiser
@@ -116,6 +118,26 @@ def test_the_published_layouts_of_config_are_read(config: DenoiserConfig, tmp_pa
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_config_gives_back_the_sizes(config: DenoiserConfig, layout: str) -> None:
     assert config_from(json.loads(json.dumps(config_values(config, layout)))) == config
+
+
+def test_absolute_positions_are_kept_by_our_layout_and_refused_by_the_published(
+    config: DenoiserConfig, tmp_path: Path
+) -> None:
+    assert "absolute_positions" not in config_values(config, "plain")
+    denoiser = Denoiser(replace(config, absolute_positions=True)).eval()
+    source, target = tmp_path / "model", tmp_path / "exported"
+    source.mkdir()
+    denoiser.save_pretrained(source)
+    opened = open_model(source)
+    assert isinstance(opened, Denoiser)
+    assert opened.config == denoiser.config
+    assert _same_weights(opened, denoiser)
+    for layout in ("mdlm", "sdtt"):
+        with pytest.raises(UserError, match=f"layout {layout} has no absolute positions.*--layout plain"):
+            export_denoiser(source, target, layout)
+        assert not target.exists()
+    export_denoiser(source, target, "plain")
+    assert _same_weights(Denoiser.from_pretrained(target), denoiser)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,6 +1,8 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +72,31 @@ def test_a_uniform_autoregressive_model_costs_log_v_per_scored_token(generator: 
     total, count = autoregressive_objective()(model, torch.randint(8, (4, 6), generator=generator), generator)
     assert count == 4 * 5
     assert total.item() / count == pytest.approx(math.log(9), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_an_autoregressive_model_reads_as_many_tokens_as_it_should(number: int, generator: torch.Generator) -> None:
+    """What a model sees, and which of its predictions count."""
+    seen: list[torch.Tensor] = []
+
+    def network(sequences: torch.Tensor, *, use_cache: bool, logits_to_keep: int) -> Any:
+        seen.append(sequences)
+        return SimpleNamespace(logits=torch.zeros(len(sequences), logits_to_keep, 9))
+
+    x0 = torch.randint(8, (50, 6), generator=generator)
+    is_known = torch.tensor([True, False, False, False, False, True])
+    objective = autoregressive_objective([number], is_known=is_known, mask_token_id=8)
+    total, count = objective(network, x0, generator)  # type: ignore[arg-type]
+    (sequences,) = seen
+    read, written = sequences[:, :6], sequences[:, 6:]
+    assert torch.equal(written, x0[:, :-1])
+    assert torch.equal(read[read != 8], x0[read != 8])
+    assert ((read != 8).sum(dim=1) == number + 2).all()
+    assert (read[:, is_known] != 8).all()
+    # Every place has its turn.
+    assert number == 0 or (read != 8).any(dim=0).all()
+    assert float(total) == pytest.approx(count * math.log(9))
+    assert count == 50 * 5
 
 
 def test_a_student_that_is_its_teacher_has_no_loss_when_one_step_is_all(generator: torch.Generator) -> None:

@@ -91,9 +91,20 @@ def write_curves(
             # Log perplexity rises twice as fast as entropy.
             nll = np.log(perplexity) + 2 * higher
             row = FrontierRow(
-                model, sampler, setting, temperature, steps, steps * depth, steps / 100, float(np.exp(nll)), None, None,
-                entropy + higher, 0.9, 0.5, 30.0, None, len(deviations),
-            )  # fmt: skip
+                model=model,
+                sampler=sampler,
+                setting=setting,
+                temperature=temperature,
+                evaluations=steps,
+                equivalent_evaluations=steps * depth,
+                seconds_per_sample=steps / 100,
+                perplexity=float(np.exp(nll)),
+                entropy=entropy + higher,
+                mauve=0.9,
+                distinct_2=0.5,
+                self_bleu=30.0,
+                num_samples=len(deviations),
+            )
             rows.append(row)
             of_way = (sampler, setting, temperature)
             samples += [(*of_way, i, 10 * (nll + each), 10, entropy + higher) for i, each in enumerate(deviations)]

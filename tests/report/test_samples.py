@@ -129,7 +129,7 @@ def test_a_text_that_is_shown_keeps_the_spaces_of_its_tokenizer(monkeypatch: pyt
     monkeypatch.setattr(cli, "Live", Live)
     mask = tokenizer.mask_token_id
     x_init = torch.tensor([ids[:3] + [mask] * (len(ids) - 3)])
-    cli._draw_shown(lambda on_step: torch.tensor([ids]), x_init, tokenizer.decode, mask, 1, 0.0)
+    cli._draw_shown(lambda on_step: torch.tensor([ids]), x_init, tokenizer.decode, mask, 1, 0.0, 0)
     assert frames[-1] == tokenizer.decode(ids)
     assert frames[-1].startswith("the cat sat on the ")
     assert frames[0] == tokenizer.decode(ids[:3]) + cli.MASK_GLYPH * (len(ids) - 3)

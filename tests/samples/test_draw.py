@@ -1,6 +1,6 @@
 import hashlib
 import json
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -106,6 +106,59 @@ def test_a_causal_model_starts_at_bos_and_its_cache_changes_nothing() -> None:
         logits = model(greedy.tokens).logits[:, 5:-1, :96]
     assert torch.equal(greedy.tokens[:, 6:], logits.argmax(dim=-1))
     assert seen == [*range(1, 11)]
+
+
+def test_a_causal_model_that_fills_in_reads_all_and_keeps_what_is_given() -> None:
+    """Against a loop without a cache, of the likeliest tokens."""
+    torch.manual_seed(0)
+    model = new_gpt2(vocab_size=9, length=6, hidden_size=8, num_blocks=2, num_heads=2, dropout=0.0, fills_in=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    model.eval()
+    mask = 8
+    x_init = torch.tensor([[1, 8, 3, 8, 5, 2], [1, 4, 8, 8, 8, 2], [1, 2, 3, 4, 5, 2]])
+    seen: list[list[int]] = []
+    options = {"mask_token_id": mask, "likeliest": True}
+    drawn = draw(
+        model, AUTOREGRESSIVE, x_init, uniforms=Uniforms(0, range(3), 6), **options,
+        on_step=lambda step, tokens: seen.append(tokens[0].tolist()),
+    )  # fmt: skip
+    for row, tokens in zip(x_init, drawn.tokens, strict=True):
+        sequence = [*row.tolist()]
+        for given in row.tolist():
+            with torch.inference_mode():
+                logits = model(torch.tensor([sequence])).logits[0, -1, :mask]
+            sequence.append(int(logits.argmax()) if given == mask else given)
+        assert tokens.tolist() == sequence[6:]
+    assert drawn.nfe.tolist() == [2, 3, 0]
+    assert drawn.unmask_step.tolist() == [[0, 1, 0, 2, 0, 0], [0, 0, 1, 2, 3, 0], [0] * 6]
+    assert seen[-1] == drawn.tokens[0].tolist()
+    # What is drawn by chance depends on the others in the batch as little.
+    options["likeliest"] = False
+    together = draw(model, AUTOREGRESSIVE, x_init, uniforms=Uniforms(0, range(3), 6), **options)
+    alone = draw(model, AUTOREGRESSIVE, x_init[1:2], uniforms=Uniforms(0, [1], 6), **options)
+    assert torch.equal(alone.tokens[0], together.tokens[1])
+    assert int(alone.nfe) == int(together.nfe[1])
+
+
+def test_the_likeliest_tokens_go_where_the_whole_distribution_is_surest(denoiser: Denoiser) -> None:
+    x_init = torch.full((3, 16), 96)
+    seen: list[torch.Tensor] = [x_init]
+    draw(
+        denoiser, Sampler("ordered", {"num_steps": 16, "score": "entropy", "noise": 0.0, "counts": "even"}), x_init,
+        mask_token_id=96, uniforms=Uniforms(0, range(3), 16), likeliest=True,
+        on_step=lambda step, tokens: seen.append(tokens.clone()),
+    )  # fmt: skip
+    for before, after in pairwise(seen):
+        with torch.inference_mode():
+            log_p = denoiser(before)[..., :96].log_softmax(dim=-1)
+        entropies = -(log_p.exp() * log_p).sum(dim=-1)
+        rows, place = torch.arange(3), (after != before).int().argmax(dim=1)
+        # Two entropies may be equal but for rounding.
+        least = entropies.masked_fill(before != 96, torch.inf).amin(dim=1)
+        torch.testing.assert_close(entropies[rows, place], least, rtol=0, atol=1e-5)
+        assert torch.equal(after[rows, place], log_p[rows, place].argmax(dim=-1))
 
 
 def test_samples_are_written_and_read_with_how_they_were_drawn(denoiser: Denoiser, tmp_path: Path) -> None:

@@ -96,8 +96,18 @@ def test_the_best_that_was_measured_for_so_many_evaluations_is_taken(folders: di
     for (sampler, setting), perplexity in ways.items():
         evaluations = float(setting.partition("=")[2].partition(",")[0])
         for temperature, entropy in ((0.8, 1.0), (1.0, 3.0)):
-            costs = temperature, evaluations, evaluations, 0.1
-            rows.append(FrontierRow("0", sampler, setting, *costs, perplexity, *[None] * 7, 2))
+            row = FrontierRow(
+                model="0",
+                sampler=sampler,
+                setting=setting,
+                temperature=temperature,
+                evaluations=evaluations,
+                equivalent_evaluations=evaluations,
+                seconds_per_sample=0.1,
+                perplexity=perplexity,
+                num_samples=2,
+            )
+            rows.append(row)
             nll = 10 * math.log(perplexity)
             samples += [(sampler, setting, temperature, i, nll, 10, entropy) for i in range(2)]
     write_frontier(tmp_path / "frontier" / "0", rows, samples)
@@ -141,3 +151,11 @@ def test_the_best_that_was_measured_for_so_many_evaluations_is_taken(folders: di
 def test_samplers_that_cannot_be_are_one_line(arguments: list[str], message: str, folders: dict[str, Path]) -> None:
     result = run("--model", folders["denoiser"], *arguments)
     assert message in str(result.exception)
+
+
+def test_a_text_longer_than_the_positions_of_a_model_is_refused(folders: dict[str, Path]) -> None:
+    """The denoiser's are rotary, and have no end."""
+    assert run("--model", folders["denoiser"], "--length", 13, "--num-steps", 1).exit_code == 0
+    message = "has 12 positions: give 12 or less"
+    assert message in str(run("--model", folders["causal"], "--length", 13).exception)
+    assert run("--model", folders["causal"], "--length", 12).exit_code == 0

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +31,21 @@ pytestmark = [
 
 def test_the_rows_of_the_frontier_are_points_and_a_file(project: Any) -> None:
     row = FrontierRow(
-        "1", "ordered", "num_steps=4,noise=0.5", 0.8, 4.0, 4.2, 0.5, 30.0, 28.5, 31.5, 3.0, 0.9, 0.4, 20.0, None, 2
+        model="1",
+        sampler="ordered",
+        setting="num_steps=4,noise=0.5",
+        temperature=0.8,
+        evaluations=4.0,
+        equivalent_evaluations=4.2,
+        seconds_per_sample=0.5,
+        perplexity=30.0,
+        entropy=3.0,
+        num_samples=2,
     )
     name = "frontier ordered noise 0.5 temperature 0.8"
     assert frontier_points([row]) == [(f"{name}/perplexity", 4, 30.0), (f"{name}/entropy", 4, 3.0)]
+    puzzles = replace(row, perplexity=None, entropy=None, solved=0.5, givens=10)
+    assert frontier_points([puzzles]) == [(f"{name} 10 given/solved", 4, 0.5)]
     samples = [("ordered", row.setting, 0.8, i, 60.0, 20, 3.0) for i in range(2)]
     write_frontier(project.root / "frontier" / "1", [row], samples)
     runs = project.complete()

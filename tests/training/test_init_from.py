@@ -54,6 +54,13 @@ def test_a_teacher_gets_the_length_and_keeps_its_noise_if_it_is_not_trained(
     assert (config.length, config.noise_epsilon) == (16, epsilon)
 
 
+def test_a_teacher_with_absolute_positions_of_another_length_is_refused(project: Path) -> None:
+    Path("my/pretrain").mkdir(parents=True)
+    Denoiser(DenoiserConfig(12, 11, 64, 8, 1, 2, 8, 0.0, 1e-3, True)).save_pretrained(Path("my/pretrain"))
+    with pytest.raises(UserError, match=r"64 absolute positions, .* is 16: dvc exp run -S data.context_length=64"):
+        pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+
+
 @pytest.mark.parametrize(("length", "is_able"), [(8, False), (16, True), (64, True)])
 def test_a_baseline_reads_the_context_or_is_refused(project: Path, length: int, is_able: bool) -> None:
     torch.manual_seed(0)

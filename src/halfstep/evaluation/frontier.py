@@ -1,8 +1,10 @@
 """A model's rows of the frontier: every way to draw, at every temperature."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from halfstep.data.corpora import CORPORA
+from halfstep.data.texts.puzzles import prompts_of
 from halfstep.data.tokens.manifest import MANIFEST_FILE
 from halfstep.data.tokens.packed import load_tokens
 from halfstep.data.tokens.seeds import derive_seed
@@ -32,7 +35,7 @@ from halfstep.run.work import Arrays, batched, cached, open_work
 from halfstep.samplers.adjust import with_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler, samplers_of
-from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_nothing
+from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_nothing, from_prompts
 from halfstep.settings import Params
 from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
@@ -44,7 +47,7 @@ SELF_BLEU_GROUP = 8
 """Samples that are compared with each other: the time grows with its square."""
 
 
-def measure_way(
+def draw_way(
     model: "MaskedModel | PreTrainedModel",
     sampler: Sampler,
     temperature: float,
@@ -52,46 +55,75 @@ def measure_way(
     *,
     name: str,
     relative_depth: float,
-    references: np.ndarray,
-    tokenizer: "PreTrainedTokenizerBase",
-    scorer: Scorer,
-    params: Params,
+    mask_token_id: int,
     seed: int,
+    batch_size: int,
     device: torch.device,
     folder: Path,
-) -> tuple[FrontierRow, list[Sequence[Any]]]:
-    """Draw samples in one way and measure them.
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Draw samples in one way.
 
     Args:
         model: in evaluation mode, on `device`, whose name is `name`.
         sampler, temperature: the way.
         x_init: tokens given, and the mask token everywhere else, int64 [num_samples, length].
         relative_depth: the model's blocks over those of a denoiser, which all rounds share.
-        references: features of held-out text, see `text_features`.
-        tokenizer: of the samples.
-        scorer: judges them.
-        params: sections `data`, `evaluate` and `frontier`.
+        mask_token_id: of x_init.
         seed: of the samples.
+        batch_size: samples drawn together.
         folder: for the batches of a run that may be cut off, see `cached`.
     Returns:
-        (the row, and for each sample what `write_frontier` writes).
+        (token ids of each sample, what `FrontierRow` says of how they were drawn and what they cost).
     """
-    settings, mask = params.evaluate, tokenizer.mask_token_id
-    adjust = None if temperature == 1 else partial(with_temperature, temperature=temperature)
+    options: dict[str, Any] = {"mask_token_id": mask_token_id, "likeliest": temperature == 0}
+    if temperature not in (0, 1):
+        options["adjust"] = partial(with_temperature, temperature=temperature)
 
     def compute(indices: list[int]) -> Arrays:
         uniforms = Uniforms(seed, indices, x_init.shape[1])
         started = time.perf_counter()
         given = x_init[indices].to(device)
-        drawn = draw(model, sampler, given, mask_token_id=mask, uniforms=uniforms, adjust=adjust)
+        drawn = draw(model, sampler, given, uniforms=uniforms, **options)
         tokens = drawn.tokens.cpu().numpy()
         seconds = time.perf_counter() - started
         return {"tokens": tokens, "nfe": drawn.nfe.cpu().numpy(), "seconds": np.array(seconds)}
 
-    pieces = batched(range(len(x_init)), params.frontier.batch_size)
-    kept = [arrays for _, arrays in cached(folder, pieces, compute)]
+    kept = [arrays for _, arrays in cached(folder, batched(range(len(x_init)), batch_size), compute)]
     tokens = np.concatenate([arrays["tokens"] for arrays in kept]).tolist()
     evaluations = float(np.concatenate([arrays["nfe"] for arrays in kept]).mean())
+    return tokens, {
+        "model": name,
+        "sampler": sampler.name,
+        "setting": sampler.setting,
+        "temperature": temperature,
+        "evaluations": evaluations,
+        "equivalent_evaluations": evaluations * relative_depth,
+        "seconds_per_sample": sum(float(arrays["seconds"]) for arrays in kept) / len(tokens),
+        "num_samples": len(tokens),
+    }
+
+
+def measure_texts(
+    tokens: Sequence[Sequence[int]],
+    drawn: Mapping[str, Any],
+    *,
+    references: np.ndarray,
+    tokenizer: "PreTrainedTokenizerBase",
+    scorer: Scorer,
+    params: Params,
+) -> tuple[FrontierRow, list[Sequence[Any]]]:
+    """Measure samples as texts.
+
+    Args:
+        tokens, drawn: see `draw_way`.
+        references: features of held-out text, see `text_features`.
+        tokenizer: of the samples.
+        scorer: judges them.
+        params: sections `data` and `evaluate`.
+    Returns:
+        (the row, and for each sample what `write_frontier` writes).
+    """
+    settings = params.evaluate
     scored = text_nlls(tokens, tokenizer, scorer, batch_size=settings.batch_size)
     resampling = {"num_resamples": settings.num_bootstrap_resamples, "seed": params.seed}
     perplexity, entropy = quality(tokens, scored, **resampling)
@@ -106,13 +138,7 @@ def measure_way(
     alike = self_bleu(batched(texts, SELF_BLEU_GROUP))
     low, high = perplexity.interval or (None, None)
     row = FrontierRow(
-        model=name,
-        sampler=sampler.name,
-        setting=sampler.setting,
-        temperature=temperature,
-        evaluations=evaluations,
-        equivalent_evaluations=evaluations * relative_depth,
-        seconds_per_sample=sum(float(arrays["seconds"]) for arrays in kept) / len(tokens),
+        **drawn,
         perplexity=perplexity.value,
         perplexity_low=low,
         perplexity_high=high,
@@ -120,10 +146,9 @@ def measure_way(
         mauve=None if mauve is None else mauve.value,
         distinct_2=distinct_ngrams(tokens, 2),
         self_bleu=None if alike is None else alike.value,
-        num_samples=len(tokens),
-        **{"solved": None, **judged(params, tokens, tokenizer)},
+        **judged(params, tokens, tokenizer),  # type: ignore[arg-type]
     )
-    way = sampler.name, sampler.setting, temperature
+    way = row.sampler, row.setting, row.temperature
     columns = zip(scored.nlls, scored.num_tokens, map(unigram_entropy, tokens), strict=True)
     return row, [(*way, index, *numbers) for index, numbers in enumerate(columns)]
 
@@ -148,6 +173,35 @@ def documents_of(token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase")
     return [tokenizer.decode(part, skip_special_tokens=True).strip() for part in parts]
 
 
+@dataclass(frozen=True)
+class Puzzles:
+    """Puzzles of one kind, which give so many tokens each: as the corpus has them, and as sequences [n, length]."""
+
+    givens: int
+    prompts: Sequence[Prompt]
+    x_init: Tensor
+
+
+def puzzles_of(params: Params, tokenizer: "PreTrainedTokenizerBase") -> list[Puzzles]:
+    """The puzzles that the parameters ask the corpus for, by kind.
+
+    Raises:
+        UserError: see `prompts_of`.
+    """
+    settings = params.frontier
+    found = [(n, prompts_of(params.data, params.seed, settings.num_samples, n)) for n in settings.num_givens]
+    return [Puzzles(n, prompts, from_prompts(prompts, tokenizer)) for n, prompts in found]
+
+
+def share_solved(
+    params: Params, puzzles: Puzzles, samples: Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase"
+) -> float:
+    """Share of samples that solve their puzzle."""
+    is_solved: Callable[[str, Prompt], bool] = plugin_module(CORPORA, params.data.source).is_solved
+    pairs = zip(samples, puzzles.prompts, strict=True)
+    return sum(is_solved(documents_of(ids, tokenizer)[0], prompt) for ids, prompt in pairs) / len(samples)
+
+
 def measure_model(model_name: str, params: Params, *, model_path: Path, frontier_path: Path, tokens_path: Path) -> None:
     """Measure a model in every way that the parameters name, and write its rows and samples to `frontier_path`.
 
@@ -167,8 +221,10 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
             samplers = samplers_of(settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers)
         else:
             relative_depth = model.config.num_hidden_layers / params.model.num_blocks
-        ways = [(sampler, temperature) for sampler in samplers for temperature in settings.temperatures]
-        x_init = from_nothing(
+        puzzles = puzzles_of(params, tokenizer)
+        kinds: Sequence[Puzzles | None] = puzzles or [None]
+        ways = [*product(samplers, settings.temperatures, kinds)]
+        unconditional = from_nothing(
             settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
         )
         precision = select_precision(params.runtime.precision, device)
@@ -179,27 +235,33 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
             nan_as_user_error(model_path),
             console.progress(f"frontier {model_name}", len(ways), unit="way") as show,
         ):
-            scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
-            held_out = valid_tokens[: settings.num_samples].tolist()
-            references = text_features(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size)
-            for number, (sampler, temperature) in enumerate(ways):
-                row, of_samples = measure_way(
+            if not puzzles:
+                scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
+                held_out = valid_tokens[: settings.num_samples].tolist()
+                references = text_features(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size)
+            for number, (sampler, temperature, kind) in enumerate(ways):
+                tokens, drawn = draw_way(
                     model,
                     sampler,
                     temperature,
-                    x_init,
+                    kind.x_init if kind else unconditional,
                     name=model_name,
                     relative_depth=relative_depth,
-                    references=references,
-                    tokenizer=tokenizer,
-                    scorer=scorer,
-                    params=params,
+                    mask_token_id=tokenizer.mask_token_id,
                     seed=derive_seed(params.seed, "frontier"),
+                    batch_size=settings.batch_size,
                     device=device,
                     folder=folder / f"{number:04}",
                 )
-                rows.append(row)
-                samples += of_samples
+                if kind:
+                    solved = share_solved(params, kind, tokens, tokenizer)
+                    rows.append(FrontierRow(**drawn, solved=solved, givens=kind.givens))
+                else:
+                    row, of_samples = measure_texts(
+                        tokens, drawn, references=references, tokenizer=tokenizer, scorer=scorer, params=params
+                    )
+                    rows.append(row)
+                    samples += of_samples
                 show(number + 1, f"{sampler.name} {sampler.setting} at {temperature:g}")
         if ranks.is_main():
             with atomic_path(frontier_path) as target:

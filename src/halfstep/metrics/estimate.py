@@ -54,6 +54,18 @@ class Estimate:
         return values if self.interval is None else {**values, "interval": list(self.interval)}
 
 
+def share_estimate(num_true: int, count: int) -> Estimate:
+    """A share of independent trials, with Wilson's interval, which is right at 0 and 1 too.
+
+    Source: Wilson 1927, J. Amer. Statist. Assoc. 22, 209-212.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(num_true, count).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+    share = num_true / count
+    return Estimate(share, math.sqrt(share * (1 - share) / count), count, "1", (interval.low, interval.high))
+
+
 def mean_estimate(values: Sequence[float] | np.ndarray, unit: str, *, name: str = "values") -> Estimate:
     """The mean of independent values, with the standard error of the mean, s / sqrt(n), s with n - 1.
 

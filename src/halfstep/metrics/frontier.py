@@ -6,7 +6,8 @@ is its height at the entropy of the validation text, or at its least where all o
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,11 @@ ROWS_FILE, SAMPLES_FILE = "rows.csv", "samples.csv"
 SAMPLE_COLUMNS = ("sampler", "setting", "temperature", "sample_index", "nll_nats", "num_tokens", "entropy_nats")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FrontierRow:
     """Samples of one model, drawn in one way: what they cost and what they are worth. None is what was not measured.
+
+    Where the corpus is a task, `solved` is measured, a row for each kind of puzzle, and no number on texts.
 
     Attributes:
         model, sampler, setting, temperature: how they were drawn.
@@ -36,8 +39,9 @@ class FrontierRow:
         mauve: against held-out text.
         distinct_2: share of different pairs of neighbouring tokens among those of all samples.
         self_bleu: of samples in groups of eight.
-        solved: share of samples that solve their task, where the corpus is one.
+        solved: share of samples that solve their puzzle.
         num_samples: behind each of these numbers.
+        givens: tokens that each puzzle gives.
         parsed, agreeing, held_out, cast_entropy: see `halfstep.data.corpora.stories.judge`.
     """
 
@@ -48,15 +52,16 @@ class FrontierRow:
     evaluations: float
     equivalent_evaluations: float
     seconds_per_sample: float
-    perplexity: float | None
-    perplexity_low: float | None
-    perplexity_high: float | None
-    entropy: float | None
-    mauve: float | None
-    distinct_2: float | None
-    self_bleu: float | None
-    solved: float | None
+    perplexity: float | None = None
+    perplexity_low: float | None = None
+    perplexity_high: float | None = None
+    entropy: float | None = None
+    mauve: float | None = None
+    distinct_2: float | None = None
+    self_bleu: float | None = None
+    solved: float | None = None
     num_samples: int
+    givens: int | None = None
     parsed: float | None = None
     agreeing: float | None = None
     held_out: float | None = None
@@ -244,9 +249,8 @@ def read_curves(folder: Path) -> list[Curve]:
     Raises:
         UserError: a file is missing or broken.
     """
-    try:
-        with (folder / ROWS_FILE).open(newline="", encoding="utf-8") as file:
-            rows = [_row(values) for values in csv.DictReader(file)]
+    rows = read_rows(folder)
+    with _as_written(folder):
         with (folder / SAMPLES_FILE).open(newline="", encoding="utf-8") as file:
             samples: dict[tuple[str, str, float], list[list[float]]] = {}
             for values in csv.DictReader(file):
@@ -261,6 +265,22 @@ def read_curves(folder: Path) -> list[Curve]:
             numbers = np.array([samples[row.sampler, row.setting, row.temperature] for row in some])
             made.append(Curve(some, *np.moveaxis(numbers, -1, 0)))
         return made
+
+
+def read_rows(folder: Path) -> list[FrontierRow]:
+    """Read the rows that `write_frontier` wrote.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    with _as_written(folder), (folder / ROWS_FILE).open(newline="", encoding="utf-8") as file:
+        return [_row(values) for values in csv.DictReader(file)]
+
+
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is not there: make it with dvc repro") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -10,10 +10,12 @@ class DenoiserConfig:
     Attributes:
         vocab_size: tokens, the mask token included.
         mask_token_id: id of the absorbing state.
-        length: tokens of the sequences it was trained on; positions are rotary, so others work too.
+        length: tokens of the sequences it was trained on; where positions are only relative, others work too.
         hidden_size, num_blocks, num_heads, cond_dim: width, depth, heads, width of the conditioning.
         dropout: probability, in training mode only.
         noise_epsilon: epsilon of the log-linear schedule it was trained with.
+        absolute_positions: a learned embedding of each position is added to that of its token, beside the rotary ones;
+            sequences are then no longer than `length`. The published models have none.
     """
 
     vocab_size: int
@@ -25,3 +27,4 @@ class DenoiserConfig:
     cond_dim: int
     dropout: float
     noise_epsilon: float
+    absolute_positions: bool = False

@@ -173,6 +173,8 @@ class Denoiser(nn.Module):
             for _ in range(config.num_blocks)
         )
         self.output_layer = _OutputLayer(config.hidden_size, config.vocab_size, config.cond_dim)
+        # Made last, and only where it is asked for: the other weights are drawn as without it.
+        self.position_embed = _Embedding(config.length, config.hidden_size) if config.absolute_positions else None
 
     def forward(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Raw logits.
@@ -184,6 +186,8 @@ class Denoiser(nn.Module):
                 computed for these only.
         Returns:
             float [batch, length, vocab], or [at.sum(), vocab] in row-major order.
+        Raises:
+            ValueError: positions are absolute, and the sequences longer than these.
         """
         return self.head(self.hidden(xt, sigma, at))
 
@@ -194,6 +198,10 @@ class Denoiser(nn.Module):
         cond = F.silu(self.sigma_map(sigma))
         cos, sin = self.rotary_emb(xt.shape[1])
         x = self.vocab_embed(xt)
+        if self.position_embed is not None:
+            if xt.shape[1] > self.config.length:
+                raise ValueError(f"xt has length {xt.shape[1]}, but there are {self.config.length} absolute positions")
+            x = x + self.position_embed(torch.arange(xt.shape[1], device=xt.device))
         for block in self.blocks[:-1]:
             x = block(x, cond, cos, sin)
         # Beyond its attention the last block computes only what is wanted.

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 def new_gpt2(
-    *, vocab_size: int, length: int, hidden_size: int, num_blocks: int, num_heads: int, dropout: float
+    *,
+    vocab_size: int,
+    length: int,
+    hidden_size: int,
+    num_blocks: int,
+    num_heads: int,
+    dropout: float,
+    fills_in: bool = False,
 ) -> "GPT2LMHeadModel":
     """A GPT-2 with new weights, of the denoiser's width, depth and heads.
 
@@ -24,13 +31,14 @@ def new_gpt2(
         vocab_size: tokens; the mask token is counted, so that ids agree with the denoiser's, and never occurs.
         length: longest sequence.
         hidden_size, num_blocks, num_heads, dropout: as the denoiser's.
+        fills_in: see the function of that name.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     _hide_progress_bars()
     config = GPT2Config(
         vocab_size=vocab_size,
-        n_positions=length,
+        n_positions=2 * length if fills_in else length,
         n_embd=hidden_size,
         n_layer=num_blocks,
         n_head=num_heads,
@@ -39,8 +47,23 @@ def new_gpt2(
         attn_pdrop=dropout,
         bos_token_id=None,
         eos_token_id=None,
+        **({FILLS_IN: True} if fills_in else {}),
     )
     return GPT2LMHeadModel(config)
+
+
+FILLS_IN = "fills_in"
+"""Entry of config.json."""
+
+
+def fills_in(model: "PreTrainedModel") -> bool:
+    """Whether a model is made to read a sequence with masks and then to write it whole, from left to right."""
+    return bool(getattr(model.config, FILLS_IN, False))
+
+
+def length_of(model: "PreTrainedModel") -> int:
+    """Tokens of the longest sequence that a model writes."""
+    return model.config.max_position_embeddings // (2 if fills_in(model) else 1)
 
 
 def load_autoregressive(source: str | Path, revision: str | None = None) -> "PreTrainedModel":

@@ -7,6 +7,7 @@ under the names of its remote code; and `sdtt`, that of `jdeschena/sdtt`, which 
 from typing import Any, Literal, get_args
 
 from halfstep.model.config import DenoiserConfig
+from halfstep.run.errors import UserError
 
 Layout = Literal["plain", "mdlm", "sdtt"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -58,6 +59,7 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         cond_dim=first("cond_dim"),
         dropout=float(sizes.get("dropout", 0.0)),
         noise_epsilon=float((values.get("noise") or {}).get("eps", REFERENCE_NOISE_EPSILON)),
+        absolute_positions=bool(sizes.get("absolute_positions", False)),
     )
 
 
@@ -69,7 +71,13 @@ def _integer(value: Any) -> int:
 
 
 def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
-    """The values of a `config.json`, from which `config_from` gives back the same sizes."""
+    """The values of a `config.json`, from which `config_from` gives back the same sizes.
+
+    Raises:
+        UserError: the layout has no place for absolute positions.
+    """
+    if config.absolute_positions and layout != "plain":
+        raise UserError(f"the layout {layout} has no absolute positions, which this model has: give --layout plain")
     length, hidden_size = ("model_length", "hidden_dim") if layout == "mdlm" else ("length", "hidden_size")
     sizes = {
         length: config.length,
@@ -83,4 +91,6 @@ def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
     noise = {"time_conditioning": False, "noise": {"type": "loglinear", "eps": config.noise_epsilon}}
     if layout == "sdtt":
         return {"model": {"type": "ddit", **sizes}, **tokens, **noise}
-    return {"model_type": MODEL_TYPE, **tokens, **sizes, **noise}
+    # Not stated where there are none: the file is then as that of a model made before.
+    positions = {"absolute_positions": True} if config.absolute_positions else {}
+    return {"model_type": MODEL_TYPE, **tokens, **sizes, **positions, **noise}

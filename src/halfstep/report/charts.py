@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.metrics.frontier import AtEntropy
+from halfstep.metrics.frontier import AtEntropy, FrontierRow
 from halfstep.metrics.record import Record
 from halfstep.report import words
 from halfstep.report.experiment import Experiment
@@ -28,6 +28,7 @@ from halfstep.report.records import (
     steps_of,
 )
 from halfstep.report.samples import tokens_together
+from halfstep.report.solved import rising_front, share_of
 from halfstep.run.files import write_csv
 from halfstep.settings.graph import FIRST_TEACHER
 
@@ -233,12 +234,57 @@ def _references(records: Records, metric: str, data_metric: str = "") -> list[Re
     return [*found, *(Reference("validation text", DATA, level) for level in list(levels)[:1])]
 
 
+def _solved_chart(
+    experiments: Sequence[Experiment], cost: Literal["equivalent_evaluations", "seconds_per_sample"]
+) -> Chart:
+    """Share of puzzles solved over what it costs, a panel for each kind."""
+    found = [(experiment, experiment.solved) for experiment in experiments if experiment.solved]
+    panels = []
+    for givens in sorted({givens for _, solved in found for givens in solved.givens}, reverse=True):
+        named: list[tuple[str, Style, Sequence[FrontierRow]]] = []
+        for i, (experiment, solved) in enumerate(found):
+            if len(experiments) == 1:
+                ways: dict[str, list[FrontierRow]] = {}
+                for row in solved.of(FIRST_TEACHER, givens):
+                    if row.temperature in (0, 1):
+                        ways.setdefault(row.sampler + ("" if row.temperature else ", likeliest"), []).append(row)
+                named += [(name, Style("category", k), rows) for k, (name, rows) in enumerate(ways.items())]
+                named += [
+                    (row.model, replace(AUTOREGRESSIVE, variant=k), [row])
+                    for k, row in enumerate(solved.autoregressive(givens))
+                ]
+            for model in solved.students[-1:]:
+                style = TEACHER if len(experiments) == 1 else Style("category", i, len(experiments))
+                name = f"{experiment.label or f'round {model}'}, best"
+                named.append((name, style, rising_front(solved.of(model, givens))))
+        lines = [
+            Line(name, style, [Point(getattr(row, cost), share_of(row)) for row in rows]) for name, style, rows in named
+        ]
+        lines = [replace(line, points=sorted(line.points, key=lambda point: point.x)) for line in lines]
+        panels.append(Panel("share solved", lines, title=f"{givens} given"))
+    in_seconds = cost == "seconds_per_sample"
+    return Chart(
+        name="frontier_seconds" if in_seconds else "frontier",
+        title="Puzzles solved against seconds" if in_seconds else "Puzzles solved for each network evaluation",
+        caption="A puzzle is solved where every row, column and box is right and what was given is kept; higher is"
+        " better. A line is one sampler of the teacher, or the last student in the ways that solve more than all"
+        f" cheaper ones of its own. {BARS}",
+        absent="No puzzles were drawn.",
+        x_label="seconds per sample" if in_seconds else "equivalent evaluations",
+        panels=panels,
+        x_scale="log",
+        num_columns=min(2, len(panels)),
+    )
+
+
 def _frontier_chart(
     experiments: Sequence[Experiment],
     references: Records,
     cost: Literal["equivalent_evaluations", "seconds_per_sample"],
 ) -> Chart:
     """Perplexity at the entropy of the validation text over what it costs."""
+    if any(experiment.solved for experiment in experiments):
+        return _solved_chart(experiments, cost)
     lines: list[Line] = []
     for i, experiment in enumerate(experiments):
         if (frontier := experiment.frontier) is None:

@@ -15,6 +15,7 @@ from halfstep.metrics.curve import Curve, read_curve
 from halfstep.metrics.record import read_records
 from halfstep.report.frontier import Frontier, read_frontier
 from halfstep.report.records import Drawn, Records
+from halfstep.report.solved import Solved, read_solved
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
 from halfstep.run.stage_times import StageTime, find_stage_time
@@ -95,6 +96,11 @@ class Experiment:
             num_resamples=params.evaluate.num_bootstrap_resamples,
             seed=params.seed,
         )
+
+    @cached_property
+    def solved(self) -> Solved | None:
+        """How many puzzles were solved; None where the corpus is text."""
+        return read_solved(self.folder / "frontier", self.params.frontiers) if self.params.frontier.num_givens else None
 
     @cached_property
     def stage_times(self) -> dict[str, StageTime | None]:

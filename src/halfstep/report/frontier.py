@@ -12,6 +12,7 @@ from halfstep.metrics.frontier import (
     ROW_COLUMNS,
     AtEntropy,
     Curve,
+    FrontierRow,
     at_entropy,
     best_within,
     evaluations_for,
@@ -332,10 +333,14 @@ def _listed(words: Sequence[str]) -> str:
 
 def write_rows(frontier: Frontier, folder: Path) -> None:
     """Write frontier.csv, every row, and frontier.json, every way at the text's entropy."""
-    rows = [row for curve in frontier.curves for row in curve.rows]
-    write_csv(folder / "frontier.csv", ROW_COLUMNS, ([getattr(row, name) for name in ROW_COLUMNS] for row in rows))
+    write_rows_csv([row for curve in frontier.curves for row in curve.rows], folder)
     ways = [_plain(way, frontier.entropy) for way in frontier.found]
     write_json(folder / "frontier.json", {"entropy": frontier.entropy, "ways": ways})
+
+
+def write_rows_csv(rows: Sequence[FrontierRow], folder: Path) -> None:
+    """Write frontier.csv."""
+    write_csv(folder / "frontier.csv", ROW_COLUMNS, ([getattr(row, name) for name in ROW_COLUMNS] for row in rows))
 
 
 def _plain(way: AtEntropy, entropy: float) -> dict[str, Any]:

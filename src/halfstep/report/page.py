@@ -1,6 +1,7 @@
 """The page: one self-contained HTML file about one experiment, or about several side by side."""
 
 import base64
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.metrics.record import Record
-from halfstep.report import frontier
+from halfstep.report import frontier, solved
 from halfstep.report.charts import Chart, Member, charts_of, members_of, shared_references, write_points
 from halfstep.report.experiment import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
@@ -27,6 +28,7 @@ from halfstep.report.records import (
     format_number,
 )
 from halfstep.report.samples import Sample, browser_data, load_samples
+from halfstep.report.solved import SOLVED_HEADER, Solved, write_solved
 from halfstep.report.table import NOTES, Table, further_tables, results_table, summarize, write_steps
 from halfstep.report.words import best_of, warnings_of
 from halfstep.run.files import atomic_path, write_json
@@ -54,6 +56,8 @@ def write_report(folder: Path, experiment: Experiment) -> None:
     write_json(folder / "summary.json", summarize(experiment.records))
     if experiment.frontier is not None:
         write_rows(experiment.frontier, folder)
+    if experiment.solved is not None:
+        write_solved(experiment.solved, folder)
     _write(folder / "index.html", [experiment], charts, images)
 
 
@@ -72,6 +76,13 @@ def _write(
     if autoregressive := autoregressive_of(references):
         further.insert(0, (describe_model(autoregressive), autoregressive))
     differing = differing_params(experiments)
+    if any(experiment.solved for experiment in experiments):
+        # A task is solved or not: what is said of texts was not measured.
+        charts = [
+            replace(chart, absent="") if chart.name == "latency" else chart
+            for chart in charts
+            if chart.name in images or chart.name == "latency"
+        ]
     content = {
         "experiments": experiments,
         "headline": [
@@ -98,6 +109,7 @@ def _write(
             for experiment in experiments
             if experiment.frontier and (sentence := not_reached(experiment.frontier))
         ],
+        "puzzles": [(e.label, _solved_tables(e.solved)) for e in experiments if e.solved],
         "counts": [_labelled(experiment, line) for experiment in experiments for line in counts_of(experiment)],
         "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
         "versions": versions(),
@@ -120,6 +132,8 @@ def _labelled(experiment: Experiment, sentence: str) -> str:
 
 
 def _answers(experiment: Experiment) -> list[str]:
+    if experiment.solved is not None:
+        return solved.sentences(experiment.solved)
     if experiment.frontier is None:
         return ["Nothing was drawn at several temperatures, so models cannot be compared at equal entropy."]
     return sentences(experiment.frontier)
@@ -144,6 +158,11 @@ def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
             header, rows = frontier.round_rows(found)
             tables.append(Table(header, [tuple((cell,) for cell in row) for row in rows]))
     return tables
+
+
+def _solved_tables(found: Solved) -> list[tuple[int, Table]]:
+    tables = [(givens, solved.budget_rows(found, givens)) for givens in found.givens]
+    return [(n, Table(SOLVED_HEADER, [tuple((cell,) for cell in row) for row in rows])) for n, rows in tables]
 
 
 def _best(experiments: Sequence[Experiment]) -> list[str]:
@@ -219,6 +238,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def _in_lines(pieces: Sequence[str]) -> tuple[str, ...]:
+    """BOS, and beneath it the rows of a grid; two EOS end it."""
+    size = math.isqrt(len(pieces) - 3)
+    return tuple(piece + "\n" if i in range(0, size**2, size) else piece for i, piece in enumerate(pieces))
+
+
 def _browser(experiments: Sequence[Experiment], members: Sequence[Member]) -> dict[str, Any]:
     """The first samples of every model on the page whose samples are at hand.
 
@@ -234,6 +259,8 @@ def _browser(experiments: Sequence[Experiment], members: Sequence[Member]) -> di
         if folder.is_dir() and tokenizer.is_dir():
             models = [record.model for _, record in shown]
             found = load_samples(folder, models, load_tokenizer(tokenizer).decode)
+            if experiment.solved:
+                found = [replace(sample, pieces=_in_lines(sample.pieces)) for sample in found]
             samples += [replace(sample, model=f"{i}/{sample.model}") for sample in found]
             titles |= {f"{i}/{record.model}": label for label, record in shown}
     last = members[-1].label

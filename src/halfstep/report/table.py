@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import AUTOREGRESSIVE, Record
+from halfstep.report import solved
 from halfstep.report.frontier import Frontier, budget_rows, sentences
 from halfstep.report.records import (
     MISSING,
@@ -21,6 +22,7 @@ from halfstep.report.records import (
     format_value,
     steps_of,
 )
+from halfstep.report.solved import Solved
 from halfstep.run.files import write_csv
 
 if TYPE_CHECKING:
@@ -120,6 +122,23 @@ def terminal_frontier(frontier: Frontier) -> "Group":
         table.add_row(evaluations, way, perplexity, needed, ratio)
     note = "at the entropy of the validation text or above, with 95 % intervals; student: the last, in its best way"
     return Group(*sentences(frontier), table, note)
+
+
+def terminal_solved(found: Solved) -> "Group":
+    """The answer in sentences, and what each budget of evaluations solves, for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as TerminalTable
+
+    shown: list[Any] = [*solved.sentences(found)]
+    for givens in found.givens:
+        table = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{givens} given", title_justify="left")
+        for title in ("evals", "teacher, drawn by", "solved", "ancestral", "student"):
+            table.add_column(title, justify="left" if title.startswith("teacher") else "right")
+        for evaluations, way, share, ancestral, _, its_share in solved.budget_rows(found, givens):
+            table.add_row(evaluations, way, share, ancestral, its_share)
+        shown.append(table)
+    return Group(*shown, "with 95 % intervals; student: the last, in its best way")
 
 
 def terminal_tables(records: Records) -> "Group":

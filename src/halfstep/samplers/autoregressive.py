@@ -22,6 +22,8 @@ def sample_autoregressive(
     mask_token_id: int,
     u_token: Tensor,
     adjust: Callable[[Tensor], Tensor] | None = None,
+    likeliest: bool = False,
+    given: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Samples:
     """Left-to-right sampling with a cache, with the same exact draws as `sample`.
@@ -33,7 +35,8 @@ def sample_autoregressive(
         length: tokens of the result, the prefix included.
         mask_token_id: never drawn.
         u_token: decides the tokens, float64 [batch, length].
-        adjust, on_step: as in `fill`; each token is a step.
+        adjust, likeliest, on_step: as in `fill`; each token is a step.
+        given: tokens that are written as they are, and the mask token elsewhere, int64 [batch, length].
     Returns:
         Samples, on the device of prefix; a token's unmask_step counts from 1 after the prefix.
     Raises:
@@ -49,7 +52,11 @@ def sample_autoregressive(
     for position in range(prefix_length, length):
         logits, state = next_logits(new, state)
         log_p = masked_log_probs(logits, mask_token_id)
-        tokens[:, position] = draw_categorical(log_p if adjust is None else adjust(log_p), u_token[:, position])
+        log_p = log_p if adjust is None else adjust(log_p)
+        drawn = log_p.argmax(dim=-1) if likeliest else draw_categorical(log_p, u_token[:, position])
+        if given is not None:
+            drawn = torch.where(given[:, position] == mask_token_id, drawn, given[:, position])
+        tokens[:, position] = drawn
         new = tokens[:, position : position + 1]
         if on_step is not None:
             on_step(position - prefix_length + 1, tokens)

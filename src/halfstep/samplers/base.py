@@ -198,6 +198,7 @@ def fill(
     mask_token_id: int,
     u_token: Tensor,
     adjust: Callable[[Tensor], Tensor] | None = None,
+    likeliest: bool = False,
     latent: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Samples:
@@ -211,6 +212,8 @@ def fill(
         u_token: decides which token a position becomes, float64 [batch, length], see `Uniforms`.
         adjust: changes the logits drawn from, float [n, vocab] with -inf at the mask token; see
             `halfstep.samplers.adjust`.
+        likeliest: write the likeliest token in place of a drawn one, as at temperature 0; the policy still sees the
+            whole distribution.
         latent: see `MaskedModel.hidden_at`.
         on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
     Returns:
@@ -238,7 +241,8 @@ def fill(
                 writes = policy.writes(step, at, scores)
                 chosen = writes[at]
             for logits, positions in _located(asked(chosen), writes):
-                drawn = draw_categorical(logits, u_token.flatten()[positions])
+                u = u_token.flatten()[positions]
+                drawn = logits.argmax(dim=-1) if likeliest else draw_categorical(logits, u)
                 policy.wrote(logits, positions, drawn)
                 xt.view(-1)[positions] = drawn
             unmask_step[writes] = step

@@ -1,6 +1,6 @@
 """Text from models: batches of samples, decided by seed and index."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from halfstep.model.base import MaskedModel
-from halfstep.model.gpt2 import next_logits
+from halfstep.model.gpt2 import fills_in, next_logits
 from halfstep.run.work import Arrays, cached
 from halfstep.samplers.autoregressive import sample_autoregressive
 from halfstep.samplers.base import Samples, Uniforms
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 AUTOREGRESSIVE = Sampler("autoregressive", {})
 """The one sampler of a causal model."""
+
+
+Prompt = Sequence[str | None]
+"""A document token by token: text that is given, or None."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ def from_nothing(num_samples: int, length: int, tokenizer: "PreTrainedTokenizerB
     return x_init
 
 
+def from_prompts(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase") -> Tensor:
+    """Sequences of one document each, between BOS and EOS, int64 [num_prompts, length]; all have as many tokens."""
+    ids = tokenizer.get_vocab() | {None: tokenizer.mask_token_id}
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return torch.tensor([[bos, *(ids[piece] for piece in prompt), eos, eos] for prompt in prompts])
+
+
 def draw(
     model: "MaskedModel | PreTrainedModel",
     sampler: Sampler,
@@ -87,14 +98,16 @@ def draw(
     Args:
         model: in evaluation mode.
         sampler: of a masked model. A causal one writes from left to right what comes after the tokens that all rows
-            begin with, one at least; it is not given later ones.
+            begin with, one at least; it is not given later ones, but by a model that `fills_in`, which reads all.
         x_init: on the model's device, int64 [batch, length].
         mask_token_id: never drawn.
         uniforms: of these samples.
-        options: adjust and on_step, see `fill`.
+        options: adjust, likeliest and on_step, see `fill`.
     """
     if isinstance(model, MaskedModel):
         return sampler.sample(model, x_init, mask_token_id=mask_token_id, uniforms=uniforms, **options)
+    if fills_in(model):
+        return _filled_in(model, x_init, mask_token_id=mask_token_id, u_token=uniforms.first[1], **options)
     num_given = int((x_init != mask_token_id).all(dim=0).cumprod(dim=0).sum())
     return sample_autoregressive(
         partial(next_logits, model),
@@ -104,6 +117,40 @@ def draw(
         u_token=uniforms.first[1],
         **options,
     )
+
+
+def _filled_in(
+    model: "PreTrainedModel",
+    x_init: Tensor,
+    *,
+    mask_token_id: int,
+    u_token: Tensor,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    **options: Any,
+) -> Samples:
+    """What a model that `fills_in` makes of x_init: it reads all, and writes from the first mask to the last.
+
+    An evaluation is counted for each token that is drawn: one that is given could be read together with the next.
+    """
+    length, is_masked = x_init.shape[1], x_init == mask_token_id
+    columns = is_masked.any(dim=0).nonzero()[:, 0].tolist() or [length - 1]
+    start, stop = max(columns[0], 1), columns[-1] + 1
+
+    def whole(tokens: Tensor) -> Tensor:
+        return torch.cat([tokens[:, length:], x_init[:, stop:]], dim=1)
+
+    drawn = sample_autoregressive(
+        partial(next_logits, model),
+        torch.cat([x_init, x_init[:, :start]], dim=1),
+        length=length + stop,
+        mask_token_id=mask_token_id,
+        u_token=torch.cat([u_token, u_token[:, :stop]], dim=1),
+        given=torch.cat([x_init, x_init[:, :stop]], dim=1),
+        on_step=on_step and (lambda step, tokens: on_step(step, whole(tokens))),
+        **options,
+    )
+    step = is_masked.cumsum(dim=1).masked_fill(~is_masked, 0)
+    return Samples(tokens=whole(drawn.tokens), nfe=is_masked.sum(dim=1), unmask_step=step)
 
 
 def draw_batches(

@@ -148,6 +148,11 @@ def _contradictions(params: Params) -> Iterator[str]:
                 f": {key} is {length}, more than data.context_length {context};"
                 f" give fewer: dvc exp run -S {key}={context}"
             )
+    if (most := max(params.baseline.num_givens, default=0)) > context - 2:
+        yield (
+            f": baseline.num_givens is {most}, more than the {context - 2} tokens of a sequence beside BOS and EOS:"
+            f" dvc exp run -S baseline.num_givens=[{context // 2}]"
+        )
     fewest = params.distill.num_teacher_steps**rounds
     if rounds and params.distill.base_num_steps < fewest:
         yield (

@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from halfstep.settings.base import (
     MAX_INT,
@@ -140,11 +140,16 @@ class EvaluateSettings(Settings):
 
 class FrontierSettings(Settings):
     """How the samples are drawn by which models and samplers are compared at equal entropy: in every way of `samplers`
-    by the first teacher, of `student_samplers` by the others, and by the autoregressive models, at `temperatures`."""
+    by the first teacher, of `student_samplers` by the others, and by the autoregressive models, at `temperatures`, of
+    which 0 is the likeliest token, and the positions by the whole distribution.
 
+    `num_givens`: what is drawn are puzzles of the corpus that give so many tokens, and what counts is how many are
+    solved; empty: what is drawn are texts."""
+
+    num_givens: Annotated[tuple[NonNegativeInt, ...], Field(strict=False), AfterValidator(each_once)]
     samplers: Samplers
     student_samplers: Samplers
-    temperatures: Several[PositiveFloat]
+    temperatures: Several[NonNegativeFloat]
     num_samples: Annotated[int, Field(ge=2, le=MAX_INT)]
     batch_size: PositiveInt
 

@@ -3,20 +3,29 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from halfstep.run.errors import UserError
-from halfstep.settings.base import MAX_INT, NonNegativeInt, NumBlocks, PositiveInt, Probability, Settings
+from halfstep.settings.base import MAX_INT, NonNegativeInt, NumBlocks, PositiveInt, Probability, Settings, each_once
 
 
 class ModelSettings(Settings):
-    """Sizes of the denoiser; the autoregressive baseline takes the same width, depth and heads."""
+    """Sizes of the denoiser; the autoregressive baseline takes the same width, depth and heads.
+
+    `absolute_positions`: embeddings of positions are learned, beside the rotary ones, as a grid needs them.
+    """
 
     hidden_size: PositiveInt
     num_blocks: NumBlocks
     num_heads: PositiveInt
     cond_dim: PositiveInt
     dropout: Probability
+    absolute_positions: bool
+
+    @property
+    def of_baseline(self) -> dict[str, Any]:
+        """The sizes that the autoregressive baseline has too."""
+        return self.model_dump(exclude={"cond_dim", "absolute_positions"})
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelSettings":
@@ -103,10 +112,21 @@ class PretrainSettings(TrainingSettings):
 
 
 class BaselineSettings(TrainingSettings):
-    """The autoregressive model: from scratch, or from `init_from` (a local folder or a hub id)."""
+    """The autoregressive model: from scratch, or from `init_from` (a local folder or a hub id).
 
+    `num_givens`: of each sequence it first reads one of so many tokens, at random places, with those that every
+    sequence has at the same place, and then writes all; empty: it reads nothing before.
+    """
+
+    num_givens: Annotated[tuple[NonNegativeInt, ...], Field(strict=False), AfterValidator(each_once)]
     init_from: str | None
     init_revision: str | None
+
+    @model_validator(mode="after")
+    def _one_that_reads_is_new(self) -> "BaselineSettings":
+        if self.num_givens and self.init_from is not None:
+            raise ValueError(f"num_givens is for a model from scratch, but init_from is {self.init_from}")
+        return self
 
 
 class DistillSettings(TrainingSettings):

@@ -1,5 +1,6 @@
 """The command `halfstep`: for a person at a prompt."""
 
+import math
 import os
 import socket
 import subprocess
@@ -51,10 +52,18 @@ def generate(
         typer.Option(help="Another, with its settings: ancestral --num-steps 8, or confidence --threshold 0.9."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
+    puzzle: Annotated[
+        str,
+        typer.Option(
+            help="Sudoku to fill in, row by row, a dot for each empty cell; by entropy_bound, likeliest digit."
+        ),
+    ] = "",
     num_samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens, prompt included (the model's length).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the texts.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="Below 1: likelier, less diverse texts (exact).")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1: likelier, less diverse texts (exact); 0: likeliest tokens.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens (all).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability (all).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -62,67 +71,105 @@ def generate(
     pause_seconds: Annotated[float, typer.Option(min=0.0, help="With --show: time between steps.")] = 0.4,
 ) -> None:
     """Print text from a model, optionally continuing a prompt."""
-    import torch
-
-    from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
+    from halfstep.data.corpora import sudoku
     from halfstep.model.base import MaskedModel
-    from halfstep.model.opening import open_model
+    from halfstep.model.gpt2 import length_of
+    from halfstep.model.opening import open_with_tokenizer
     from halfstep.run.device import select_device
     from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
     from halfstep.samplers.base import Uniforms
     from halfstep.samplers.sampler import sampler_of
-    from halfstep.samples.draw import AUTOREGRESSIVE, draw
+    from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_prompts
     from halfstep.tools.best import best_sampler
 
-    if temperature is not None and not temperature > 0:
-        raise UserError(f"--temperature is {temperature}: give more than 0; the likeliest token alone is --top-k 1")
+    if temperature is not None and not temperature >= 0:
+        raise UserError(f"--temperature is {temperature}: give 0, which is the likeliest token, or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"--top-p is {top_p}: give a probability above 0")
+    cells = sudoku.read_puzzle(puzzle, "--puzzle") if puzzle else []
+    if cells and (prompt or length):
+        raise UserError("--puzzle is all that is given, and says how long it is: leave out --prompt and --length")
     values, chosen = _settings_in(context.args), AUTOREGRESSIVE
+    if cells:
+        sampler, values = sampler or "entropy_bound", values or ({} if sampler else {"gamma": 0.05})
+        temperature = 0 if temperature is None else temperature
     if values or sampler:
         chosen = sampler_of(sampler or "ancestral", values, "--sampler")
-    opened, tokenizer, target = open_model(model), load_tokenizer(model), select_device(device)
+    opened, tokenizer = open_with_tokenizer(model)
+    target = select_device(device)
     opened.to(target)
     is_masked = isinstance(opened, MaskedModel)
     if is_masked and chosen is AUTOREGRESSIVE:
         chosen, usual_temperature = best_sampler(model, evaluations)
-        temperature = temperature or usual_temperature
+        temperature = usual_temperature if temperature is None else temperature
     config: Any = opened.config
-    mask_token_id = config.mask_token_id if is_masked else tokenizer.mask_token_id
-    check_vocabulary(tokenizer, model, vocab_size=config.vocab_size, mask_token_id=mask_token_id)
-    length = length or (config.length if is_masked else config.max_position_embeddings)
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
-    if len(ids) >= length:
-        raise UserError(
-            f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
-            " shorten it, or give a larger --length"
-        )
-    x_init = torch.full((num_samples, length), mask_token_id, device=target)
-    if is_masked and length == config.length:
-        # Every sequence that the model knows ends so.
-        x_init[:, -1] = tokenizer.eos_token_id
-    x_init[:, : len(ids)] = torch.tensor(ids)
-    uniforms = Uniforms(seed, range(num_samples), length)
+    mask_token_id = tokenizer.mask_token_id
+    whole = config.length if is_masked else length_of(opened)
+    if cells:
+        check_writes_grids(tokenizer, model, size=math.isqrt(len(cells)), length=whole)
+        x_init = from_prompts([sudoku.as_prompt(cells)] * num_samples, tokenizer).to(target)
+    else:
+        if length and length > whole and (not is_masked or config.absolute_positions):
+            raise UserError(f"--length is {length}, but {model} has {whole} positions: give {whole} or less")
+        x_init = _begun_with(prompt, num_samples, length or whole, tokenizer).to(target)
+        if is_masked and x_init.shape[1] == whole:
+            # Every sequence that the model knows ends so.
+            x_init[:, -1] = tokenizer.eos_token_id
+    uniforms = Uniforms(seed, range(num_samples), x_init.shape[1])
 
     def adjust(logits: "Tensor") -> "Tensor":
-        if temperature not in (None, 1):
+        if temperature not in (None, 0, 1):
             logits = with_temperature(logits, temperature)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)
         return logits if top_p is None else keep_top_p(logits, top_p)
 
     def tokens(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
-        options: dict[str, Any] = {"mask_token_id": mask_token_id, "uniforms": uniforms}
+        options: dict[str, Any] = {"mask_token_id": mask_token_id, "uniforms": uniforms, "likeliest": temperature == 0}
         with nan_as_user_error(model):
             return draw(opened, chosen, x_init, **options, adjust=adjust, on_step=on_step).tokens
 
     if show:
-        most = (chosen.num_steps if is_masked else None) or length - len(ids)
-        _draw_shown(tokens, x_init, tokenizer.decode, mask_token_id, most, pause_seconds)
+        most = (chosen.num_steps if is_masked else None) or int((x_init[0] == mask_token_id).sum())
+        drawn = _draw_shown(
+            tokens, x_init, tokenizer.decode, mask_token_id, most, pause_seconds, math.isqrt(len(cells))
+        )
     else:
-        for row in tokens(None).tolist():
-            print(tokenizer.decode(row, skip_special_tokens=True).strip())
+        drawn = tokens(None)
+    for row in drawn.tolist():
+        text = tokenizer.decode(row, skip_special_tokens=True).strip()
+        if not show:
+            print(sudoku.as_lines(text) if cells else text)
+        if cells:
+            print("solved" if sudoku.is_solved(text, sudoku.as_prompt(cells)) else "not solved")
+
+
+def _begun_with(prompt: str, num_samples: int, length: int, tokenizer: Any) -> "Tensor":
+    """A text's BOS and beginning, and masks after it, int64 [num_samples, length]."""
+    import torch
+
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
+    if len(ids) >= length:
+        raise UserError(
+            f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
+            " shorten it, or give a larger --length"
+        )
+    x_init = torch.full((num_samples, length), tokenizer.mask_token_id)
+    x_init[:, : len(ids)] = torch.tensor(ids)
+    return x_init
+
+
+def check_writes_grids(tokenizer: Any, model: Path, *, size: int, length: int) -> None:
+    """Refuse a model that was not trained on grids of a puzzle's size."""
+    from halfstep.data.corpora.sudoku import num_tokens
+
+    needed = num_tokens(size)
+    if length != needed or not {f" {digit}" for digit in range(1, size + 1)} <= tokenizer.get_vocab().keys():
+        raise UserError(
+            f"--puzzle is of {size}x{size} cells, but {model} was not trained on such grids: give one that was: dvc exp"
+            f" run -S data=sudoku -S data.size={size} -S data.context_length={needed}"
+        )
 
 
 def _settings_in(arguments: list[str]) -> dict[str, Any]:
@@ -144,21 +191,29 @@ def _draw_shown(
     mask_token_id: int,
     num_steps: int,
     pause_seconds: float,
-) -> None:
-    """Draw samples while their tokens appear in the terminal; tokens new in a step stand out."""
+    size: int,
+) -> "Tensor":
+    """Draw samples while their tokens appear in the terminal; tokens new in a step stand out.
+
+    Args:
+        size: of the grids that samples are, whose ends are of no interest; 0 if they are texts.
+    """
     from halfstep.report.samples import token_pieces
 
     before = x_init.clone()
 
     def frame(step: int, tokens: "Tensor") -> Panel:
         text = Text()
+        inner = slice(1, -2) if size else slice(None)
         for row, (ids, old_ids, first_ids) in enumerate(
-            zip(tokens.tolist(), before.tolist(), x_init.tolist(), strict=True)
+            zip(*(some[:, inner].tolist() for some in (tokens, before, x_init)), strict=True)
         ):
             text.append("\n\n" if row else "")
-            for token_id, old, first, piece in zip(ids, old_ids, first_ids, token_pieces(ids, decode), strict=True):
+            pieces = zip(ids, old_ids, first_ids, token_pieces(ids, decode), strict=True)
+            for place, (token_id, old, first, piece) in enumerate(pieces):
+                text.append("\n" if size and place and place % size == 0 else "")
                 if token_id == mask_token_id:
-                    text.append(MASK_GLYPH, style="dim")
+                    text.append(MASK_GLYPH[: 2 if size else 3], style="dim")
                 elif first != mask_token_id:
                     text.append(piece, style="cyan")
                 else:
@@ -173,7 +228,9 @@ def _draw_shown(
             live.update(frame(step, tokens), refresh=True)
             before.copy_(tokens)
 
-        live.update(frame(num_steps, draw(on_step)), refresh=True)
+        drawn = draw(on_step)
+        live.update(frame(num_steps, drawn), refresh=True)
+    return drawn
 
 
 @app.command()
@@ -245,16 +302,20 @@ def summary(
     """Print what few evaluations buy and the table of the rounds, and say where the report is."""
     from halfstep.metrics.record import read_records
     from halfstep.report.experiment import Experiment
-    from halfstep.report.table import terminal_frontier, terminal_tables
+    from halfstep.report.table import terminal_frontier, terminal_solved, terminal_tables
     from halfstep.settings import load_params
     from halfstep.tracking.complete import RUNS_FILE, read_runs
 
     params = load_params(params_path)
     records = read_records(metrics, params.models)
     shown = Console()
-    if frontier := Experiment("", metrics.parent, params, records).frontier:
-        shown.print(terminal_frontier(frontier))
-    shown.print(terminal_tables(records))
+    experiment = Experiment("", metrics.parent, params, records)
+    if experiment.solved:
+        shown.print(terminal_solved(experiment.solved))
+    else:
+        if experiment.frontier:
+            shown.print(terminal_frontier(experiment.frontier))
+        shown.print(terminal_tables(records))
     if report.is_file():
         print(f"report: {report.resolve()}")
     runs = read_runs(Path(RUNS_FILE))

@@ -135,9 +135,11 @@ def _objectives(
 ) -> tuple[nn.Module, Objective, Objective]:
     """A new model, and what it is trained and validated by; with the most masks that `at_once` sequences may have."""
     if stage == "baseline":
-        sizes = params.model.model_dump(exclude={"cond_dim"})
-        model = new_gpt2(vocab_size=vocab_size, length=params.data.context_length, **sizes)
-        return model, autoregressive_objective(), autoregressive_objective()
+        numbers, length = params.baseline.num_givens, params.data.context_length
+        sizes = params.model.of_baseline
+        model = new_gpt2(vocab_size=vocab_size, length=length, fills_in=bool(numbers), **sizes)
+        objective = autoregressive_objective(numbers, mask_token_id=vocab_size - 1)
+        return model, objective, objective
     denoiser = _denoiser(params, vocab_size)
     schedule = LogLinearSchedule(params.noise.epsilon)
     settings = params.distill if stage == "distill" else params.pretrain

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from halfstep.metrics.curve import read_curve
-from halfstep.metrics.frontier import FrontierRow, read_curves
+from halfstep.metrics.frontier import FrontierRow, read_rows
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, num_steps_of, read_record
 from halfstep.run.errors import UserError
 from halfstep.run.faults import STORAGE_FAULTS, storage_fault
@@ -113,7 +113,7 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
                     files["samples.txt"] = make_folder(Path(previews)) / "samples.txt"
                     files["samples.txt"].write_text(_preview(root / "samples" / model), encoding="utf-8")
                 if (frontier := root / "frontier" / model).is_dir():
-                    points += frontier_points(row for curve in read_curves(frontier) for row in curve.rows)
+                    points += frontier_points(read_rows(frontier))
                     files["frontier"] = frontier
                 if params["tracking"]["log_models"]:
                     files["model"] = root / "models" / model
@@ -189,7 +189,8 @@ def frontier_points(rows: Iterable[FrontierRow]) -> list[Point]:
     points = []
     for row in rows:
         about = row.setting.partition(",")[2].replace("=", " ").replace(",", " ")
-        name = " ".join(filter(None, ["frontier", row.sampler, about, f"temperature {row.temperature:g}"]))
+        given = row.givens is not None and f"{row.givens:g} given"
+        name = " ".join(filter(None, ["frontier", row.sampler, about, f"temperature {row.temperature:g}", given]))
         for metric, value in {"perplexity": row.perplexity, "entropy": row.entropy, "solved": row.solved}.items():
             if value is not None:
                 points.append((f"{name}/{metric}"[:MAX_METRIC_NAME_LENGTH], round(row.equivalent_evaluations), value))

@@ -1,5 +1,7 @@
 """Parameters and arithmetic of the closed forms against the networks themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,6 +13,7 @@ from halfstep.model.gpt2 import new_gpt2
 from halfstep.tools.planning.networks import Network, count_parameters, forward_flops
 
 TINY = Network(vocab_size=37, hidden_size=24, num_blocks=3, num_heads=2, length=10, cond_dim=5)
+PLACED = replace(TINY, absolute_positions=True)
 LARGE = Network(vocab_size=50258, hidden_size=1536, num_blocks=24, num_heads=16, length=1024, cond_dim=128)
 
 
@@ -27,6 +30,7 @@ def new_denoiser(network: Network) -> Denoiser:
             cond_dim=network.cond_dim,
             dropout=0.0,
             noise_epsilon=1e-3,
+            absolute_positions=network.absolute_positions,
         )
     )
 
@@ -46,7 +50,7 @@ def baseline_of(network: Network) -> Network:
     return Network(network.vocab_size, network.hidden_size, network.num_blocks, network.num_heads, network.length, None)
 
 
-@pytest.mark.parametrize("network", [TINY, LARGE], ids=["tiny", "paper-large"])
+@pytest.mark.parametrize("network", [TINY, PLACED, LARGE], ids=["tiny", "absolute", "paper-large"])
 def test_parameters_are_those_of_the_networks_part_by_part(network: Network) -> None:
     with torch.device("meta"):
         denoiser, baseline = new_denoiser(network), new_baseline(network)

@@ -10,6 +10,7 @@ from halfstep.data.packing.documents import Documents
 from halfstep.data.packing.shards import chosen_batches, num_documents_packed, pack_documents, split_documents
 from halfstep.data.texts.cloze import check_passage, passages_of, write_cloze
 from halfstep.data.texts.encoding import id_type
+from halfstep.data.texts.puzzles import prompts_of
 from halfstep.data.texts.rows import pack_all
 from halfstep.data.tokenizer import load_tokenizer, make_tokenizer
 from halfstep.data.tokens.manifest import MANIFEST_FILE, Manifest
@@ -33,6 +34,8 @@ def check_sources(params: Params) -> None:
     check_paths(params)
     for _ in passages_of(params.data, params.seed):
         pass
+    for num_givens in params.frontier.num_givens:
+        prompts_of(params.data, params.seed, 1, num_givens)
     if not params.data.tokenizer.source.startswith("train-"):
         make_tokenizer(params.data.tokenizer, ())
 

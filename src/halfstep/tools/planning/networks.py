@@ -19,6 +19,7 @@ class Network:
     """Sizes of a network; `vocab_size` counts the mask token.
 
     `cond_dim` is the width of a denoiser's conditioning; None is a GPT-2, whose projection is its embedding.
+    `absolute_positions`: a denoiser's; a GPT-2 has them always.
     """
 
     vocab_size: int
@@ -27,6 +28,7 @@ class Network:
     num_heads: int
     length: int
     cond_dim: int | None
+    absolute_positions: bool = False
 
     @property
     def is_denoiser(self) -> bool:
@@ -54,6 +56,7 @@ def count_parameters(network: Network) -> Parameters:
     else:
         block, projection = 12 * h**2 + 7 * h + 6 * h * (c + 1), (h + 1) * v
         others = (FREQUENCY_EMBEDDING_SIZE + 1) * c + (c + 1) * c + h + 2 * h * (c + 1)
+        others += network.length * h if network.absolute_positions else 0
     parts = (v * h, block * network.num_blocks, projection, others)
     return Parameters(*parts, total=sum(parts))
 
