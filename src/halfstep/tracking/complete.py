@@ -189,7 +189,7 @@ def frontier_points(rows: Iterable[FrontierRow]) -> list[Point]:
     points = []
     for row in rows:
         about = row.setting.partition(",")[2].replace("=", " ").replace(",", " ")
-        given = row.givens is not None and f"{row.givens:g} given"
+        given = None if row.givens is None else f"{row.givens:g} given"
         name = " ".join(filter(None, ["frontier", row.sampler, about, f"temperature {row.temperature:g}", given]))
         for metric, value in {"perplexity": row.perplexity, "entropy": row.entropy, "solved": row.solved}.items():
             if value is not None:
