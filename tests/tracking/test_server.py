@@ -124,7 +124,7 @@ def test_two_clients_at_once_on_a_server(
         project = make_project(tmp_path / f"clone {index}")
         project.write_curve("1", {step: index + 1 / step for step in range(1, 501)})
         (project.root / "models" / "1" / "model.safetensors").write_bytes(bytes([index]) * 2**20)
-        (project.root / "params.json").write_text(json.dumps(project.params | {"models": ["1"]}))
+        (project.root / "params.json").write_text(json.dumps(project.params | {"models": ["1"], "frontiers": ["1"]}))
         process = subprocess.Popen(
             [sys.executable, "-c", CLIENT], cwd=project.root, env=os.environ | {"DVC_ROOT": str(project.root)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
