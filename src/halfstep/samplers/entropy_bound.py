@@ -55,8 +55,8 @@ class EntropyBound(Policy):
         """See `Policy`."""
         sure, entropies = spread(scores, at, -torch.inf).unbind(-1)
         rank = ranks(sure)
-        in_order = torch.zeros_like(entropies).scatter(1, rank, entropies.masked_fill(~at, 0))
+        # What is not asked for comes last, with entropies of -inf.
+        in_order = torch.zeros_like(entropies).scatter(1, rank, entropies)
+        # Exactly zero for the first, which is therefore written whatever gamma is.
         lost = in_order.cumsum(dim=1) - in_order.cummax(dim=1).values
-        # Sums of certain positions come out as a trifle that is not quite zero, and the first one is lost to nothing.
-        is_first = rank == 0
-        return at & ((lost.gather(1, rank) <= self.gamma) | is_first)
+        return at & (lost.gather(1, rank) <= self.gamma)
