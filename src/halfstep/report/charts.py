@@ -257,10 +257,10 @@ def _solved_chart(
                 style = TEACHER if len(experiments) == 1 else Style("category", i, len(experiments))
                 name = f"{experiment.label or f'round {model}'}, best"
                 named.append((name, style, rising_front(solved.of(model, givens))))
-        lines = [
-            Line(name, style, [Point(getattr(row, cost), share_of(row)) for row in rows]) for name, style, rows in named
-        ]
-        lines = [replace(line, points=sorted(line.points, key=lambda point: point.x)) for line in lines]
+        lines = []
+        for name, style, rows in named:
+            points = [Point(getattr(row, cost), share_of(row)) for row in rows]
+            lines.append(Line(name, style, sorted(points, key=lambda point: point.x)))
         panels.append(Panel("share solved", lines, title=f"{givens} given"))
     in_seconds = cost == "seconds_per_sample"
     return Chart(

@@ -78,11 +78,7 @@ def _write(
     differing = differing_params(experiments)
     if any(experiment.solved for experiment in experiments):
         # A task is solved or not: what is said of texts was not measured.
-        charts = [
-            replace(chart, absent="") if chart.name == "latency" else chart
-            for chart in charts
-            if chart.name in images or chart.name == "latency"
-        ]
+        charts = [replace(chart, absent="") for chart in charts if chart.name in images or chart.name == "latency"]
     content = {
         "experiments": experiments,
         "headline": [

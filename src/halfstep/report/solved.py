@@ -69,9 +69,9 @@ def best(rows: Sequence[FrontierRow], budget: float = float("inf")) -> FrontierR
 
 
 def rising_front(rows: Sequence[FrontierRow]) -> list[FrontierRow]:
-    """The ways that solve more than all cheaper ones."""
+    """Of some ways, the cheapest first, those that solve more than all cheaper ones."""
     front: list[FrontierRow] = []
-    for row in sorted(rows, key=lambda row: row.equivalent_evaluations):
+    for row in rows:
         if not front or (row.solved or 0) > (front[-1].solved or 0):
             front.append(row)
     return front
