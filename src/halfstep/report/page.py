@@ -157,8 +157,16 @@ def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
 
 
 def _solved_tables(found: Solved) -> list[tuple[int, Table]]:
-    tables = [(givens, solved.budget_rows(found, givens)) for givens in found.givens]
-    return [(n, Table(SOLVED_HEADER, [tuple((cell,) for cell in row) for row in rows])) for n, rows in tables]
+    """For each kind of puzzle: shares, and under them the ways."""
+    tables = []
+    for givens in found.givens:
+        rows = []
+        for budget, way, share, ancestral, its_way, its_share in solved.budget_rows(found, givens):
+            cells = (budget,), (share, way), (ancestral,), (its_share, its_way)
+            # What was not measured is one dash.
+            rows.append([tuple(dict.fromkeys(cell)) for cell in cells])
+        tables.append((givens, Table(SOLVED_HEADER, rows)))
+    return tables
 
 
 def _best(experiments: Sequence[Experiment]) -> list[str]:

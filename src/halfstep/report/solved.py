@@ -14,9 +14,7 @@ from halfstep.settings.graph import BASELINE, FIRST_TEACHER
 ENOUGH = 0.99
 """Of a way that solves this share, what counts is how few evaluations it takes."""
 
-SOLVED_HEADER = (
-    "evaluations", "teacher's best", "solved", "ancestral", "last student's best", "solved",
-)  # fmt: skip
+SOLVED_HEADER = ("evaluations", "teacher's best", "ancestral", "last student's best")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def rising_front(rows: Sequence[FrontierRow]) -> list[FrontierRow]:
 
 
 def budget_rows(solved: Solved, givens: int) -> list[tuple[str, ...]]:
-    """Rows under SOLVED_HEADER, one for each budget."""
+    """(budget, the teacher's best way, its share, ancestral sampling's, the last student's best way, its share)."""
     teacher = solved.of(FIRST_TEACHER, givens)
     student = solved.of(solved.students[-1], givens) if solved.students else []
     rows: list[tuple[str, ...]] = []
