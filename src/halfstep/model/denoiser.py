@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.loading import read_denoiser, save_denoiser
+from halfstep.model.rotary import MAX_PERIOD, Rotary, rotate
 
 FREQUENCY_EMBEDDING_SIZE = 256
-MAX_PERIOD = 10000.0
 
 
 class _LayerNorm(nn.Module):
@@ -30,32 +30,6 @@ class _LayerNorm(nn.Module):
         if shift.numel() == len(weight):
             return F.layer_norm(x.float(), weight.shape, weight * (1 + scale.flatten()), shift.flatten().float())
         return F.layer_norm(x.float(), weight.shape, weight) * (1 + scale) + shift
-
-
-class _Rotary(nn.Module):
-    """Angles of the rotary position embedding, in the half-split form."""
-
-    inv_freq: Tensor
-
-    def __init__(self, head_size: int) -> None:
-        super().__init__()
-        self.register_buffer("inv_freq", torch.empty((head_size + 1) // 2))
-        # Shapes alone need no values, and arithmetic without memory would import torch's compiler: a second.
-        if not self.inv_freq.is_meta:
-            exponent = torch.arange(0, head_size, 2).float() / head_size
-            self.inv_freq = 1.0 / MAX_PERIOD**exponent
-
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each float32 [length, head_size / 2]."""
-        angles = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
-        return angles.cos(), angles.sin()
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the last dimension of x [batch, heads, length, head_size] against each other."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([(first * cos).addcmul(second, sin, value=-1), (second * cos).addcmul(first, sin)], dim=-1)
 
 
 class _SigmaEmbedding(nn.Module):
@@ -131,7 +105,7 @@ class _Block(nn.Module):
         batch, length, hidden_size = x.shape
         qkv = self.attn_qkv(x).view(batch, length, 3, self.num_heads, hidden_size // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return attended.transpose(1, 2).reshape(batch, length, hidden_size)
 
 
@@ -167,7 +141,7 @@ class Denoiser(nn.Module):
         self.config = config
         self.vocab_embed = _Embedding(config.vocab_size, config.hidden_size)
         self.sigma_map = _SigmaEmbedding(config.cond_dim)
-        self.rotary_emb = _Rotary(config.hidden_size // config.num_heads)
+        self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
         self.blocks = nn.ModuleList(
             _Block(config.hidden_size, config.num_heads, config.cond_dim, config.dropout)
             for _ in range(config.num_blocks)
@@ -196,12 +170,13 @@ class Denoiser(nn.Module):
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = F.silu(self.sigma_map(sigma))
-        cos, sin = self.rotary_emb(xt.shape[1])
+        positions = torch.arange(xt.shape[1], device=xt.device)
+        cos, sin = self.rotary_emb(positions)
         x = self.vocab_embed(xt)
         if self.position_embed is not None:
             if xt.shape[1] > self.config.length:
                 raise ValueError(f"xt has length {xt.shape[1]}, but there are {self.config.length} absolute positions")
-            x = x + self.position_embed(torch.arange(xt.shape[1], device=xt.device))
+            x = x + self.position_embed(positions)
         for block in self.blocks[:-1]:
             x = block(x, cond, cos, sin)
         # Beyond its attention the last block computes only what is wanted.
@@ -233,7 +208,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None, *, use_ema: bool = True) -> "Denoiser":
-        """Load one of our models, or a published MDLM or SDTT checkpoint.
+        """Load one of our models, or a published MDLM or SDTT checkpoint; a joint head beside it needs `open_model`.
 
         Args:
             source: folder with config.json and model.safetensors (or one other file of weights), a `.safetensors`
