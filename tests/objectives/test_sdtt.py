@@ -92,7 +92,9 @@ def test_what_a_teacher_evaluates_is_the_mean_over_times_and_numbers(num_teacher
     u = ((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000).expand(len(t), -1)
     step = teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=num_teacher_steps, schedule=schedule)
     masked = 1 - schedule.alpha(t)
-    settings = SimpleNamespace(min_time=min_time, base_num_steps=5, num_teacher_steps=num_teacher_steps)
+    settings = SimpleNamespace(
+        own=SimpleNamespace(clock="even"), min_time=min_time, base_num_steps=5, num_teacher_steps=num_teacher_steps
+    )
     passes = teacher_passes(settings, 1, schedule, length)
     for i, (evaluated, unmasking) in enumerate(passes, start=1):
         chance = masked * (step.clamp(max=num_teacher_steps) == i).double().mean(dim=1)

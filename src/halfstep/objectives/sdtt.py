@@ -1,5 +1,6 @@
 """Self-Distillation Through Time: what the teacher says in several steps, the student learns to say in one."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -18,11 +19,18 @@ from halfstep.samplers.base import LogitsAt, ask
 from halfstep.settings import base
 from halfstep.settings.training import DistillSettings
 
+DivergenceName = Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
+"""See `halfstep.diffusion.divergences`."""
+Clock = Literal["even", "cosine"]
+"""Which share of the positions a denoising step leaves masked: one that falls evenly, or as a cosine."""
+
 
 class Settings(base.Settings):
-    """How far a student's prediction is from its teacher's, see `halfstep.diffusion.divergences`."""
+    """`divergence`: how far a student's prediction is from its teacher's; `clock`: of the steps of both, which should
+    be that of the sampler by which the student is used."""
 
-    divergence: Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
+    divergence: DivergenceName
+    clock: Clock
 
 
 def build(given: Distillation) -> Objective:
@@ -33,6 +41,7 @@ def build(given: Distillation) -> Objective:
         dt=teacher_step_size(given.round_index, settings.base_num_steps, settings.num_teacher_steps),
         num_teacher_steps=settings.num_teacher_steps,
         divergence=DIVERGENCES[settings.own.divergence],
+        clock=settings.own.clock,
         schedule=given.schedule,
         min_time=settings.min_time,
         mask_token_id=given.student.config.mask_token_id,
@@ -61,12 +70,31 @@ def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: 
     return num_teacher_steps ** (round_index - 1) / base_num_steps
 
 
+def later(t: Tensor, duration: float, clock: Clock) -> Tensor:
+    """The diffusion time to which steps that cover a duration lead from t, float [batch]; 0 or less is the end.
+
+    A whole trajectory, from time 1, lasts 1. Steps of equal duration are equal steps in time under the even clock;
+    under the cosine clock, of cos(pi s / 2) at s in [0, 1], they are those of samplers with cosine counts.
+    """
+    if clock == "even":
+        return t - duration
+    angle = t.clamp(max=1).acos() + math.pi / 2 * duration
+    return torch.where(angle < math.pi / 2, angle.cos(), 0.0)
+
+
 def teacher_unmask_steps(
-    u_time: Tensor, t: Tensor, *, dt: float, num_teacher_steps: int, schedule: LogLinearSchedule
+    u_time: Tensor,
+    t: Tensor,
+    *,
+    dt: float,
+    num_teacher_steps: int,
+    schedule: LogLinearSchedule,
+    clock: Clock = "even",
 ) -> Tensor:
     """The teacher step in which each position masked at time t unmasks.
 
-    Teacher step i goes from t - (i-1) dt to t - i dt; one that would go beyond time 0 unmasks all that is left.
+    Teacher step i goes from t - (i-1) dt to t - i dt, or see `later`; one that would go beyond time 0 unmasks all that
+    is left.
 
     Args:
         u_time: uniform numbers in [0, 1), float64 [batch, length].
@@ -74,6 +102,7 @@ def teacher_unmask_steps(
         dt: time one teacher step covers.
         num_teacher_steps: k.
         schedule: the noise schedule.
+        clock: see `later`.
     Returns:
         steps in 1..k, and k + 1 where a position is still masked at t - k dt, int64 [batch, length].
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
@@ -89,9 +118,42 @@ def teacher_unmask_steps(
     masked_at_t = 1 - schedule.alpha(t)
     step = torch.ones_like(u_time, dtype=torch.int64)
     for i in range(1, num_teacher_steps + 1):
-        still_masked = (1 - schedule.alpha(t - i * dt)) / masked_at_t
+        still_masked = (1 - schedule.alpha(later(t, i * dt, clock))) / masked_at_t
         step += u_time < still_masked[:, None]
     return step
+
+
+def teacher_steps(
+    is_masked: Tensor,
+    t: Tensor,
+    u_time: Tensor,
+    asks_in_every_step: bool,
+    *,
+    dt: float,
+    num_teacher_steps: int,
+    schedule: LogLinearSchedule,
+    clock: Clock,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:
+    """The teacher's steps that unmask something; what none does is unmasked in the last.
+
+    Args:
+        is_masked: at time t, bool [batch, length].
+        others: see `sdtt_target_chunks`.
+    Yields:
+        (positions that unmask, bool [batch, length]; sequences in which any does, int64 [n]; times at which the step
+        begins there, float64 [n]; whether it is the last of all). With `asks_in_every_step` a step that unmasks nothing
+        has one sequence.
+    """
+    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule, clock=clock)
+    step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
+    for i in range(1, num_teacher_steps + 1):
+        unmasks = step == i
+        rows = unmasks.any(dim=1).nonzero()[:, 0]
+        if not rows.numel():
+            if not asks_in_every_step:
+                continue
+            rows = torch.zeros(1, dtype=torch.int64, device=t.device)
+        yield unmasks, rows, later(t, (i - 1) * dt, clock).clamp(min=0)[rows], i == num_teacher_steps
 
 
 def teacher_passes(
@@ -105,7 +167,8 @@ def teacher_passes(
     """
     dt = teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps)
     t = settings.min_time + (1 - settings.min_time) * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    masked = [1 - schedule.alpha((t - i * dt).clamp(min=0)) for i in range(settings.num_teacher_steps)]
+    times = [later(t, i * dt, settings.own.clock).clamp(min=0) for i in range(settings.num_teacher_steps)]
+    masked = [1 - schedule.alpha(time) for time in times]
     # The last step unmasks all that is left.
     unmasking = [before - after for before, after in zip(masked, [*masked[1:], torch.zeros(1)], strict=True)]
     return [((1 - (1 - share) ** length).mean().item(), share.mean().item()) for share in unmasking]
@@ -123,6 +186,7 @@ def sdtt_target_chunks(
     schedule: LogLinearSchedule,
     u_time: Tensor,
     u_token: Tensor,
+    clock: Clock = "even",
     asks_in_every_step: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the teacher predicts at each masked position in the step in which it unmasks that position.
@@ -143,6 +207,7 @@ def sdtt_target_chunks(
         schedule: the noise schedule.
         u_time: decides in which step a position unmasks, uniform in [0, 1), float64 [batch, length].
         u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
+        clock: see `later`.
         asks_in_every_step: evaluate one sequence in a step that unmasks nothing, for no position: a teacher whose
             weights are spread over several processes is computed by all of them or by none.
     Yields:
@@ -150,23 +215,18 @@ def sdtt_target_chunks(
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 1.
     """
     is_masked = xt == mask_token_id
-    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule)
-    step = torch.where(is_masked, step.clamp(max=num_teacher_steps), 0)
     rank = is_masked.flatten().cumsum(0).view(is_masked.shape) - 1
     xs = xt.clone()
-    for i in range(1, num_teacher_steps + 1):
-        unmasks = step == i
-        rows = unmasks.any(dim=1).nonzero()[:, 0]
-        if not rows.numel():
-            if not asks_in_every_step:
-                continue
-            rows = torch.zeros(1, dtype=torch.int64, device=xt.device)
+    steps = teacher_steps(
+        is_masked, t, u_time, asks_in_every_step, dt=dt, num_teacher_steps=num_teacher_steps, schedule=schedule,
+        clock=clock,
+    )  # fmt: skip
+    for unmasks, rows, at_time, is_last in steps:
         ranks, u = rank[unmasks], u_token[unmasks]
         drawn = []
-        at_time = (t - (i - 1) * dt).clamp(min=0)[rows]
         for logits in ask(teacher, xs[rows], unmasks[rows], mask_token_id, t=at_time)():
             size = len(logits)
-            if i < num_teacher_steps:
+            if not is_last:
                 drawn.append(draw_categorical(logits, u[:size]))
             log_p = logits.log_softmax(dim=-1)
             del logits
@@ -200,11 +260,12 @@ def sdtt_objective(
     schedule: LogLinearSchedule,
     min_time: float,
     mask_token_id: int,
+    clock: Clock = "even",
     asks_in_every_step: bool = False,
 ) -> Objective:
     """The SDTT loss of a student against its teacher, in the divergence's unit per masked token.
 
-    For `asks_in_every_step` see `sdtt_target_chunks`.
+    For `clock` and `asks_in_every_step` see `sdtt_target_chunks`.
 
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 2.
     """
@@ -229,6 +290,7 @@ def sdtt_objective(
             schedule=schedule,
             u_time=u_time,
             u_token=u_token,
+            clock=clock,
             asks_in_every_step=asks_in_every_step,
         )
 
