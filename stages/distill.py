@@ -29,16 +29,14 @@ def main(
     the student (averaged weights, the tokenizer), its training state and its training curve. Killed, it goes on from
     its last checkpoint.
     """
-    import copy
-
     from halfstep.data.tokens.seeds import derive_seed
     from halfstep.diffusion.schedule import LogLinearSchedule
-    from halfstep.model.denoiser import Denoiser
-    from halfstep.objectives.distillation import Distillation, distillation_objective
+    from halfstep.model.opening import open_denoiser
+    from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.settings import load_params
-    from halfstep.training.fit import CarriedOver, load_raw_weights
+    from halfstep.training.fit import CarriedOver, load_raw_weights, seed_weights
     from halfstep.training.parallel import parallelize_teacher
     from halfstep.training.stage import Stage
 
@@ -49,11 +47,11 @@ def main(
             f"round {round_index} is not one of the {params.rounds} rounds in {params_path}:"
             f" dvc exp run -S rounds={round_index}"
         )
-    # 1. The teacher, and its copy. The first one is a finished model; later rounds go on from the training state.
+    # 1. The teacher, and its student. The first one is a finished model; later rounds go on from the training state.
     before = round_index - 1
     teacher_path, state_path = teacher_path or Path(f"models/{before}"), state_path or Path(f"states/{before}")
     stage = Stage.begin("distill", params, tokens_path, tokenizer_path)
-    teacher = Denoiser.from_pretrained(teacher_path)
+    teacher = open_denoiser(teacher_path)
     if teacher.config.vocab_size != stage.vocab_size:
         raise UserError(
             f"the teacher {teacher_path} has {teacher.config.vocab_size} tokens, but {tokens_path} are of"
@@ -67,7 +65,8 @@ def main(
         carried_over = CarriedOver(state_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
         if settings.next_teacher == "student":
             load_raw_weights(teacher, state_path)
-    student = copy.deepcopy(teacher)
+    seed_weights(params.seed, f"distill@{round_index}")
+    student = student_of(teacher, settings)
     parallelize_teacher(teacher, stage.devices)
 
     # 2. What the student is trained and validated by.

@@ -12,7 +12,7 @@ import torch
 import yaml
 from stages import frontier
 
-from halfstep.data.tokenizer import train_word_tokenizer
+from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
 from halfstep.data.tokens.seeds import derive_seed
 from halfstep.evaluation.frontier import documents_of
 from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
@@ -20,6 +20,7 @@ from halfstep.metrics.frontier import read_curves
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
+from halfstep.model.joint import JointHeadConfig, JointModel
 from halfstep.run.errors import UserError
 from halfstep.samplers.adjust import with_temperature
 from halfstep.samplers.base import Uniforms
@@ -123,6 +124,36 @@ def test_a_model_of_half_the_depth_costs_half(project: Path) -> None:
 
 def test_a_student_has_samplers_of_its_own(project: Path) -> None:
     assert [curve.name for curve in read_curves(measured("1"))] == [("1", "ancestral", "num_steps=3")]
+
+
+def test_the_passes_of_a_joint_head_are_added_to_the_cost(project: Path) -> None:
+    trunk = Denoiser.from_pretrained(Path("models/1"))
+    model = JointModel.untrained(trunk, JointHeadConfig(8, 2, 2, "sampler"))
+    torch.nn.init.normal_(model.joint_head.out.weight)
+    model.save_pretrained(Path("models/1"))
+    choose_objective("joint", hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
+    sampler = {"name": "ancestral", "num_steps": [2], "drawing": ["sequential"]}
+    (curve,) = read_curves(measured("1", student_samplers=[sampler]))
+    x_init = from_nothing(NUM_SAMPLES, LENGTH, load_tokenizer(Path("models/1")), give_ends=True)
+    for row in curve.rows:
+        assert row.evaluations == 2
+        # Of each step's tokens all but the first.
+        assert row.head_passes == int((x_init[0] == x_init[0, 1]).sum()) - row.evaluations
+        assert row.equivalent_evaluations == row.evaluations + 2 / trunk.config.num_blocks * row.head_passes
+
+
+def choose_objective(name: str, **own: Any) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    del values["distill"][values["distill"]["objective"]]
+    values["distill"] |= {"objective": name, name: own}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_samplers_of_a_head_that_no_model_has_are_refused(project: Path) -> None:
+    sampler = {"name": "ancestral", "num_steps": [2], "drawing": ["speculative"]}
+    for key in ("samplers", "student_samplers"):
+        with pytest.raises(UserError, match=rf"frontier\.{key} has drawing \['speculative'\] of ancestral, for which"):
+            measured("1", **{key: [sampler]})
 
 
 def test_the_batch_size_changes_nothing(project: Path) -> None:

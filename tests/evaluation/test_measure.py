@@ -18,6 +18,7 @@ from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Record, Row
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.joint import JointHeadConfig, JointModel
 from halfstep.samples.table import SampleSet
 from halfstep.settings import load_params
 
@@ -36,7 +37,7 @@ def evaluated(gpt2, tokenizer, tmp_path: Path) -> Evaluated:
     settings = load_params(Path("params.yaml")).evaluate
     changes = {"num_bootstrap_resamples": 50, "mauve_num_buckets": 2, "mauve_num_seeds": 2, "batch_size": 4}
     return Evaluated(
-        model=gpt2,
+        opened=gpt2,
         tokenizer=tokenizer,
         scorer=Scorer(gpt2, tokenizer),
         sample_sets=[(FREE, continuing(SAME, [4, 4, 9, 9]))],
@@ -99,7 +100,7 @@ def test_a_denoiser_is_measured_under_its_own_noise(evaluated) -> None:
     # (vocab, mask, length, hidden, blocks, heads, cond, dropout, epsilon)
     model = Denoiser(DenoiserConfig(14, 13, 5, 16, 1, 2, 8, 0.0, 0.5)).eval()
     torch.nn.init.normal_(model.output_layer.linear.weight)
-    found = measured(replace(evaluated, model=model), "likelihood")["nll_per_token"]
+    found = measured(replace(evaluated, opened=model), "likelihood")["nll_per_token"]
     of_noise = {
         epsilon: denoiser_likelihood(
             model.logits_at,
@@ -115,6 +116,26 @@ def test_a_denoiser_is_measured_under_its_own_noise(evaluated) -> None:
         for epsilon in (1e-3, 0.5)
     }
     assert found == of_noise[0.5] != of_noise[1e-3]
+
+
+def test_the_bound_in_steps_is_of_each_number_of_steps_and_of_a_head_where_there_is_one(evaluated) -> None:
+    torch.manual_seed(0)
+    trunk = Denoiser(DenoiserConfig(14, 13, 5, 16, 1, 2, 8, 0.0, 1e-3)).eval()
+    torch.nn.init.normal_(trunk.output_layer.linear.weight)
+    model = JointModel.untrained(trunk, JointHeadConfig(8, 1, 2, "sampler")).eval()
+    found = measured(replace(evaluated, opened=model), "bound_in_steps")
+    assert found.keys() == {"bound_in_8_steps.independent", "bound_in_8_steps.joint"}
+    # An untrained head is the factorised model.
+    values = [estimate.value for estimate in found.values()]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    torch.nn.init.normal_(model.joint_head.out.weight)
+    trained = measured(replace(evaluated, opened=model, folder=evaluated.folder / "trained"), "bound_in_steps")
+    assert trained["bound_in_8_steps.independent"].value == values[0]
+    assert trained["bound_in_8_steps.joint"].value != pytest.approx(values[1], rel=1e-3)
+    assert measured(replace(evaluated, opened=trunk, folder=evaluated.folder / "trunk"), "bound_in_steps").keys() == {
+        "bound_in_8_steps.independent"
+    }
+    assert measured(evaluated, "bound_in_steps") == {}
 
 
 RECORD = Record(

@@ -358,7 +358,7 @@ def test_stages_refuse_a_model_with_another_tokenizer(
     folder = copied(arguments[-1])
     train_word_tokenizer([" ".join(f"w{i}" for i in range(60))], 50).save_pretrained(folder)
     ones = torch.ones(2, 4, dtype=torch.int64)
-    batch = Batch("ancestral", "num_steps=4", 4, range(2), [-1, -1], Samples(ones, ones[:, 0], ones))
+    batch = Batch("ancestral", "num_steps=4", 4, range(2), [-1, -1], Samples(ones, ones[:, 0], ones, ones[:, 0]))
     for kind in ("unconditional", "continuations"):
         write_samples(tmp_path / f"samples/0/{kind}.parquet", [batch], decode=str, metadata={"prefix_length": 0})
     run_stage("tokenizers", importlib.import_module(f"stages.{stage}").main, *arguments, named=(folder.name, "50"))

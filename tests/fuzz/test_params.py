@@ -49,7 +49,8 @@ def sound(corpus: str = "stories") -> dict[str, Any]:
     values["evaluate"]["downstream_tasks"] = ["piqa"]
     # What may be left out is stated, so that it is what comes back.
     for section, name in (("sample", "samplers"), ("latency", "samplers"), ("frontier", "samplers")):
-        values[section][name] = [{"name": "ancestral", "num_steps": [4], "counts": ["even"], "block_length": [8]}]
+        common = {"block_length": [8], "drawing": ["independent"], "head_passes": [None]}
+        values[section][name] = [{"name": "ancestral", "num_steps": [4], "counts": ["even"], **common}]
     values["frontier"]["student_samplers"] = values["frontier"]["samplers"]
     return values
 
@@ -95,7 +96,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
 def test_what_no_field_takes_is_refused_in_every_field(refuse: Callable[..., None], load: Callable[..., Any]) -> None:
     for corpus, key in KEYS:
         for value in NO_FIELD_TAKES:
-            if key[-1] == "block_length" and value == [None]:
+            if key[-1] in ("block_length", "head_passes") and value == [None]:
                 continue
             values = put(sound_once(corpus), key, value)
             # A section says which of its keys is wrong, and a list which of its entries.
@@ -122,6 +123,9 @@ def test_nothing_is_made_a_number_or_text_that_is_not_one(
             refuse(KIND, partial(load, put(sound_once(corpus), key, other)), str(key[0]), shown(other))
 
 
+OPTIONAL = ("counts", "block_length", "drawing", "head_passes")
+
+
 def sound_once(corpus: str) -> dict[str, Any]:
     return copy.deepcopy(SOUND[corpus])
 
@@ -144,7 +148,7 @@ def test_unknown_and_missing_keys_are_named_at_every_depth(
             for unknown in (f"{key[-1]}_s", "two\nlines"):
                 values = put(sound_once(corpus), (*key[:-1], unknown), 3)
                 refuse(KIND, partial(load, values), "params.yaml: unknown parameter")
-        if key[-3:-1] != ("likelihood_on", 0) and key[-1] not in ("counts", "block_length"):
+        if key[-3:-1] != ("likelihood_on", 0) and key[-1] not in OPTIONAL:
             values = sound_once(corpus)
             del get(values, key[:-1])[key[-1]]
             refuse(KIND, partial(load, values), str(key[0]))

@@ -51,7 +51,12 @@ def writers(folder: Path, source: Path) -> dict[str, Callable[[], object]]:
     state = TrainState({"model": Trained(denoiser, optimizer, EMA(denoiser, 0.9))}, step=7)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(64, 400)))
     batch = Batch(
-        "ancestral", "num_steps=4", 4, range(64), [-1] * 64, Samples(tokens, torch.ones(64), torch.ones_like(tokens))
+        "ancestral",
+        "num_steps=4",
+        4,
+        range(64),
+        [-1] * 64,
+        Samples(tokens, torch.ones(64), torch.ones_like(tokens), torch.zeros(64)),
     )
 
     def whole_folder(name: str, save: Callable[[Path], object]) -> None:

@@ -21,6 +21,7 @@ class Config:
     mask_token_id: int = MASK
     length: int = LENGTH
     noise_epsilon: float = 1e-3
+    num_blocks: int = 1
 
 
 class Toy(nn.Module):
@@ -71,7 +72,7 @@ def test_a_latent_is_shared_by_the_positions_of_its_sequence_only() -> None:
         model.weight.copy_(torch.eye(VOCAB)[:, [1, 3, 4, 6]] * 100)
     x_init = torch.full((2, LENGTH), MASK)
     u_time, u_token = Uniforms(0, range(2), LENGTH).first
-    policy = Ancestral(MASK, unmask_steps(u_time, 3), 3)
+    policy = Ancestral(MASK, unmask_steps(u_time, 3), 3, u_time)
     latent = torch.eye(4)[[3, 0]]
     tokens = fill(model, x_init, policy, mask_token_id=MASK, u_token=u_token, latent=latent).tokens
     assert tokens.tolist() == [[6] * LENGTH, [1] * LENGTH]

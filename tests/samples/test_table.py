@@ -19,7 +19,7 @@ def test_files_that_cannot_be_read(tmp_path):
         read_sample_sets(path)
     assert "\n" not in str(error.value)
     ones = torch.ones(1, 2, dtype=torch.int64)
-    batch = Batch("ancestral", "num_steps=4", 4, [0], [-1], Samples(ones, ones[:, 0], ones))
+    batch = Batch("ancestral", "num_steps=4", 4, [0], [-1], Samples(ones, ones[:, 0], ones, ones[:, 0]))
     for metadata, batches, message in (({}, [batch], "prefix_length"), ({"prefix_length": 0}, [], "holds no samples")):
         write_samples(path, batches, decode=str, metadata=metadata)
         with pytest.raises(UserError, match=message):

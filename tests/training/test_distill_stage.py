@@ -1,5 +1,6 @@
 """The stage `distill`: its objectives, its teacher's noise schedule, the states of its rounds, and its errors."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.joint import JointModel
+from halfstep.model.opening import open_model
 from halfstep.objectives import nelbo
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params
 from halfstep.settings.graph import schedule_of
+from halfstep.training.ema import EMA
 
 ROOT = Path(__file__).parents[2]
 EPSILON = 0.25
@@ -120,12 +124,79 @@ def test_the_control_is_a_student_trained_on_by_the_nelbo(teacher: Denoiser, mon
     assert any(not torch.equal(by_sdtt[name], tensor) for name, tensor in weights_of("models/1").items())
 
 
+def choose(objective: str, **own: object) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["distill"] = {
+        key: value for key, value in values["distill"].items() if key != values["distill"]["objective"]
+    }
+    values["distill"] |= {"objective": objective, objective: own}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+HEAD = {"hidden_size": 4, "num_layers": 1, "num_heads": 1}
+
+
+def test_a_head_on_a_frozen_trunk_leaves_it_bit_for_bit(teacher: Denoiser) -> None:
+    choose("joint", **HEAD, order="both", train_trunk=False)
+    for round_index in (1, 2):
+        run_round(round_index)
+        for name in ("model.safetensors", "config.json"):
+            assert Path(f"models/{round_index}/{name}").read_bytes() == Path(f"models/0/{name}").read_bytes()
+    first, second = (load_file(f"models/{k}/joint_head.safetensors") for k in (1, 2))
+    assert first.keys() == second.keys()
+    assert not torch.equal(first["out.weight"], second["out.weight"])
+
+
+def test_rounds_of_joint_sdtt_have_teachers_without_and_with_a_head_and_sdtt_drops_it(teacher: Denoiser) -> None:
+    choose("joint_sdtt", **HEAD, order="random", train_trunk=True, divergence="kl_teacher_student", clock="cosine")
+    run_round(1)
+    run_round(2)
+    student = open_model("models/2")
+    assert isinstance(student, JointModel)
+    assert student.joint_head.out.weight.abs().max() > 0
+    choose("sdtt", divergence="mse", clock="even")
+    stage = distill.main
+    paths = Path("params.yaml"), Path("data/tokens"), Path("data/tokenizer")
+    stage(1, Path("models/2"), None, Path("models/dropped"), Path("states/dropped"), *paths, Path("dropped.csv"))
+    assert isinstance(open_model("models/dropped"), Denoiser)
+
+
+def test_a_head_that_is_cut_off_goes_on_bit_for_bit(teacher: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose("joint", **HEAD, order="left_to_right", train_trunk=True)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["distill"].update(num_train_steps=6, checkpoint_every_steps=2)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    update, calls = EMA.update, []
+
+    def dies(ema: EMA, model: torch.nn.Module) -> None:
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        update(ema, model)
+
+    monkeypatch.setattr(EMA, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_round(1)
+    assert not Path("models/1").exists()
+    monkeypatch.setattr(EMA, "update", update)
+    run_round(1)
+    files = [*Path("models/1").iterdir(), *Path("states/1").iterdir()]
+    gone_on = {path: path.read_bytes() for path in files}
+    for folder in ("models/1", "states/1", ".halfstep"):
+        shutil.rmtree(folder)
+    run_round(1)
+    assert {path: path.read_bytes() for path in files} == gone_on
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({"objective": "nelbo"}, r"is nelbo, whose section distill\.nelbo is missing; .* -S objective=nelbo$"),
-        ({"objective": "sdt"}, r"is 'sdt': it should be 'nelbo' or 'sdtt'; .* -S objective=sdtt$"),
-        ({"objective": "base"}, r"is 'base': it should be 'nelbo' or 'sdtt'"),
+        (
+            {"objective": "sdt"},
+            r"is 'sdt': it should be 'joint', 'joint_sdtt', 'nelbo' or 'sdtt'; .* -S objective=sdtt$",
+        ),
+        ({"objective": "base"}, r"is 'base': it should be 'joint', 'joint_sdtt', 'nelbo' or 'sdtt'"),
         ({"sdtt": {"divergence": "msee"}}, r"distill\.sdtt\.divergence is 'msee'.* -S distill\.sdtt\.divergence=mse$"),
     ],
 )

@@ -14,13 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from halfstep.diffusion.divergences import kl_student_teacher
+from halfstep.diffusion.divergences import kl_student_teacher, kl_teacher_student
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
+from halfstep.objectives.heads import HeadSettings, with_head
+from halfstep.objectives.joint import joint_objective
+from halfstep.objectives.joint_sdtt import joint_sdtt_objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
 from halfstep.run import ranks
@@ -44,6 +47,9 @@ CONFIG = DenoiserConfig(
     noise_epsilon=1e-3,
 )  # fmt: skip
 
+
+KINDS = ("baseline", "distill", "rivals", "head", "joint")
+HEAD_SETTINGS = HeadSettings(hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
 
 DATA = Data(
     lambda step: torch.from_numpy(np.random.default_rng([1, step]).integers(0, 12, (16, 10))),
@@ -92,6 +98,20 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         objective = sdtt_objective(
             teacher, dt=1 / 128, num_teacher_steps=2, divergence=kl_student_teacher,
             asks_in_every_step=devices.shards_teacher, **common,
+        )  # fmt: skip
+    elif kind == "head":
+        model = with_head(model, HEAD_SETTINGS)
+        objective = joint_objective(train_trunk=False, order="both", **common)
+    elif kind == "joint":
+        # A teacher with a head, and so little time in a step that in some nothing unmasks, in some one position.
+        joint_teacher = with_head(model, HEAD_SETTINGS).eval()
+        for weight in (joint_teacher.trunk.head.weight, joint_teacher.joint_head.out.weight):
+            torch.nn.init.normal_(weight, std=0.5)
+        model = with_head(joint_teacher, HEAD_SETTINGS.model_copy(update={"train_trunk": True}))
+        parallelize_teacher(joint_teacher, devices)
+        objective = joint_sdtt_objective(
+            joint_teacher, dt=1 / 64, num_teacher_steps=2, divergence=kl_teacher_student, clock="cosine",
+            train_trunk=True, asks_in_every_step=devices.shards_teacher, **common,
         )  # fmt: skip
     elif kind == "rivals":
         objective = with_rival(objective)
@@ -146,6 +166,8 @@ def _all_with_two(root: Path) -> None:
     train(root / "distill-2", "distill", num_train_steps=4, strategy="fsdp", shard_teacher=True)
     train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
     train(root / "rivals-2", "rivals", num_train_steps=4)
+    train(root / "head-2", "head", num_train_steps=4)
+    train(root / "joint-2", "joint", num_train_steps=4, strategy="fsdp", shard_teacher=True)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +175,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of runs, named after what was trained in how many processes."""
     root = tmp_path_factory.mktemp("runs")
     kinds = ("ddp-1", "ddp-2", "ddp-4", "fsdp-2", "chain")
-    for name in (*kinds, *(f"{kind}-{num}" for kind in ("baseline", "distill", "rivals") for num in (1, 2))):
+    for name in (*kinds, *(f"{kind}-{num}" for kind in KINDS for num in (1, 2))):
         (root / name / "work").mkdir(parents=True)
     torch.set_num_threads(1)
     train(root / "ddp-1", "pretrain")
-    train(root / "baseline-1", "baseline", num_train_steps=4)
-    train(root / "distill-1", "distill", num_train_steps=4)
-    train(root / "rivals-1", "rivals", num_train_steps=4)
+    for kind in KINDS:
+        train(root / f"{kind}-1", kind, num_train_steps=4)
     in_ranks(4, partial(_all_with_four, root))
     in_ranks(2, partial(_all_with_two, root))
     train(root / "chain", "pretrain")
@@ -186,6 +207,8 @@ def curve(folder: Path) -> np.ndarray:
         ("baseline-1", "baseline-2"),
         ("distill-1", "distill-2"),
         ("rivals-1", "rivals-2"),
+        ("head-1", "head-2"),
+        ("joint-1", "joint-2"),
     ],
 )
 def test_curve_and_files_are_those_of_one_process(root: Path, one: str, several: str) -> None:
@@ -193,7 +216,8 @@ def test_curve_and_files_are_those_of_one_process(root: Path, one: str, several:
     assert len(curve(root / one)) >= 4
     files = [sorted(path.name for path in (root / run / "model").iterdir()) for run in (one, several)]
     assert files[0] == files[1]
-    for name in ("model/model.safetensors", "state/train_state.safetensors"):
+    weights = {f"model/{name}" for name in files[0] if name.endswith(".safetensors")}
+    for name in ("state/train_state.safetensors", *weights):
         expected, found = (load_file(root / run / name) for run in (one, several))
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():

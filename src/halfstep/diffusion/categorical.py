@@ -8,6 +8,11 @@ BLOCK_SIZE = 256
 
 
 def draw_categorical(log_p: Tensor, u: Tensor) -> Tensor:
+    """See `draw_with_rest`, of which this is the index."""
+    return draw_with_rest(log_p, u)[0]
+
+
+def draw_with_rest(log_p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one index per row by inverting the cumulative distribution: first a block of indices, then one in it.
 
     One uniform number decides a draw, so a token's randomness can be fixed before its distribution is known. A sum in
@@ -21,7 +26,8 @@ def draw_categorical(log_p: Tensor, u: Tensor) -> Tensor:
             of this is float64.
         u: uniform numbers in [0, 1), float64 [...].
     Returns:
-        indices, int64 [...]; never one whose probability is zero, never a smaller one for a larger u.
+        (indices, what is left of u), int64 and float64 [...]: never an index whose probability is zero, never a smaller
+        one for a larger u; the rest, in [0, 1), is uniform and independent of the index.
     Raises:
         ValueError: u is not float64 or its shape does not fit.
         FloatingPointError: a row is NaN, or nothing in it is possible.
@@ -42,8 +48,8 @@ def draw_categorical(log_p: Tensor, u: Tensor) -> Tensor:
     indices = block[..., None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=log_p.device)
     log_p_block = log_p.gather(-1, indices.clamp(max=vocab_size - 1)).double()
     log_p_block = log_p_block.masked_fill(indices >= vocab_size, -torch.inf)
-    within, _ = _invert(log_p_block.softmax(dim=-1), fraction)
-    return block * BLOCK_SIZE + within
+    within, rest = _invert(log_p_block.softmax(dim=-1), fraction)
+    return block * BLOCK_SIZE + within, rest
 
 
 def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from halfstep.evaluation.scorer import Scorer, TokenNlls, text_features, text_nl
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.joint import JointModel
 from halfstep.samples.table import SampleSet
 from halfstep.settings.evaluation import EvaluateSettings
 
@@ -34,7 +35,7 @@ class Evaluated:
     cut off are kept.
 
     Attributes:
-        model: in evaluation mode, on `device`; its likelihoods are exact if it is autoregressive, and else bounds.
+        opened: in evaluation mode, on `device`; its likelihoods are exact if it is autoregressive, and else bounds.
         tokenizer: its own.
         scorer: judges the samples.
         sample_sets: (unconditional samples, continuations of prefixes), drawn in the same way.
@@ -47,7 +48,7 @@ class Evaluated:
         folder: for the batches, see `halfstep.run.work.cached`.
     """
 
-    model: "Denoiser | PreTrainedModel"
+    opened: "Denoiser | JointModel | PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     scorer: Scorer
     sample_sets: Sequence[tuple[SampleSet, SampleSet]]
@@ -58,6 +59,11 @@ class Evaluated:
     seed: int
     device: torch.device
     folder: Path
+
+    @property
+    def model(self) -> "Denoiser | PreTrainedModel":
+        """Without its joint head, if it has one."""
+        return self.opened.trunk if isinstance(self.opened, JointModel) else self.opened
 
     @property
     def held_out(self) -> np.ndarray:

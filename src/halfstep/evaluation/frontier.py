@@ -24,6 +24,7 @@ from halfstep.evaluation.metrics.self_bleu import self_bleu
 from halfstep.evaluation.scorer import Scorer, load_scorer, scorer_of, text_features, text_nlls
 from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, write_frontier
 from halfstep.model.base import MaskedModel
+from halfstep.model.joint import JointModel
 from halfstep.model.opening import open_with_tokenizer
 from halfstep.run import console, ranks
 from halfstep.run.device import autocast, select_device, select_precision
@@ -86,18 +87,21 @@ def draw_way(
         drawn = draw(model, sampler, given, uniforms=uniforms, **options)
         tokens = drawn.tokens.cpu().numpy()
         seconds = time.perf_counter() - started
-        return {"tokens": tokens, "nfe": drawn.nfe.cpu().numpy(), "seconds": np.array(seconds)}
+        passes = drawn.head_passes.cpu().numpy()
+        return {"tokens": tokens, "nfe": drawn.nfe.cpu().numpy(), "passes": passes, "seconds": np.array(seconds)}
 
     kept = [arrays for _, arrays in cached(folder, batched(range(len(x_init)), batch_size), compute)]
     tokens = np.concatenate([arrays["tokens"] for arrays in kept]).tolist()
-    evaluations = float(np.concatenate([arrays["nfe"] for arrays in kept]).mean())
+    evaluations, passes = (float(np.concatenate([arrays[key] for arrays in kept]).mean()) for key in ("nfe", "passes"))
+    of_head = passes * model.relative_depth if isinstance(model, JointModel) else 0.0
     return tokens, {
         "model": name,
         "sampler": sampler.name,
         "setting": sampler.setting,
         "temperature": temperature,
         "evaluations": evaluations,
-        "equivalent_evaluations": evaluations * relative_depth,
+        "equivalent_evaluations": evaluations * relative_depth + of_head,
+        "head_passes": passes,
         "seconds_per_sample": sum(float(arrays["seconds"]) for arrays in kept) / len(tokens),
         "num_samples": len(tokens),
     }

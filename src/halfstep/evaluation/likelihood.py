@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.nelbo import nelbo_per_token
@@ -18,8 +19,11 @@ from halfstep.diffusion.subs import masked_log_probs
 from halfstep.evaluation.loss_by_time import loss_by_time
 from halfstep.evaluation.scorer import token_nlls
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate
+from halfstep.model.base import MaskedModel
+from halfstep.model.joint import JointModel
 from halfstep.run.errors import UserError
 from halfstep.run.work import Arrays, batched, cached
+from halfstep.samplers.ancestral import unmask_steps
 from halfstep.samplers.base import LogitsAt
 
 if TYPE_CHECKING:
@@ -176,6 +180,67 @@ def _noised(
         x0 = torch.from_numpy(ids).expand(num_draws, -1)
         t = antithetic_times(num_draws, min_time, generator=generator)
         yield from zip(x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True)
+
+
+@torch.inference_mode()
+def stepwise_likelihood(
+    model: MaskedModel,
+    tokens: np.ndarray,
+    *,
+    num_steps: int,
+    together: bool,
+    mask_token_id: int,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    folder: Path | None = None,
+) -> Likelihood:
+    """An upper bound on the negative log-likelihood of sequences as ancestral sampling in a few steps writes them.
+
+    A sampler draws for each position the step in which it is written, and within a step an order; given these it writes
+    x with a probability that is a product over the steps, and over these -log of it is the bound, by Jensen's
+    inequality. Its sum over the steps is estimated from as many of them, evenly spread, as draws are made. Tokens of a
+    step are independent, or those of a joint head in its order. With ever more steps both are the negative ELBO.
+
+    Args:
+        model: in evaluation mode, on `device`; with a joint head if `together`.
+        tokens: held-out sequences, integers [num_sequences, length].
+        num_steps: of the sampler.
+        together: whether a step's tokens are drawn by the joint head.
+        others: see `denoiser_likelihood`.
+    """
+
+    def looks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for row, ids in enumerate(tokens.astype(np.int64)):
+            generator = torch.Generator().manual_seed(derive_seed(seed, "steps", num_steps, row))
+            x0 = torch.from_numpy(ids).expand(num_draws, -1)
+            u_time = torch.rand(x0.shape, generator=generator, dtype=torch.float64)
+            start = torch.rand((), generator=generator, dtype=torch.float64)
+            step = ((torch.arange(num_draws) + start) / num_draws * num_steps).long() + 1
+            yield from zip(x0, u_time, step, strict=True)
+
+    def nlls_of(parts: list[Tensor]) -> Arrays:
+        x0, u_time, step = (part.to(device) for part in parts)
+        written_in = unmask_steps(u_time, num_steps)
+        xt = torch.where(written_in < step[:, None], x0, mask_token_id)
+        at = written_in == step[:, None]
+        hidden = model.hidden_at(xt, at, t=1 - (step.double() - 1) / num_steps)
+        weight, bias = model.projection()
+        if together:
+            assert isinstance(model, JointModel)
+            arrangement = model.arrange(at, u_time)
+            hidden = model.conditional(hidden, x0.gather(1, arrangement.columns), arrangement)
+            hidden = arrangement.row_major(hidden)
+        log_p = masked_log_probs(F.linear(hidden, weight, bias).float(), mask_token_id)
+        of_tokens = torch.zeros(x0.shape, dtype=torch.float64, device=device)
+        of_tokens[at] = log_p.gather(1, x0[at][:, None])[:, 0].double()
+        return {"nlls": (-num_steps * of_tokens.sum(dim=1)).cpu().numpy()}
+
+    pieces = ([torch.stack(part) for part in zip(*batch, strict=True)] for batch in batched(looks(), batch_size))
+    nlls = np.concatenate([kept["nlls"] for _, kept in cached(folder, pieces, nlls_of)])
+    means = nlls.reshape(len(tokens), num_draws).mean(axis=1)
+    return Likelihood(_finite(means.tolist()), (tokens.shape[1],) * len(tokens))
 
 
 def autoregressive_likelihood(

@@ -14,8 +14,8 @@ from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
 from halfstep.evaluation.scorer import load_scorer, scorer_of, shares_vocabulary
 from halfstep.metrics.frontier import SAMPLE_COLUMNS
 from halfstep.metrics.record import AUTOREGRESSIVE, Record, Row, write_record, write_rows
-from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive
+from halfstep.model.opening import open_denoiser
 from halfstep.run import ranks
 from halfstep.run.console import console
 from halfstep.run.device import autocast, select_device, select_precision
@@ -65,12 +65,12 @@ def measure_model(
         read_sample_sets(samples_path / "continuations.parquet"),
     )
     with open_work(f"evaluate-{model_name}", values, files, inputs_of(params, "evaluate")) as work:
-        model = load_autoregressive(model_path) if is_baseline else Denoiser.from_pretrained(model_path)
+        model = load_autoregressive(model_path) if is_baseline else open_denoiser(model_path)
         mask_token_id = None if is_baseline else model.config.mask_token_id
         check_vocabulary(tokenizer, model_path, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
         with work.batches() as folder, autocast(device, select_precision(params.runtime.precision, device)):
             evaluated = Evaluated(
-                model=model.to(device),
+                opened=model.to(device),
                 tokenizer=tokenizer,
                 scorer=load_scorer(scorer_source, settings.scorer_revision, device),
                 sample_sets=sample_sets,

@@ -32,7 +32,8 @@ class FrontierRow:
     Attributes:
         model, sampler, setting, temperature: how they were drawn.
         evaluations: of the network, per sample, the mean.
-        equivalent_evaluations: the same weighted by the network's blocks over those of the first teacher.
+        equivalent_evaluations: the same weighted by the network's blocks over those of the first teacher, and so the
+            passes of a joint head, which are added.
         seconds_per_sample: of wall-clock time, drawn in batches.
         perplexity, perplexity_low, perplexity_high: under the scorer, with the 95 % interval over samples.
         entropy: of the tokens within a sample, nats, the mean.
@@ -42,6 +43,7 @@ class FrontierRow:
         solved: share of samples that solve their puzzle.
         num_samples: behind each of these numbers.
         givens: tokens that each puzzle gives.
+        head_passes: of a joint head, one after the other, per sample, the mean.
         parsed, agreeing, held_out, cast_entropy: see `halfstep.data.corpora.stories.judge`.
     """
 
@@ -62,6 +64,7 @@ class FrontierRow:
     solved: float | None = None
     num_samples: int
     givens: int | None = None
+    head_passes: float = 0.0
     parsed: float | None = None
     agreeing: float | None = None
     held_out: float | None = None

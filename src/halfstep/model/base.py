@@ -14,6 +14,7 @@ class MaskedConfig(Protocol):
         mask_token_id: id of the absorbing state, anywhere in the vocabulary.
         length: tokens of the sequences it was trained on.
         noise_epsilon: epsilon of the log-linear schedule it was trained with.
+        num_blocks: its layers, by which the costs of networks are compared.
     """
 
     @property
@@ -24,6 +25,8 @@ class MaskedConfig(Protocol):
     def length(self) -> int: ...
     @property
     def noise_epsilon(self) -> float: ...
+    @property
+    def num_blocks(self) -> int: ...
 
 
 @runtime_checkable

@@ -71,7 +71,7 @@ def read_denoiser(
         config = read_config(config_path)
     else:
         config = _checked_config(values, weights_path)
-    tensors = plain_names(_read_safetensors(weights_path) if is_safetensors else tensors)
+    tensors = plain_names(read_safetensors(weights_path) if is_safetensors else tensors)
     check_tensors(tensors, expected_shapes(config, build, len(tensors), config_path), weights_path)
     network = build(config)
     network.load_state_dict(tensors, strict=True)
@@ -181,7 +181,8 @@ def _checked_config(values: Any, path: Path) -> DenoiserConfig:
     return config
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; a `UserError` if it cannot be read."""
     try:
         return with_retries(str(path), lambda: load_file(path))
     # The reader of a number type that torch lacks raises what it likes.

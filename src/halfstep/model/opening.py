@@ -7,15 +7,19 @@ from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
 from halfstep.model.base import MaskedModel
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive
+from halfstep.model.joint import HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE, JointModel, read_head
 from halfstep.model.layouts import MODEL_TYPE
 from halfstep.model.loading import CONFIG_FILE, locate, read_values
+from halfstep.run.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_model(source: str | Path, revision: str | None = None) -> "MaskedModel | PreTrainedModel":
-    """Open a denoiser or a causal language model: `isinstance(model, MaskedModel)` tells them apart.
+    """Open a denoiser, with its joint head if it has one, or a causal language model.
+
+    `isinstance(model, MaskedModel)` tells them apart.
 
     Args:
         source: folder or hub id of either, or a denoiser's file of weights.
@@ -25,12 +29,28 @@ def open_model(source: str | Path, revision: str | None = None) -> "MaskedModel 
     Raises:
         UserError: there is no such model; see `Denoiser.from_pretrained` and `load_autoregressive`.
     """
-    config_path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
+    folder = locate(source, revision, CONFIG_FILE, HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE)
+    config_path = folder / CONFIG_FILE
     # A denoiser may be one file of weights, without a configuration beside it or of a kind that names no type.
     values = read_values(config_path) if config_path.is_file() else None
     if isinstance(values, dict) and values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         return load_autoregressive(source, revision)
-    return Denoiser.from_pretrained(source, revision)
+    denoiser = Denoiser.from_pretrained(source, revision)
+    if not (folder / HEAD_CONFIG_FILE).is_file():
+        return denoiser
+    return JointModel(denoiser, read_head(folder, denoiser.config.hidden_size)).eval()
+
+
+def open_denoiser(source: str | Path) -> "Denoiser | JointModel":
+    """Open a denoiser, with its joint head if it has one; arguments and errors as of `open_model`.
+
+    Raises:
+        UserError: it is a causal language model.
+    """
+    model = open_model(source)
+    if not isinstance(model, Denoiser | JointModel):
+        raise UserError(f"{source} is a causal language model, but a masked one is needed: give a denoiser")
+    return model
 
 
 def open_with_tokenizer(folder: Path) -> tuple["MaskedModel | PreTrainedModel", "PreTrainedTokenizerBase"]:

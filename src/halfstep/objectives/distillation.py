@@ -1,12 +1,15 @@
 """The objectives that train students: each is a file beside this one with `build` and the class of its settings.
 
-One that asks the teacher has `teacher_passes`, too, by which `halfstep plan` counts what that costs.
+One whose student is more than a copy of the teacher has `student`, too, which makes it; one that asks the teacher has
+`teacher_passes`, by which `halfstep plan` counts what that costs.
 """
 
+import copy
 from dataclasses import dataclass
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
+from halfstep.model.joint import trunk_of
 from halfstep.objectives import OBJECTIVES
 from halfstep.objectives.base import Objective
 from halfstep.settings.plugins import plugin_module
@@ -20,7 +23,7 @@ class Distillation:
     Attributes:
         round_index: from 1.
         teacher: frozen, in evaluation mode, on the device.
-        student: to be trained, a copy of the teacher.
+        student: to be trained, see `student_of`.
         schedule: of the noise that both are trained with.
         settings: `settings.own` are the objective's own.
         is_teacher_sharded: every process has a part of the teacher, so that all must ask it equally often.
@@ -32,6 +35,16 @@ class Distillation:
     schedule: LogLinearSchedule
     settings: DistillSettings
     is_teacher_sharded: bool = False
+
+
+def student_of(teacher: MaskedModel, settings: DistillSettings) -> MaskedModel:
+    """The student of a teacher before its training: a copy, without a joint head if the objective trains none.
+
+    Raises:
+        UserError: the teacher does not fit the objective.
+    """
+    make = getattr(plugin_module(OBJECTIVES, settings.objective), "student", None)
+    return copy.deepcopy(trunk_of(teacher)) if make is None else make(teacher, settings.own)
 
 
 def distillation_objective(given: Distillation) -> Objective:

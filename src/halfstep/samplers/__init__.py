@@ -1,5 +1,5 @@
 """From masks to text: one file for each way to write."""
 
 SAMPLERS = __name__
-SHARED = ("adjust", "autoregressive", "base", "choices", "sampler")
+SHARED = ("adjust", "autoregressive", "base", "choices", "joint", "sampler")
 """Files that are no samplers of masked models."""

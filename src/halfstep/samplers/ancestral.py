@@ -117,7 +117,7 @@ def sample(
         )
     if unmask_step is None:
         unmask_step = unmask_steps(u_time, num_steps)
-    chosen = _policy(x_init, unmask_step, num_steps, mask_token_id)
+    chosen = _policy(x_init, unmask_step, num_steps, mask_token_id, u_time)
     return fill(network, x_init, chosen, mask_token_id=mask_token_id, u_token=u_token, adjust=adjust, on_step=on_step)
 
 
@@ -126,13 +126,14 @@ def policy(
 ) -> "Ancestral":
     """The policy of a batch: see `Ancestral`."""
     if counts == "binomial":
-        return _policy(x_init, unmask_steps(u_time, num_steps), num_steps, mask_token_id)
+        return _policy(x_init, unmask_steps(u_time, num_steps), num_steps, mask_token_id, u_time)
     steps = planned_unmask_steps(u_time.to(x_init.device), x_init == mask_token_id, num_steps, counts)
-    return _policy(x_init, steps, num_steps, mask_token_id)
+    return _policy(x_init, steps, num_steps, mask_token_id, u_time)
 
 
-def _policy(x_init: Tensor, unmask_step: Tensor, num_steps: int, mask_token_id: int) -> "Ancestral":
-    return Ancestral(mask_token_id, torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0), num_steps)
+def _policy(x_init: Tensor, unmask_step: Tensor, num_steps: int, mask_token_id: int, u_time: Tensor) -> "Ancestral":
+    unmask_step = torch.where(x_init == mask_token_id, unmask_step.to(x_init.device), 0)
+    return Ancestral(mask_token_id, unmask_step, num_steps, u_time.to(x_init.device))
 
 
 class Ancestral(Policy):
@@ -141,16 +142,22 @@ class Ancestral(Policy):
     Args:
         unmask_step: of each position; 0 where nothing is to be written, int64 [batch, length].
         num_steps: on the time grid 1, 1 - 1/n, ..., 0.
+        u_time: the largest numbers come first, as finer steps would have it, float64 [batch, length].
     """
 
-    def __init__(self, mask_token_id: int, unmask_step: Tensor, num_steps: int) -> None:
+    def __init__(self, mask_token_id: int, unmask_step: Tensor, num_steps: int, u_time: Tensor) -> None:
         super().__init__(mask_token_id)
-        self.unmask_step, self.num_steps = unmask_step, num_steps
+        self.unmask_step, self.num_steps, self.priority = unmask_step, num_steps, u_time
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
         """See `Policy`."""
-        return self.unmask_step == step if step <= self.num_steps else None
+        is_masked = xt == self.mask_token_id
+        if step > self.num_steps and not is_masked.any():
+            return None
+        # What a joint head did not settle in the steps before is added to this one's.
+        return is_masked & (self.unmask_step <= step)
 
     def time(self, step: int, xt: Tensor) -> Tensor:
         """The time at which the step begins."""
+        step = min(step, self.num_steps)
         return torch.full((len(xt),), 1 - (step - 1) / self.num_steps, dtype=torch.float64, device=xt.device)

@@ -62,4 +62,6 @@ def sample_autoregressive(
             on_step(position - prefix_length + 1, tokens)
     order = (torch.arange(length, device=prefix.device) - prefix_length + 1).clamp(min=0)
     nfe = torch.full((batch_size,), length - prefix_length, dtype=torch.int64, device=prefix.device)
-    return Samples(tokens=tokens, nfe=nfe, unmask_step=order.expand(batch_size, length))
+    return Samples(
+        tokens=tokens, nfe=nfe, unmask_step=order.expand(batch_size, length), head_passes=torch.zeros_like(nfe)
+    )

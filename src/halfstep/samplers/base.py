@@ -32,11 +32,13 @@ class Samples:
         nfe: network evaluations made for each sequence, int64 [batch].
         unmask_step: step, from 1, in which each position was last written; 0 where it was given, int64
             [batch, length].
+        head_passes: passes of a joint head made for each sequence, one after the other, int64 [batch].
     """
 
     tokens: Tensor
     nfe: Tensor
     unmask_step: Tensor
+    head_passes: Tensor
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,15 @@ class Policy:
     Attributes:
         mask_token_id: id of the absorbing state.
         chooses: whether `writes` goes by scores, so that not all that is asked for is written.
+        priority: in which order what a step writes would be written one by one, the highest first, float
+            [batch, length]; known when the step writes. None is from left to right.
     """
 
     chooses = False
 
     def __init__(self, mask_token_id: int) -> None:
         self.mask_token_id = mask_token_id
+        self.priority: Tensor | None = None
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
         """The positions looked at in a step, from 1, bool [batch, length]; None when all is written."""
@@ -158,7 +163,7 @@ class InBlocks(Policy):
         self._number = number
         u_time, _ = self._uniforms.first
         self._policy = self._make(self._seen(self._x_init), u_time, partial(self._uniforms.at, number))
-        self.chooses = self._policy.chooses
+        self.chooses, self.priority = self._policy.chooses, self._policy.priority
 
     def _seen(self, xt: Tensor) -> Tensor:
         return torch.where(self._block == self._number, xt, -1)
@@ -178,7 +183,9 @@ class InBlocks(Policy):
 
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
-        return self._policy.writes(step - self._num_before, at, scores)
+        writes = self._policy.writes(step - self._num_before, at, scores)
+        self.priority = self._policy.priority
+        return writes
 
     def wrote(self, logits: Tensor, positions: Tensor, drawn: Tensor) -> None:
         """See `Policy`."""
@@ -200,6 +207,7 @@ def fill(
     adjust: Callable[[Tensor], Tensor] | None = None,
     likeliest: bool = False,
     latent: Tensor | None = None,
+    together: "Together | None" = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Samples:
     """Fill the masks of x_init, step by step, as a policy decides.
@@ -215,6 +223,7 @@ def fill(
         likeliest: write the likeliest token in place of a drawn one, as at temperature 0; the policy still sees the
             whole distribution.
         latent: see `MaskedModel.hidden_at`.
+        together: draws the tokens of an evaluation together; None draws each for itself.
         on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
     Returns:
         Samples, on the device of x_init.
@@ -227,9 +236,10 @@ def fill(
     u_token = u_token.to(xt.device)
     unmask_step = torch.zeros_like(xt)
     nfe = torch.zeros(xt.shape[0], dtype=torch.int64, device=xt.device)
+    head_passes = torch.zeros_like(nfe)
     for step in count(1):
         if (at := policy.asks(step, xt)) is None:
-            return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step)
+            return Samples(tokens=xt, nfe=nfe, unmask_step=unmask_step, head_passes=head_passes)
         forgotten = policy.forgets(step, xt)
         rows = at.any(dim=1).nonzero()[:, 0]
         if rows.numel():
@@ -237,14 +247,19 @@ def fill(
             asked = ask(network, xt[rows], at[rows], mask_token_id, t=t, latent=z, adjust=adjust)
             writes, chosen = at, None
             if policy.chooses:
-                scores = torch.cat([policy.scores(*piece) for piece in _located(asked(), at)])
+                scores = torch.cat([policy.scores(*piece) for piece in located(asked(), at)])
                 writes = policy.writes(step, at, scores)
                 chosen = writes[at]
-            for logits, positions in _located(asked(chosen), writes):
-                u = u_token.flatten()[positions]
-                drawn = logits.argmax(dim=-1) if likeliest else draw_categorical(logits, u)
-                policy.wrote(logits, positions, drawn)
-                xt.view(-1)[positions] = drawn
+            if together is not None:
+                writes, drawn, passes = together(asked, chosen, writes, policy, u_token, likeliest)
+                xt[writes] = drawn
+                head_passes += passes
+            else:
+                for logits, positions in located(asked(chosen), writes):
+                    u = u_token.flatten()[positions]
+                    drawn = logits.argmax(dim=-1) if likeliest else draw_categorical(logits, u)
+                    policy.wrote(logits, positions, drawn)
+                    xt.view(-1)[positions] = drawn
             unmask_step[writes] = step
             nfe[rows] += 1
         if forgotten is not None:
@@ -256,8 +271,27 @@ def fill(
     raise AssertionError("a policy ends")
 
 
-Asked = Callable[..., Iterator[Tensor]]
-"""(which of the positions asked for, bool [n], or all) -> their logits in pieces, float32 or wider [..., vocab]."""
+@dataclass(frozen=True)
+class Asked:
+    """One evaluation: what was computed for the positions asked for, row-major, and how logits are made of it.
+
+    Attributes:
+        hidden: of each position, float [n, hidden_size]; of a network in one part, its logits.
+        project: hidden states -> their logits in pieces, float32 or wider [..., vocab], -inf at the mask token.
+    """
+
+    hidden: Tensor
+    project: Callable[[Tensor], Iterator[Tensor]]
+
+    def __call__(self, chosen: Tensor | None = None) -> Iterator[Tensor]:
+        """The logits in pieces, of all or of those that are chosen, bool [n]; each call makes them anew."""
+        return self.project(self.hidden if chosen is None else self.hidden[chosen])
+
+
+Together = Callable[[Asked, Tensor | None, Tensor, Policy, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+"""(an evaluation, which of its positions are to be written, or all; these positions bool [batch, length]; the policy,
+u_token and likeliest of `fill`) -> (those that are written, bool [batch, length]; their tokens int64 [m], row-major;
+passes made for each sequence int64 [batch])."""
 
 
 def ask(
@@ -279,8 +313,6 @@ def ask(
         mask_token_id: id of the absorbing state.
         t, latent: for a network in two parts, see `MaskedModel.hidden_at`.
         adjust: see `fill`.
-    Returns:
-        what gives the logits, -inf at the mask token, row-major; each call makes them anew.
     """
     adjusted = adjust or (lambda logits: logits)
     if isinstance(network, MaskedModel):
@@ -288,19 +320,18 @@ def ask(
         bias = exclude_mask(bias, mask_token_id)
         hidden = network.hidden_at(xt, at, t=t, latent=latent)
 
-        def projected(chosen: Tensor | None = None) -> Iterator[Tensor]:
-            rows = hidden if chosen is None else hidden[chosen]
+        def project(rows: Tensor) -> Iterator[Tensor]:
             for some in rows.split(rows_per_chunk(len(bias), hidden.device)):
                 logits = F.linear(some, weight, bias)
                 yield adjusted(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
-        return projected
+        return Asked(hidden, project)
     logits = network(xt, at)
     logits = adjusted(exclude_mask(logits.to(torch.promote_types(logits.dtype, torch.float32)), mask_token_id))
-    return lambda chosen=None: iter([logits if chosen is None else logits[chosen]])
+    return Asked(logits, lambda rows: iter([rows]))
 
 
-def _located(pieces: Iterator[Tensor], at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def located(pieces: Iterator[Tensor], at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pieces of logits with their positions, row * length + column, int64 [n]."""
     positions = at.flatten().nonzero()[:, 0]
     for logits in pieces:

@@ -9,6 +9,8 @@ from torch import Tensor
 Score = Literal["entropy", "confidence", "margin"]
 """How sure a prediction is: minus its entropy (nats), or the logarithm of its greatest probability, or the difference
 between its two greatest probabilities."""
+Order = Literal[Score, "position"]
+"""Which position comes first: where the prediction is surest, or the leftmost."""
 Counts = Literal["even", "cosine"]
 """How many positions each step writes: equally many, or few at first and many at the end."""
 

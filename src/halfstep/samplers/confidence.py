@@ -48,5 +48,5 @@ class Confidence(Policy):
 
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
-        confidence = spread(scores, at, -torch.inf)
+        self.priority = confidence = spread(scores, at, -torch.inf)
         return at & ((confidence >= self.threshold) | (ranks(confidence) == 0))

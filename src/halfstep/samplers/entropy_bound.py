@@ -54,7 +54,7 @@ class EntropyBound(Policy):
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
         sure, entropies = spread(scores, at, -torch.inf).unbind(-1)
-        rank = ranks(sure)
+        self.priority, rank = sure, ranks(sure)
         # What is not asked for comes last, with entropies of -inf.
         in_order = torch.zeros_like(entropies).scatter(1, rank, entropies)
         # Exactly zero for the first, which is therefore written whatever gamma is.

@@ -46,7 +46,7 @@ class Factor(Policy):
 
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
-        confidence = spread(scores, at, -torch.inf)
+        self.priority = confidence = spread(scores, at, -torch.inf)
         rank = ranks(confidence)
         n = rank + 1
         # The largest n counts, whether those before it fulfil the inequality or not.

@@ -76,5 +76,6 @@ class Klass(Policy):
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
         confidence, settled = spread(scores, at, -torch.inf).unbind(-1)
+        self.priority = confidence
         is_ready = at & (confidence >= self.threshold) & (settled >= self.history)
         return torch.where(is_ready.any(dim=1, keepdim=True), is_ready, at & (ranks(confidence) < self.fallback))

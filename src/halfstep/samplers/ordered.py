@@ -7,16 +7,16 @@ from pydantic import Field
 from torch import Tensor
 
 from halfstep.samplers.base import Policy, StepUniforms
-from halfstep.samplers.choices import Counts, Score, ranks, spread, sureness, written_by
+from halfstep.samplers.choices import Counts, Order, ranks, spread, sureness, written_by
 from halfstep.settings.base import PositiveInts, Several
 from halfstep.settings.evaluation import SamplerSettings
 
 
 class Settings(SamplerSettings):
-    """`num_steps`; `score`: what is sure; `noise`: scale of the Gumbel noise that is added to it; `counts`."""
+    """`num_steps`; `score`: what comes first; `noise`: scale of the Gumbel noise that is added to it; `counts`."""
 
     num_steps: PositiveInts
-    score: Several[Score]
+    score: Several[Order]
     noise: Several[Annotated[float, Field(ge=0)]]
     counts: Several[Counts]
 
@@ -28,7 +28,7 @@ def policy(
     *,
     mask_token_id: int,
     num_steps: int,
-    score: Score,
+    score: Order,
     noise: float,
     counts: Counts,
 ) -> "Ordered":
@@ -38,7 +38,7 @@ def policy(
 
 
 class Ordered(Policy):
-    """Every step predicts all masked positions and writes those that are surest, as many as its turn has.
+    """Every step predicts all masked positions and writes the surest, or the leftmost, as many as its turn has.
 
     Changes the distribution: easy positions come first, so texts are likelier and less diverse than the model's.
     Noise in the order gives some of that back.
@@ -61,26 +61,29 @@ class Ordered(Policy):
         uniforms: StepUniforms,
         *,
         num_steps: int,
-        score: Score,
+        score: Order,
         noise: float,
         counts: Counts,
     ) -> None:
         super().__init__(mask_token_id)
         self.num_masked, self.uniforms = num_masked, uniforms
         self.num_steps, self.score, self.noise, self.counts = num_steps, score, noise, counts
-
-    def _turn(self, step: int) -> Tensor:
-        """How many positions each row writes in a step, int64 [batch, 1]."""
-        after, before = (written_by(k, self.num_steps, self.num_masked, self.counts) for k in (step, step - 1))
-        return (after - before)[:, None]
+        self._length = 0
+        self._turn = num_masked[:, None]  # how many positions each row writes in a step
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
         """See `Policy`."""
-        return (xt == self.mask_token_id) & (self._turn(step) > 0) if step <= self.num_steps else None
+        is_masked, self._length = xt == self.mask_token_id, xt.shape[1]
+        if step > self.num_steps and not is_masked.any():
+            return None
+        # What a joint head did not settle in the steps before is added to this one's.
+        after = written_by(min(step, self.num_steps), self.num_steps, self.num_masked, self.counts)
+        self._turn = (after - self.num_masked + is_masked.sum(dim=1))[:, None]
+        return is_masked & (self._turn > 0)
 
     def scores(self, logits: Tensor, positions: Tensor) -> Tensor:
         """See `Policy`."""
-        return sureness(logits, self.score)
+        return -(positions % self._length).double() if self.score == "position" else sureness(logits, self.score)
 
     def writes(self, step: int, at: Tensor, scores: Tensor) -> Tensor:
         """See `Policy`."""
@@ -88,4 +91,5 @@ class Ordered(Policy):
         if self.noise:
             u, _ = self.uniforms(step)
             priority = priority - self.noise * (-u.to(at.device).log()).log()
-        return at & (ranks(priority) < self._turn(step))
+        self.priority = priority
+        return at & (ranks(priority) < self._turn)

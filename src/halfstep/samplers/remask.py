@@ -114,16 +114,21 @@ class Remask(Policy):
 
     def asks(self, step: int, xt: Tensor) -> Tensor | None:
         """See `Policy`."""
+        is_masked = xt == self.mask_token_id
         if step > self.num_steps:
-            return None
+            # What a joint head did not settle is written in further steps.
+            return is_masked if is_masked.any() else None
         alpha_t, alpha_s = self.alphas[step - 1], self.alphas[step]
         sigma = 0.0 if self.schedule == "conf" else self._sigma(step)
+        self.priority = self.u_time
         self.still_masked *= 1 - (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-        return (xt == self.mask_token_id) & (self.u_time >= self.still_masked)
+        return is_masked & (self.u_time >= self.still_masked)
 
     def time(self, step: int, xt: Tensor) -> Tensor:
         """That at which as much is visible."""
-        return torch.full((len(xt),), 1 - self.alphas[step - 1], dtype=torch.float64, device=xt.device)
+        return torch.full(
+            (len(xt),), 1 - self.alphas[min(step, self.num_steps) - 1], dtype=torch.float64, device=xt.device
+        )
 
     def wrote(self, logits: Tensor, positions: Tensor, drawn: Tensor) -> None:
         """See `Policy`."""
@@ -132,7 +137,7 @@ class Remask(Policy):
 
     def forgets(self, step: int, xt: Tensor) -> tuple[Tensor, Tensor] | None:
         """See `Policy`."""
-        sigma = self._sigma(step)
+        sigma = self._sigma(step) if step <= self.num_steps else 0.0
         if sigma == 0:
             return None
         is_written = self.is_own & (xt != self.mask_token_id)

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from halfstep.model.base import MaskedModel
+from halfstep.model.joint import JointModel
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.samplers import SAMPLERS
 from halfstep.samplers.base import InBlocks, LogitsAt, Samples, Uniforms, fill
+from halfstep.samplers.joint import DrawTogether
 from halfstep.settings.evaluation import SamplerSettings
 from halfstep.settings.plugins import plugin_module, plugin_names
 
@@ -54,10 +56,18 @@ class Sampler:
         uniforms: Uniforms,
         **options: Any,
     ) -> Samples:
-        """Fill the masks of x_init: see `fill` for arguments and options."""
+        """Fill the masks of x_init: see `fill` for arguments and options.
+
+        Raises:
+            UserError: the network has no joint head, which is to draw.
+        """
         make = partial(plugin_module(SAMPLERS, self.name).policy, mask_token_id=mask_token_id)
         values = {**_usual(self.name), **self.values}
-        block_length = values.pop("block_length")
+        block_length, drawing, head_passes = (values.pop(name) for name in ("block_length", "drawing", "head_passes"))
+        if drawing != "independent":
+            if not isinstance(network, JointModel):
+                raise UserError(f"the model has no joint head, by which drawing={drawing} draws: drawing=independent")
+            options["together"] = DrawTogether(network, drawing, head_passes)
         if block_length is None:
             policy = make(x_init, uniforms.first[0], uniforms.at, **values)
         else:

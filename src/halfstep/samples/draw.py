@@ -150,7 +150,7 @@ def _filled_in(
         **options,
     )
     step = is_masked.cumsum(dim=1).masked_fill(~is_masked, 0)
-    return Samples(tokens=whole(drawn.tokens), nfe=is_masked.sum(dim=1), unmask_step=step)
+    return Samples(whole(drawn.tokens), is_masked.sum(dim=1), step, drawn.head_passes)
 
 
 def draw_batches(

@@ -165,6 +165,20 @@ def _contradictions(params: Params) -> Iterator[str]:
             num_parts_of(getattr(params, section), section, params.launch.num_processes)
         except UserError as error:
             yield f": {error}"
+    trains_head = bool(rounds) and getattr(params.distill.own, "makes_head", False)
+    for key, samplers, has_head in (
+        ("sample.samplers", params.sample.samplers, False),
+        ("frontier.samplers", params.frontier.samplers, False),
+        ("frontier.student_samplers", params.frontier.student_samplers, trains_head),
+        ("latency.samplers", params.latency.samplers, False),
+    ):
+        if not has_head and (asking := [sampler for sampler in samplers if sampler.needs_head]):
+            other = "objective=joint" if key == "frontier.student_samplers" else f"{key}=[{{name: ancestral, ...}}]"
+            yield (
+                f": {key} has drawing {shown(list(asking[0].drawing))} of {asking[0].name}, for which a model needs a"
+                f" joint head, but these have none; those of the objectives joint and joint_sdtt have one: dvc exp"
+                f" run -S {other}"
+            )
     buckets = params.evaluate.mauve_num_buckets
     for what, num_texts in (
         (

@@ -17,20 +17,38 @@ from halfstep.settings.base import (
 )
 from halfstep.settings.plugins import Plugin, plugin_names
 
+Drawing = Literal["independent", "sequential", "speculative", "parallel"]
+"""How the tokens of one evaluation are drawn: each for itself, or by a joint head in one of three ways."""
+
 
 class SamplerSettings(Settings):
     """A sampler: the name of the file in `samplers/` that has its other settings, each a list of values to combine.
 
     `block_length`: positions of a block, which are written in turn from left to right, and to each of which the other
-    settings apply; null: all at once.
+    settings apply; null: all at once. `drawing`: whether and how a joint head draws what an evaluation writes, in
+    `head_passes` passes at most (null: as many as it takes), see `halfstep.samplers.joint`.
     """
 
     name: str
     block_length: Several[PositiveInt | None] = (None,)
+    drawing: Several[Drawing] = ("independent",)
+    head_passes: Several[PositiveInt | None] = (None,)
+
+    @model_validator(mode="after")
+    def _passes_are_of_a_head(self) -> "SamplerSettings":
+        if self.head_passes != (None,) and "independent" in self.drawing:
+            raise ValueError("head_passes is for a joint head, but drawing is independent: drawing=[speculative]")
+        return self
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether only a model with a joint head has this sampler."""
+        return any(drawing != "independent" for drawing in self.drawing)
 
     def ways(self) -> list[dict[str, Any]]:
         """One value of each setting, in every combination, in ascending order: each is one way to draw samples."""
-        values = self.model_dump(exclude={"name", "block_length"}) | {"block_length": self.block_length}
+        last = {name: getattr(self, name) for name in ("block_length", "drawing", "head_passes")}
+        values = self.model_dump(exclude={"name", *last}) | last
         ordered = (some if None in some else sorted(some) for some in values.values())
         return [dict(zip(values, each, strict=True)) for each in product(*ordered)]
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.joint import HEAD_CONFIG_FILE, read_head, save_head
 from halfstep.model.layouts import Layout
 from halfstep.model.loading import locate_weights, save_denoiser
 from halfstep.run.errors import UserError
@@ -15,7 +16,7 @@ TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "vocab.json", "
 def export_denoiser(
     source: str | Path, target: Path, layout: Layout, *, revision: str | None = None, use_ema: bool = True
 ) -> None:
-    """Write a denoiser again in another layout, with the tokenizer's files that lie beside it.
+    """Write a denoiser again in another layout, with its joint head and the tokenizer's files that lie beside it.
 
     Args:
         source, revision, use_ema: as `Denoiser.from_pretrained`.
@@ -31,6 +32,8 @@ def export_denoiser(
     with atomic_path(target) as folder:
         folder.mkdir()
         save_denoiser(denoiser.config, denoiser, folder, layout)
+        if (weights_path.parent / HEAD_CONFIG_FILE).is_file():
+            save_head(read_head(weights_path.parent, denoiser.config.hidden_size), folder)
         for pattern in TOKENIZER_FILES:
             for file in weights_path.parent.glob(pattern):
                 shutil.copyfile(file, folder / file.name)

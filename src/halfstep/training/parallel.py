@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from halfstep.model.joint import JointModel
 from halfstep.run import ranks
 from halfstep.run.device import select_device, select_precision, set_num_threads
 from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
@@ -99,13 +100,13 @@ def parallelize_teacher(teacher: nn.Module, devices: Devices) -> None:
     """Bring a frozen network to the devices, in place.
 
     With strategy fsdp and shard_teacher its blocks are spread over the processes; they must then all ask it equally
-    often.
+    often. A joint head stays whole: how often it is asked depends on what it draws.
     """
     teacher.to(devices.device).requires_grad_(False)
     if devices.runtime.compile:
         compile_blocks(teacher)
     if devices.shards_teacher:
-        _shard_blocks(teacher, devices.device)
+        _shard_blocks(teacher.trunk if isinstance(teacher, JointModel) else teacher, devices.device)
 
 
 def without_sync(model_loss: nn.Module) -> AbstractContextManager[None]:
