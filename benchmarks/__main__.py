@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     option("--num-steps", type=positives, help="denoising steps, such as 16,64 (sample 16,64,128; latency 16 to 256)")
     option("--teacher-num-steps", type=positive, default=16, help="of distill: the student takes half (16)")
     option("--batch-sizes", type=positives, default=[1], help="of latency: texts at once, such as 1,8,64 (1)")
+    option("--head-layers", type=positive, help="of latency: draw each step's tokens by a joint head of so many layers")
     option("--num-repeats", type=positive, help="rounds that count; a round does each side once (5; sample 1)")
     option("--num-warmups", type=int, default=1, help="rounds before those (1)")
     option("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -136,6 +137,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     num_warmups=options.num_warmups,
                     num_repeats=options.num_repeats or 3,
                     device=device,
+                    head_layers=options.head_layers,
                 )
             ]
         elif options.work == "memory":

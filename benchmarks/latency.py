@@ -10,9 +10,11 @@ import torch
 from benchmarks.measure import spread
 from benchmarks.sizes import Size
 from halfstep.evaluation.latency import decode, synchronizer, time_calls
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
-from halfstep.samplers.ancestral import sample
+from halfstep.model.joint import JointHeadConfig, JointModel
 from halfstep.samplers.base import Uniforms
+from halfstep.samplers.sampler import sampler_of
 
 
 def time_sizes(
@@ -23,6 +25,7 @@ def time_sizes(
     num_warmups: int,
     num_repeats: int,
     device: torch.device,
+    head_layers: int | None = None,
 ) -> list[dict[str, Any]]:
     """Time both kinds of model on texts of `size.length` tokens, the first one given.
 
@@ -35,11 +38,21 @@ def time_sizes(
         batch_size: texts at once.
         num_warmups, num_repeats: rounds; each does everything once, in turn.
         device: where both compute.
+        head_layers: of a joint head with random weights, which then draws the tokens of each step, speculatively; how
+            many passes that takes depends on the weights.
     Returns:
-        a case for each number of steps: seconds of the autoregressive model (plain) and ours, and their ratio.
+        a case for each number of steps: seconds of the autoregressive model (plain) and ours, their ratio, and the
+        passes of the head per text.
     """
     size = replace(size, batch_size=batch_size)
     denoiser = size.denoiser().eval().to(device)
+    network: Denoiser | JointModel = denoiser
+    if head_layers is not None:
+        config = JointHeadConfig(size.hidden_size, head_layers, size.num_heads, "sampler")
+        network = JointModel.untrained(denoiser, config)
+        torch.nn.init.normal_(network.joint_head.out.weight, std=0.02)
+        network.eval().to(device)
+    drawing = "independent" if head_layers is None else "speculative"
     autoregressive = (
         new_gpt2(
             vocab_size=size.vocab_size,
@@ -54,10 +67,12 @@ def time_sizes(
     )
     x_init = torch.full((batch_size, size.length), size.mask_token_id, device=device)
     x_init[:, 0] = 0
-    u_time, u_token = Uniforms(0, range(batch_size), size.length).first
+    uniforms, passes = Uniforms(0, range(batch_size), size.length), dict.fromkeys(num_steps, 0.0)
 
     def denoise(steps: int) -> None:
-        sample(denoiser, x_init, num_steps=steps, mask_token_id=size.mask_token_id, u_time=u_time, u_token=u_token)
+        sampler = sampler_of("ancestral", {"num_steps": steps, "drawing": drawing}, "benchmark")
+        drawn = sampler.sample(network, x_init, mask_token_id=size.mask_token_id, uniforms=uniforms)
+        passes[steps] = drawn.head_passes.double().mean().item()
 
     caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]
     calls: dict[str, Callable[[], object]] = {f"{n}": partial(denoise, n) for n in num_steps}
@@ -70,5 +85,6 @@ def time_sizes(
         ours = spread(seconds[f"{n}"])
         ratio = {"median": rival["median"] / ours["median"]}
         case = {"work": "latency", "num_steps": n, "batch_size": batch_size, "num_parameters": num_parameters}
+        case["head_passes"] = passes[n]
         cases.append({**case, "plain": {"seconds": rival}, "ours": {"seconds": ours}, "ratio": ratio})
     return cases

@@ -118,6 +118,9 @@ def test_latency_has_a_case_for_each_number_of_steps(
     cases = json.loads(file.read_text())["cases"]
     assert [(case["num_steps"], case["batch_size"]) for case in cases] == [(1, 2), (2, 2)]
     assert cases[0]["ratio"]["median"] > 0
+    assert cases[0]["head_passes"] == 0
+    run(monkeypatch, "latency", *options, "--head-layers=1", "--json", str(file))
+    assert all(case["head_passes"] > 0 for case in json.loads(file.read_text())["cases"])
 
 
 @pytest.mark.parametrize(
