@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from halfstep.diffusion.categorical import draw_categorical
-from halfstep.diffusion.divergences import DIVERGENCES, Divergence
+from halfstep.diffusion.divergences import Divergence
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.projection import projected_loss
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -22,8 +22,8 @@ from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, unif
 from halfstep.objectives.sdtt import (
     Clock,
     DivergenceName,
+    of_round,
     teacher_passes,
-    teacher_step_size,
     teacher_steps,
 )
 from halfstep.samplers.base import Policy, ask
@@ -50,19 +50,7 @@ student = with_head
 
 def build(given: Distillation) -> Objective:
     """The objective of a round, from its parameters."""
-    settings = given.settings
-    return joint_sdtt_objective(
-        given.teacher,
-        dt=teacher_step_size(given.round_index, settings.base_num_steps, settings.num_teacher_steps),
-        num_teacher_steps=settings.num_teacher_steps,
-        divergence=DIVERGENCES[settings.own.divergence],
-        clock=settings.own.clock,
-        schedule=given.schedule,
-        min_time=settings.min_time,
-        mask_token_id=given.student.config.mask_token_id,
-        train_trunk=settings.own.train_trunk,
-        asks_in_every_step=given.is_teacher_sharded,
-    )
+    return joint_sdtt_objective(given.teacher, train_trunk=given.settings.own.train_trunk, **of_round(given))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,22 @@ class Settings(base.Settings):
 
 def build(given: Distillation) -> Objective:
     """The objective of a round, from its parameters."""
+    return sdtt_objective(given.teacher, **of_round(given))
+
+
+def of_round(given: Distillation) -> dict[str, Any]:
+    """What `sdtt_objective` takes from a round's parameters, and joint SDTT likewise."""
     settings = given.settings
-    return sdtt_objective(
-        given.teacher,
-        dt=teacher_step_size(given.round_index, settings.base_num_steps, settings.num_teacher_steps),
-        num_teacher_steps=settings.num_teacher_steps,
-        divergence=DIVERGENCES[settings.own.divergence],
-        clock=settings.own.clock,
-        schedule=given.schedule,
-        min_time=settings.min_time,
-        mask_token_id=given.student.config.mask_token_id,
-        asks_in_every_step=given.is_teacher_sharded,
-    )
+    return {
+        "dt": teacher_step_size(given.round_index, settings.base_num_steps, settings.num_teacher_steps),
+        "num_teacher_steps": settings.num_teacher_steps,
+        "divergence": DIVERGENCES[settings.own.divergence],
+        "clock": settings.own.clock,
+        "schedule": given.schedule,
+        "min_time": settings.min_time,
+        "mask_token_id": given.student.config.mask_token_id,
+        "asks_in_every_step": given.is_teacher_sharded,
+    }
 
 
 def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: int) -> float:
