@@ -68,10 +68,10 @@ def time_sizes(
     x_init = torch.full((batch_size, size.length), size.mask_token_id, device=device)
     x_init[:, 0] = 0
     uniforms, passes = Uniforms(0, range(batch_size), size.length), dict.fromkeys(num_steps, 0.0)
+    samplers = {n: sampler_of("ancestral", {"num_steps": n, "drawing": drawing}, "benchmark") for n in num_steps}
 
     def denoise(steps: int) -> None:
-        sampler = sampler_of("ancestral", {"num_steps": steps, "drawing": drawing}, "benchmark")
-        drawn = sampler.sample(network, x_init, mask_token_id=size.mask_token_id, uniforms=uniforms)
+        drawn = samplers[steps].sample(network, x_init, mask_token_id=size.mask_token_id, uniforms=uniforms)
         passes[steps] = drawn.head_passes.double().mean().item()
 
     caches = ["dynamic", "static"] if device.type == "cuda" else ["dynamic"]

@@ -244,10 +244,6 @@ class JointModel(nn.Module):
         """See `MaskedModel`."""
         return self.trunk.projection()
 
-    def logits_at(self, xt: Tensor, at: Tensor) -> Tensor:
-        """The trunk's."""
-        return self.trunk.logits_at(xt, at)
-
     def arrange(self, at: Tensor, priority: Tensor) -> Arrangement:
         """Positions in the order that the head was trained in; `priority`, float [b, length], is the sampler's."""
         if self.joint_head.config.order == "left_to_right":

@@ -13,6 +13,7 @@ and the passes fewer.
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -118,8 +119,9 @@ class _Run:
         """(positions settled, passes made), each int64 [batch]: all positions at once, until nothing changes."""
         counts = arrangement.is_in.sum(dim=1)
         settled, passes = counts.clamp(max=1), torch.zeros_like(counts)
-        while (going := (settled < counts).nonzero()[:, 0]).numel():
-            if max_passes is not None and int(passes.max()) == max_passes:
+        for _ in count() if max_passes is None else range(max_passes):
+            going = (settled < counts).nonzero()[:, 0]
+            if not going.numel():
                 break
             some = arrangement.select(going)
             before = self.tokens[some.rows]

@@ -6,7 +6,7 @@ from halfstep.evaluation.evaluated import Evaluated, rows_of
 from halfstep.evaluation.likelihood import stepwise_likelihood
 from halfstep.metrics.record import Row
 from halfstep.model.base import MaskedModel
-from halfstep.model.joint import JointModel, trunk_of
+from halfstep.model.joint import JointModel
 
 
 def measure(evaluated: Evaluated) -> Iterator[Row]:
@@ -20,7 +20,7 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
         for name, together in ways.items():
             metric = f"bound_in_{num_steps}_steps.{name}"
             likelihood = stepwise_likelihood(
-                model if together else trunk_of(model),
+                model,
                 evaluated.held_out,
                 num_steps=num_steps,
                 together=together,
