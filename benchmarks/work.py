@@ -14,7 +14,8 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.objectives.base import Objective
 from halfstep.objectives.nelbo import nelbo_objective
-from halfstep.objectives.sdtt import sdtt_objective, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.samplers.ancestral import sample, unmask_steps
 from halfstep.samplers.base import Samples, Uniforms, ask
 from halfstep.samplers.sampler import Sampler
@@ -125,12 +126,11 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_com
         )
         _backward(student, plain.sdtt_loss(student, xt, targets, mask_token_id=size.mask_token_id))
 
+    steps = TeacherSteps(dt, NUM_TEACHER_STEPS, SCHEDULE)
     objective = sdtt_objective(
         _compiled(teacher, is_compiled),
-        dt=dt,
-        num_teacher_steps=NUM_TEACHER_STEPS,
+        steps,
         divergence=kl_student_teacher,
-        schedule=SCHEDULE,
         min_time=MIN_TIME,
         mask_token_id=size.mask_token_id,
     )
@@ -138,7 +138,7 @@ def _distill(size: Size, num_steps: int, dt: float, device: torch.device, is_com
     xt, t = _noised(x0, size, generator)
     is_masked = xt == size.mask_token_id
     u_time, _ = torch.rand(2, *x0.shape, generator=generator, device=device, dtype=torch.float64)
-    step = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=NUM_TEACHER_STEPS, schedule=SCHEDULE)
+    step = steps.unmask_steps(u_time, t)
     num_masked = int(is_masked.sum())
     flops = 3 * forward_flops(size, x0.numel(), num_masked, size.length)
     for unmasks in (is_masked & (step == 1), is_masked & (step > 1)):

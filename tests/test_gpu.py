@@ -12,6 +12,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
 from tests.samplers.test_policies import SETTINGS
@@ -29,8 +30,8 @@ def objective_of(name: str, teacher: Denoiser) -> Objective:
     mask = teacher.config.mask_token_id
     if name == "nelbo":
         return nelbo_objective(schedule=SCHEDULE, min_time=1e-5, mask_token_id=mask)
-    options = {"dt": 1 / 8, "num_teacher_steps": 2, "mask_token_id": mask, "schedule": SCHEDULE, "min_time": 1e-5}
-    return sdtt_objective(teacher, **options, divergence=kl_student_teacher)
+    steps = TeacherSteps(1 / 8, 2, SCHEDULE)
+    return sdtt_objective(teacher, steps, mask_token_id=mask, min_time=1e-5, divergence=kl_student_teacher)
 
 
 @pytest.mark.parametrize("name", ["nelbo", "sdtt"])

@@ -16,7 +16,8 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.posterior import posterior_probs, unmask_probability
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
-from halfstep.objectives.sdtt import sdtt_loss, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss
+from halfstep.objectives.teacher import TeacherSteps, teacher_step_size
 from halfstep.samplers.ancestral import sample, unmask_steps
 from halfstep.samplers.base import Uniforms
 from tests.objectives.targets import sdtt_targets
@@ -212,12 +213,10 @@ def test_targets_do_not_see_the_order_of_the_batch(
         """One row per position, zero where nothing is masked."""
         rows = sdtt_targets(
             network,
+            TeacherSteps(dt, num_teacher_steps, SCHEDULE),
             xt[order],
             t[order],
-            dt=dt,
-            num_teacher_steps=num_teacher_steps,
             mask_token_id=vocab_size - 1,
-            schedule=SCHEDULE,
             u_time=u_time[order],
             u_token=u_token[order],
         )
@@ -239,8 +238,8 @@ def test_targets_do_not_see_the_order_of_the_batch(
 def test_teacher_steps_end_where_one_step_of_the_student_ends(t, dt, num_teacher_steps, u):
     """A position that the teacher unmasks in some step is one that the student's larger step unmasks."""
     u_time, time = torch.tensor([[u]], dtype=torch.float64), torch.tensor([t], dtype=torch.float64)
-    teacher = teacher_unmask_steps(u_time, time, dt=dt, num_teacher_steps=num_teacher_steps, schedule=SCHEDULE)
-    student = teacher_unmask_steps(u_time, time, dt=num_teacher_steps * dt, num_teacher_steps=1, schedule=SCHEDULE)
+    teacher = TeacherSteps(dt, num_teacher_steps, SCHEDULE).unmask_steps(u_time, time)
+    student = TeacherSteps(num_teacher_steps * dt, 1, SCHEDULE).unmask_steps(u_time, time)
     assert (teacher.item() <= num_teacher_steps) == (student.item() == 1)
 
 

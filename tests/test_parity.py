@@ -22,6 +22,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs, subs_log_probs
 from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.sdtt import sdtt_loss
+from halfstep.objectives.teacher import TeacherSteps
 from tests.objectives.targets import sdtt_targets
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("mdlm-*"))
@@ -286,12 +287,10 @@ def test_teacher_trajectory_and_target(fixture: Fixture, times: str) -> None:
     u_token = (p.cumsum(dim=-1) - p / 2).gather(-1, token)[..., 0].clamp(min=0)
     target = sdtt_targets(
         fixture.denoiser.logits_at,
+        TeacherSteps(dt, num_teacher_steps, fixture.schedule),
         xt,
         start,
-        dt=dt,
-        num_teacher_steps=num_teacher_steps,
         mask_token_id=fixture.mask,
-        schedule=fixture.schedule,
         u_time=u_time,
         u_token=u_token,
     )

@@ -18,6 +18,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import Uniforms
 
@@ -93,7 +94,9 @@ def test_our_distillation_loss_and_its_gradients_are_the_plain_ones(
     options = {"dt": 1.0, "num_teacher_steps": 1, "mask_token_id": mask, "schedule": SCHEDULE}
     targets = plain.sdtt_targets(denoiser, xt, t, **options, generator=generator)
     expected = plain.sdtt_loss(student, xt, targets, mask_token_id=mask)
-    objective = sdtt_objective(denoiser, **options, divergence=kl_student_teacher, min_time=1e-5)
+    objective = sdtt_objective(
+        denoiser, TeacherSteps(1.0, 1, SCHEDULE), divergence=kl_student_teacher, min_time=1e-5, mask_token_id=mask
+    )
     total, count = objective(student, x0, torch.Generator().manual_seed(3))
     assert expected > 0.01
     torch.testing.assert_close(total / count, expected, rtol=1e-5, atol=0)

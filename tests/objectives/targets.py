@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from halfstep.objectives.sdtt import sdtt_target_chunks
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.samplers.base import ask
 
 
-def sdtt_targets(teacher: Any, xt: Tensor, t: Tensor, **options: Any) -> Tensor:
+def sdtt_targets(teacher: Any, steps: TeacherSteps, xt: Tensor, t: Tensor, **options: Any) -> Tensor:
     """`sdtt_target_chunks` in the order of the masked positions, float [num_masked, vocab]."""
-    chunks = list(sdtt_target_chunks(teacher, xt, t, **options))
+    chunks = list(sdtt_target_chunks(teacher, steps, xt, t, **options))
     if not chunks:  # asked for no position, the teacher still tells the vocabulary's size
         nowhere = torch.zeros_like(xt[:1], dtype=torch.bool)
         return torch.cat(list(ask(teacher, xt[:1], nowhere, options["mask_token_id"])()))

@@ -20,7 +20,8 @@ from halfstep.objectives.base import Objective
 from halfstep.objectives.heads import HeadSettings, TrainingOrder, with_head
 from halfstep.objectives.joint import joint_objective
 from halfstep.objectives.joint_sdtt import Settings, joint_sdtt_objective, teacher_trajectory
-from halfstep.objectives.sdtt import Clock, later, sdtt_objective, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import Clock, Positions, TeacherSteps, later
 from halfstep.run.errors import UserError
 
 SCHEDULE = LogLinearSchedule(1e-3)
@@ -29,7 +30,8 @@ LENGTH = 3
 
 def some_denoiser(seed: int) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = Denoiser(DenoiserConfig(VOCAB, MASK, LENGTH, 16, 1, 2, 8, 0.0, 1e-3))
+    # With absolute positions: without them a sequence of masks looks the same everywhere.
+    denoiser = Denoiser(DenoiserConfig(VOCAB, MASK, LENGTH, 16, 1, 2, 8, 0.0, 1e-3, absolute_positions=True))
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return denoiser.eval().requires_grad_(False)
@@ -100,15 +102,14 @@ def test_the_clock_decides_which_positions_the_teacher_unmasks_in_a_step() -> No
     u = (torch.arange(1000, dtype=torch.float64) + 0.5)[None] / 1000
     t = torch.tensor([1.0], dtype=torch.float64)
     for clock in ("even", "cosine"):
-        steps = teacher_unmask_steps(u, t, dt=0.25, num_teacher_steps=2, schedule=SCHEDULE, clock=clock)  # type: ignore[arg-type]
+        steps = TeacherSteps(0.25, 2, SCHEDULE, clock).unmask_steps(u, t)  # type: ignore[arg-type]
         shares = [0.25, 0.5] if clock == "even" else [1 - math.cos(math.pi / 8), 1 - math.cos(math.pi / 4)]
         for step, share in enumerate(shares, 1):
             assert (steps <= step).double().mean().item() == pytest.approx(share, abs=1e-3)
 
 
 def steps_of(u_time: Tensor, t: Tensor, dt: float, k: int, clock: Clock = "even") -> Tensor:
-    found = teacher_unmask_steps(u_time, t, dt=dt, num_teacher_steps=k, schedule=SCHEDULE, clock=clock)
-    return found.clamp(max=k)
+    return TeacherSteps(dt, k, SCHEDULE, clock).unmask_steps(u_time, t).clamp(max=k)
 
 
 def whole_sequences() -> Tensor:
@@ -140,28 +141,58 @@ def numbers_that_write(x: Tensor, of_tokens: Tensor) -> Tensor:
     return upper - of_tokens.exp().gather(2, x[..., None])[..., 0] / 2
 
 
-CASES = [(k, clock, has_head) for k in (2, 4) for clock in ("even", "cosine") for has_head in (False, True)]
+def surest_steps(teacher: MaskedModel, x: Tensor, random_steps: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Where each step writes as many positions as `random_steps` [1, length] has, but those of least entropy.
+
+    Returns:
+        (step, order with the highest first) of each position of whole sequences x, as [n, length].
+    """
+    step, order = torch.zeros_like(x), torch.zeros(x.shape, dtype=torch.float64)
+    for row, tokens in enumerate(x):
+        place = 0
+        for i in range(1, k + 1):
+            left = step[row] == 0
+            xs = torch.where(left, MASK, tokens)[None]
+            log_p = log_probs(teacher, teacher.hidden_at(xs, left[None]))  # type: ignore[arg-type]
+            entropies = -(log_p[:, :MASK].exp() * log_p[:, :MASK]).sum(dim=-1)
+            surest = left.nonzero()[:, 0][entropies.argsort()][: int((random_steps == i).sum())]
+            for position in surest.tolist():
+                step[row, position], order[row, position], place = i, -place, place + 1
+    return step, order
 
 
-@pytest.mark.parametrize(("k", "clock", "has_head"), CASES)
-def test_the_expected_loss_is_the_divergence_of_whole_sequences(k: int, clock: Clock, has_head: bool) -> None:
+CASES = [
+    (k, clock, has_head, positions)
+    for k in (2, 4)
+    for clock in ("even", "cosine")
+    for has_head, positions in ((False, "random"), (True, "random"), (False, "surest"))
+]
+
+
+@pytest.mark.parametrize(("k", "clock", "has_head", "positions"), CASES)
+def test_the_expected_loss_is_the_divergence_of_whole_sequences(
+    k: int, clock: Clock, has_head: bool, positions: Positions
+) -> None:
     """By enumeration: sum over the tokens of KL(teacher || student) = KL of the two distributions of what k steps of
     the teacher and one of the student write from nothing. So a loss of zero means that they are the same.
     """
-    teacher = some_model(1) if has_head else some_denoiser(1)
+    teacher = some_model(1) if has_head else some_denoiser(5)
     student = some_model(2)
-    u_time = torch.tensor([[0.9, 0.2, 0.6]], dtype=torch.float64)
+    u_time = torch.tensor([[0.9, 0.2, 0.4]], dtype=torch.float64)
     t = torch.tensor([1.0], dtype=torch.float64)
-    step = steps_of(u_time, t, 1 / k, k, clock)
-    x = whole_sequences()
+    step, x = steps_of(u_time, t, 1 / k, k, clock), whole_sequences()
+    order = u_time.expand(x.shape)
+    if positions == "surest":
+        step, order = surest_steps(teacher, x, step, k)
+        assert len(order.unique(dim=0)) > 1  # what comes second depends on the first
     teacher_total, of_tokens = teacher_log_p(teacher, x, step, u_time, k)
     assert teacher_total.exp().sum().item() == pytest.approx(1, abs=1e-6)
     given = torch.full_like(x, MASK)
-    student_total = conditionals(student, given, x, u_time.expand(x.shape)).sum(dim=1)
+    student_total = conditionals(student, given, x, order).sum(dim=1)
     expected = (teacher_total.exp() * (teacher_total - student_total)).sum()
     objective = joint_sdtt_objective(
-        teacher, dt=1 / k, num_teacher_steps=k, divergence=DIVERGENCES["kl_teacher_student"], clock=clock,
-        schedule=SCHEDULE, min_time=1e-5, mask_token_id=MASK, train_trunk=False,
+        teacher, TeacherSteps(1 / k, k, SCHEDULE, clock, positions), divergence=DIVERGENCES["kl_teacher_student"],
+        min_time=1e-5, mask_token_id=MASK, train_trunk=False,
     )  # fmt: skip
     losses = list(per_sequence(objective, teacher, student, x, u_time, of_tokens, k, clock))
     average = sum(math.exp(log_p) * loss for log_p, loss in zip(teacher_total.tolist(), losses, strict=True))
@@ -191,7 +222,7 @@ def numbers_found(teacher: JointModel, x: Tensor, u_time: Tensor, k: int, clock:
     for place in u_time[0].argsort(descending=True).tolist():
         tried = numbers[:, None].repeat(1, len(grid), 1)
         tried[..., place] = grid
-        tokens, _ = trajectory(
+        tokens, _, _ = trajectory(
             teacher, torch.full((tried[..., 0].numel(), LENGTH), MASK), u_time, tried.flatten(0, 1), k, clock
         )
         writes = tokens[:, place].view(len(x), -1) == x[:, place, None]
@@ -202,10 +233,10 @@ def numbers_found(teacher: JointModel, x: Tensor, u_time: Tensor, k: int, clock:
 
 def trajectory(
     teacher: MaskedModel, xt: Tensor, u_time: Tensor, u_token: Tensor, k: int, clock: Clock
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return teacher_trajectory(
-        teacher, xt, torch.ones(len(xt), dtype=torch.float64), dt=1 / k, num_teacher_steps=k, mask_token_id=MASK,
-        schedule=SCHEDULE, u_time=u_time.expand(xt.shape), u_token=u_token, clock=clock,
+        teacher, TeacherSteps(1 / k, k, SCHEDULE, clock), xt, torch.ones(len(xt), dtype=torch.float64),
+        mask_token_id=MASK, u_time=u_time.expand(xt.shape), u_token=u_token,
     )  # fmt: skip
 
 
@@ -214,7 +245,7 @@ def test_what_the_teacher_writes_and_its_distributions_are_those_of_its_steps(ha
     teacher = some_model(1) if has_head else some_denoiser(1)
     u_time = torch.tensor([[0.9, 0.2, 0.6]], dtype=torch.float64)
     u_token = torch.rand(64, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tokens, hidden = trajectory(teacher, torch.full((64, LENGTH), MASK), u_time, u_token, 2, "even")
+    tokens, _, hidden = trajectory(teacher, torch.full((64, LENGTH), MASK), u_time, u_token, 2, "even")
     assert len(tokens.unique(dim=0)) > 10
     step = steps_of(u_time, torch.ones(1, dtype=torch.float64), 0.5, 2)
     _, of_tokens = teacher_log_p(teacher, tokens, step, u_time, 2)
@@ -234,9 +265,8 @@ def test_the_teacher_is_asked_only_where_a_step_unmasks_something_or_in_every_st
     # Of three sequences one unmasks in the second of four steps, and two in the last.
     u_time = torch.tensor([[0.6, 0.6], [0.1, 0.1], [0.1, 0.1]], dtype=torch.float64)
     teacher_trajectory(
-        Counted(), torch.full((3, 2), MASK), torch.ones(3, dtype=torch.float64), dt=0.25, num_teacher_steps=4,
-        mask_token_id=MASK, schedule=SCHEDULE, u_time=u_time, u_token=u_time, clock="even",
-        asks_in_every_step=asks_in_every_step,
+        Counted(), TeacherSteps(0.25, 4, SCHEDULE, asks_in_every_step=asks_in_every_step), torch.full((3, 2), MASK),
+        torch.ones(3, dtype=torch.float64), mask_token_id=MASK, u_time=u_time, u_token=u_time,
     )  # fmt: skip
     assert asked == ([1, 1, 1, 2] if asks_in_every_step else [1, 2])
 
@@ -266,7 +296,7 @@ def test_a_factorised_student_of_two_tokens_that_agree_misses_by_log_2() -> None
     u_time = torch.tensor([[0.9, 0.1]], dtype=torch.float64).expand(400, -1)
     u_token = (torch.arange(400, dtype=torch.float64)[:, None] + 0.5).expand(-1, 2) / 400
     xt = torch.full((400, 2), MASK)
-    tokens, hidden = trajectory(teacher, xt, u_time, u_token, 2, "even")
+    tokens, _, hidden = trajectory(teacher, xt, u_time, u_token, 2, "even")
     assert tokens.unique(dim=0).tolist() == [[0, 0], [1, 1]]
     of_teacher = hidden.view(400, 2, VOCAB).log_softmax(dim=-1)
     forward = DIVERGENCES["kl_teacher_student"]
@@ -287,16 +317,14 @@ def test_without_a_head_that_knows_anything_it_is_sdtt() -> None:
     """The same noise, teacher and trunk: an untrained head's loss, and the trunk's beside it, are SDTT's."""
     teacher, trunk = some_denoiser(1), some_denoiser(2)
     student = JointModel.untrained(trunk, JointHeadConfig(16, 1, 2, "sampler")).requires_grad_(False)
-    common = {
-        "dt": 0.25, "num_teacher_steps": 2, "divergence": DIVERGENCES["kl_student_teacher"], "schedule": SCHEDULE,
-        "min_time": 1e-5, "mask_token_id": MASK,
-    }  # fmt: skip
+    common = {"divergence": DIVERGENCES["kl_student_teacher"], "min_time": 1e-5, "mask_token_id": MASK}
     x0 = torch.randint(VOCAB - 1, (16, LENGTH), generator=torch.Generator().manual_seed(0))
-    for clock in ("even", "cosine"):
-        plain = sdtt_objective(teacher, clock=clock, **common)  # type: ignore[arg-type]
+    for clock, positions in itertools.product(("even", "cosine"), ("random", "surest")):
+        steps = TeacherSteps(0.25, 2, SCHEDULE, clock, positions)  # type: ignore[arg-type]
+        plain = sdtt_objective(teacher, steps, **common)  # type: ignore[arg-type]
         total, count = plain(trunk, x0, torch.Generator().manual_seed(1))
         for train_trunk, factor in ((False, 1), (True, 2)):
-            joint = joint_sdtt_objective(teacher, clock=clock, train_trunk=train_trunk, **common)  # type: ignore[arg-type]
+            joint = joint_sdtt_objective(teacher, steps, train_trunk=train_trunk, **common)  # type: ignore[arg-type]
             joint_total, joint_count = joint(student, x0, torch.Generator().manual_seed(1))
             assert joint_count == count > 0
             assert float(joint_total) == pytest.approx(factor * float(total), rel=1e-4)
@@ -309,8 +337,8 @@ def test_gradients_reach_what_is_trained_and_nothing_else(train_trunk: bool) -> 
     student = with_head(teacher, settings)
     torch.nn.init.normal_(student.joint_head.out.weight, std=0.1)
     objective = joint_sdtt_objective(
-        teacher, dt=0.25, num_teacher_steps=2, divergence=DIVERGENCES["kl_teacher_student"], clock="even",
-        schedule=SCHEDULE, min_time=1e-5, mask_token_id=MASK, train_trunk=train_trunk,
+        teacher, TeacherSteps(0.25, 2, SCHEDULE), divergence=DIVERGENCES["kl_teacher_student"], min_time=1e-5,
+        mask_token_id=MASK, train_trunk=train_trunk,
     )  # fmt: skip
     total, _ = objective(student, torch.zeros(8, LENGTH, dtype=torch.int64), torch.Generator().manual_seed(0))
     total.backward()
@@ -341,6 +369,7 @@ def test_joint_sdtt_has_the_order_of_the_trajectory_only() -> None:
         "train_trunk": True,
         "divergence": "mse",
         "clock": "even",
+        "positions": "random",
     }
-    with pytest.raises(ValueError, match="order is both, but the teacher's tokens come in a random one"):
+    with pytest.raises(ValueError, match="order is both, but the head learns the teacher's"):
         Settings(order="both", **own)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.training.parallel import ModelLoss
 from halfstep.training.validation import mean_loss
 
@@ -106,10 +107,8 @@ def test_a_student_that_is_its_teacher_has_no_loss_when_one_step_is_all(generato
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     objective = sdtt_objective(
         teacher.logits_at,
-        dt=1.0,
-        num_teacher_steps=2,
+        TeacherSteps(1.0, 2, SCHEDULE),
         divergence=kl_student_teacher,
-        schedule=SCHEDULE,
         min_time=1e-5,
         mask_token_id=8,
     )
@@ -143,7 +142,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(kind: str, generator: torch.Genera
     elif kind == "distillation":
         teacher = copy.deepcopy(model).eval()
         torch.nn.init.normal_(teacher.head.weight, std=0.3, generator=generator)
-        objective = sdtt_objective(teacher, dt=0.2, num_teacher_steps=2, divergence=kl_student_teacher, **common)
+        common.pop("schedule")
+        objective = sdtt_objective(teacher, TeacherSteps(0.2, 2, SCHEDULE), divergence=kl_student_teacher, **common)
     else:
         model = new_gpt2(vocab_size=9, length=6, hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0)
         objective = autoregressive_objective()

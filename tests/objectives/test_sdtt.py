@@ -12,7 +12,8 @@ from halfstep.diffusion.divergences import DIVERGENCES, kl_student_teacher
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.denoiser import Denoiser
-from halfstep.objectives.sdtt import sdtt_loss, teacher_passes, teacher_step_size, teacher_unmask_steps
+from halfstep.objectives.sdtt import sdtt_loss
+from halfstep.objectives.teacher import TeacherSteps, teacher_passes, teacher_step_size
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2
@@ -39,12 +40,10 @@ def _logits_at(table, log=None):
 def _targets(logits_at, xt, t, u_time, u_token, dt=0.25, num_teacher_steps=2):
     return sdtt_targets(
         logits_at,
+        TeacherSteps(dt, num_teacher_steps, SCHEDULE),
         xt,
         t,
-        dt=dt,
-        num_teacher_steps=num_teacher_steps,
         mask_token_id=MASK,
-        schedule=SCHEDULE,
         u_time=u_time,
         u_token=u_token,
     )
@@ -63,26 +62,26 @@ def test_teacher_steps_sit_at_t_and_t_minus_dt() -> None:
     """A position still masked at s given masked at t has u below m(s) / m(t) = s / t."""
     t = torch.tensor([0.8], dtype=torch.float64)
     u = torch.tensor([[0.0, 0.249, 0.251, 0.499, 0.501, 0.749, 0.751, 0.999]], dtype=torch.float64)
-    steps = teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=3, schedule=SCHEDULE)
+    steps = TeacherSteps(0.2, 3, SCHEDULE).unmask_steps(u, t)
     assert steps.tolist() == [[4, 4, 3, 3, 2, 2, 1, 1]]
 
 
 def test_a_step_that_ends_at_time_zero_leaves_nothing_masked() -> None:
     t = torch.tensor([0.25], dtype=torch.float64)
     u = torch.tensor([[0.0]], dtype=torch.float64)
-    assert teacher_unmask_steps(u, t, dt=0.25, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[1]]
+    assert TeacherSteps(0.25, 2, SCHEDULE).unmask_steps(u, t).tolist() == [[1]]
 
 
 def test_what_no_teacher_step_unmasks_is_one_step_later() -> None:
     t = torch.tensor([1.0, 0.5], dtype=torch.float64)
     u = torch.zeros(2, 1, dtype=torch.float64)
-    assert teacher_unmask_steps(u, t, dt=0.1, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[3], [3]]
+    assert TeacherSteps(0.1, 2, SCHEDULE).unmask_steps(u, t).tolist() == [[3], [3]]
 
 
 @pytest.mark.parametrize("num_teacher_steps", [2, 3])
 @pytest.mark.parametrize("min_time", [1e-5, 0.3])
 def test_what_a_teacher_evaluates_is_the_mean_over_times_and_numbers(num_teacher_steps: int, min_time: float) -> None:
-    """`teacher_unmask_steps` on a fine grid of times and of uniform numbers, where nothing is left to chance.
+    """`TeacherSteps.unmask_steps` on a fine grid of times and of uniform numbers, where nothing is left to chance.
 
     A step unmasks nothing of a sequence of n tokens with the nth power of the chance that it leaves one alone. The
     grids leave errors below 1e-3.
@@ -90,11 +89,14 @@ def test_what_a_teacher_evaluates_is_the_mean_over_times_and_numbers(num_teacher
     length, schedule = 5, LogLinearSchedule(0.1)
     t = min_time + (1 - min_time) * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     u = ((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000).expand(len(t), -1)
-    step = teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=num_teacher_steps, schedule=schedule)
+    step = TeacherSteps(0.2, num_teacher_steps, schedule).unmask_steps(u, t)
     masked = 1 - schedule.alpha(t)
     settings = SimpleNamespace(
-        own=SimpleNamespace(clock="even"), min_time=min_time, base_num_steps=5, num_teacher_steps=num_teacher_steps
-    )
+        own=SimpleNamespace(clock="even", positions="random"),
+        min_time=min_time,
+        base_num_steps=5,
+        num_teacher_steps=num_teacher_steps,
+    )  # fmt: skip
     passes = teacher_passes(settings, 1, schedule, length)
     for i, (evaluated, unmasking) in enumerate(passes, start=1):
         chance = masked * (step.clamp(max=num_teacher_steps) == i).double().mean(dim=1)
@@ -109,12 +111,10 @@ def test_targets_carry_no_gradient_to_the_teacher(published: Path) -> None:
     u = torch.full((1, 4), 0.5, dtype=torch.float64)
     targets = sdtt_targets(
         teacher.logits_at,
+        TeacherSteps(0.25, 2, SCHEDULE),
         xt,
         torch.tensor([0.5], dtype=torch.float64),
-        dt=0.25,
-        num_teacher_steps=2,
         mask_token_id=teacher.config.mask_token_id,
-        schedule=SCHEDULE,
         u_time=u,
         u_token=u,
     )
@@ -125,7 +125,7 @@ def test_targets_carry_no_gradient_to_the_teacher(published: Path) -> None:
 def test_a_step_beyond_time_zero_unmasks_everything() -> None:
     u = torch.tensor([[0.0, 0.5, 1 - 2**-53]], dtype=torch.float64)
     t = torch.tensor([0.1], dtype=torch.float64)
-    assert teacher_unmask_steps(u, t, dt=0.2, num_teacher_steps=2, schedule=SCHEDULE).tolist() == [[1, 1, 1]]
+    assert TeacherSteps(0.2, 2, SCHEDULE).unmask_steps(u, t).tolist() == [[1, 1, 1]]
 
 
 def _enumerated(table, t: float, dt: float, num_teacher_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,12 +299,10 @@ def test_tokens_beyond_the_mask_are_visible_and_have_no_target() -> None:
     u = torch.full((1, 2), 0.99, dtype=torch.float64)
     targets = sdtt_targets(
         _logits_at(table, asked),
+        TeacherSteps(0.25, 2, SCHEDULE),
         torch.tensor([[1, 2]]),
         torch.tensor([0.5], dtype=torch.float64),
-        dt=0.25,
-        num_teacher_steps=2,
         mask_token_id=1,
-        schedule=SCHEDULE,
         u_time=u,
         u_token=u,
     )

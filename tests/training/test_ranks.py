@@ -26,6 +26,7 @@ from halfstep.objectives.joint import joint_objective
 from halfstep.objectives.joint_sdtt import joint_sdtt_objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
+from halfstep.objectives.teacher import TeacherSteps
 from halfstep.run import ranks
 from halfstep.run.errors import UserError
 from halfstep.run.work import Work, cached
@@ -83,7 +84,8 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
     launch = PARAMS.launch.model_copy(update=layout)
     devices = make_devices(RUNTIME, launch)
     schedule = LogLinearSchedule(1e-3)
-    common = {"schedule": schedule, "min_time": 1e-5, "mask_token_id": 12}
+    without_schedule = {"min_time": 1e-5, "mask_token_id": 12}
+    common = {"schedule": schedule, **without_schedule}
     seed_weights(0, kind)
     objective = valid_objective = nelbo_objective(**common)
     model: torch.nn.Module = Denoiser(CONFIG)
@@ -96,8 +98,8 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         parallelize_teacher(teacher, devices)
         # So little time passes in a teacher's step that in some nothing unmasks.
         objective = sdtt_objective(
-            teacher, dt=1 / 128, num_teacher_steps=2, divergence=kl_student_teacher,
-            asks_in_every_step=devices.shards_teacher, **common,
+            teacher, TeacherSteps(1 / 128, 2, schedule, asks_in_every_step=devices.shards_teacher),
+            divergence=kl_student_teacher, **without_schedule,
         )  # fmt: skip
     elif kind == "head":
         model = with_head(model, HEAD_SETTINGS)
@@ -110,8 +112,9 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         model = with_head(joint_teacher, HEAD_SETTINGS.model_copy(update={"train_trunk": True}))
         parallelize_teacher(joint_teacher, devices)
         objective = joint_sdtt_objective(
-            joint_teacher, dt=1 / 64, num_teacher_steps=2, divergence=kl_teacher_student, clock="cosine",
-            train_trunk=True, asks_in_every_step=devices.shards_teacher, **common,
+            joint_teacher,
+            TeacherSteps(1 / 64, 2, schedule, "cosine", "surest", asks_in_every_step=devices.shards_teacher),
+            divergence=kl_teacher_student, train_trunk=True, **without_schedule,
         )  # fmt: skip
     elif kind == "rivals":
         objective = with_rival(objective)
