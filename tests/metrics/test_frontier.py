@@ -97,9 +97,32 @@ def test_a_curve_with_less_entropy_has_no_number_and_one_with_more_that_of_its_l
     # Two curves are compared where both are.
     higher = curve([[3, 3], [5, 5]], [[1, 1], [2, 2]])
     assert ratio_at_entropy(higher, made, 1.0, **RESAMPLING).value == pytest.approx(math.exp(1 - 2))
-    # One temperature is no curve; nor are two that have the same entropy.
-    assert at_entropy(curve([[2, 2]], [[1, 1]]), 2, **RESAMPLING).perplexity is None
-    assert at_entropy(curve([[2, 2], [2, 2]], [[1, 1], [3, 3]]), 2, **RESAMPLING).perplexity is None
+    # Where nothing is shared the other counts at its end, which favours it; never the other way round.
+    highest = curve([[4.5, 4.5], [5, 5]], [[1, 1], [2, 2]])
+    assert ratio_at_entropy(highest, made, 1.0, **RESAMPLING).value == pytest.approx(math.exp(1 - 3))
+    assert ratio_at_entropy(made, highest, 1.0, **RESAMPLING) is None
+    # One temperature is enough where it has the entropy; of two the better counts.
+    assert at_entropy(curve([[2, 2]], [[1, 1]]), 2, **RESAMPLING).perplexity.value == pytest.approx(math.e)
+    assert at_entropy(curve([[2, 2], [2, 2]], [[3, 3], [1, 1]]), 2, **RESAMPLING).perplexity.value == pytest.approx(
+        math.e
+    )
+    assert at_entropy(curve([[2, 2]], [[1, 1]]), 2.1, **RESAMPLING).perplexity is None
+
+
+def test_more_entropy_at_less_perplexity_is_better_and_its_interval_that_of_its_samples() -> None:
+    """Entropy need not rise with temperature: then the least of it is not the best with enough of it."""
+    rng = np.random.default_rng(0)
+    nlls = np.array([1.7, 2.7, 4.0])[:, None] + rng.normal(size=(3, 100))
+    entropies = [[3.565] * 100, [3.560] * 100, [3.6] * 100]
+    costs = [5.0, 6.0, 7.0]
+    # Where it costs more it is another choice, not a better one.
+    dear = at_entropy(curve(entropies, nlls.tolist(), equivalent_evaluations=costs[::-1]), 3.49, **RESAMPLING)
+    assert dear.temperature == pytest.approx(1.1)
+    found = at_entropy(curve(entropies, nlls.tolist(), equivalent_evaluations=costs), 3.49, **RESAMPLING)
+    assert (found.entropy, found.temperature) == (pytest.approx(3.565), 1.0)
+    assert found.perplexity.value == pytest.approx(math.exp(nlls[0].mean()))
+    # The mean of 100 numbers of variance 1; a bootstrap of 2000 knows it to 3 %.
+    assert found.perplexity.standard_error == pytest.approx(found.perplexity.value * nlls[0].std() / 10, rel=0.1)
 
 
 def test_entropy_may_fall_with_temperature() -> None:

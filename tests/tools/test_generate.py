@@ -108,7 +108,7 @@ def test_the_best_that_was_measured_for_so_many_evaluations_is_taken(folders: di
                 num_samples=2,
             )
             rows.append(row)
-            nll = 10 * math.log(perplexity)
+            nll = 10 * (math.log(perplexity) + 0.1 * (entropy - 2))
             samples += [(sampler, setting, temperature, i, nll, 10, entropy) for i in range(2)]
     write_frontier(tmp_path / "frontier" / "0", rows, samples)
     text = Row("data_entropy", Estimate(2.0, None, 2, "nats"))

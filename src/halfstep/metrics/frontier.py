@@ -2,7 +2,7 @@
 
 A lower temperature lowers perplexity and entropy together, so a perplexity alone says nothing. Every way to draw is
 swept over temperatures; its curve of log perplexity against entropy is linear between two neighbours, and what counts
-is its height at the entropy of the validation text, or at its least where all of it has more: that is better in both.
+is its height at the entropy of the validation text, or at what is better in entropy, perplexity and cost.
 """
 
 import csv
@@ -105,50 +105,72 @@ class Curve:
         entropy = self.entropies @ weights.T / weights.sum(axis=1)
         return entropy, (self.nlls @ weights.T) / (self.num_tokens @ weights.T)
 
-    def segment(self, entropy: float) -> int | None:
-        """The first temperature between which and the next one the curve has this entropy; None where it never has."""
-        found, _ = self.at_temperatures
-        low, high = np.minimum(found[:-1], found[1:]), np.maximum(found[:-1], found[1:])
-        between = (low <= entropy) & (entropy <= high) & (low < high)
-        return int(between.argmax()) if between.any() else None
+    def place(self, entropy: float) -> "Place | None":
+        """Where this curve has an entropy, or its least above it, or a place that is better: no less entropy, less
+        perplexity and no higher cost. None where all of the curve has less entropy."""
+        found, logs = self.at_temperatures
+        enough = np.flatnonzero(found >= entropy).tolist()
+        places = [Place(i, 0.0) for i in enough]
+        for i in np.flatnonzero((found[:-1] < entropy) != (found[1:] < entropy)).tolist():
+            share = float((entropy - found[i]) / (found[i + 1] - found[i]))
+            places += [Place(i, share)] if 0 < share < 1 else []
+        if not places:
+            return None
+        least = min(places, key=lambda place: (self.entropy_at(place), self._between(place, logs)))
+        cost = self.cost_at(least, "equivalent_evaluations")
+        affordable = [one for one in places if self.cost_at(one, "equivalent_evaluations") <= cost]
+        return min(affordable, key=lambda place: self._between(place, logs))
 
-    def entropy_of_at_least(self, entropy: float) -> float | None:
-        """This entropy if the curve has it, its least if all of it has more; None where all of it has less."""
-        least = float(self.at_temperatures[0].min())
-        at = max(entropy, least)
-        return at if self.segment(at) is not None else None
+    @property
+    def most(self) -> "Place":
+        """The temperature at which entropy is greatest."""
+        return Place(int(self.at_temperatures[0].argmax()), 0.0)
 
-    def log_perplexity_at(self, entropy: float, weights: np.ndarray) -> np.ndarray:
-        """Log perplexity at an entropy that the curve has, float [n], for each row of weights [n, num_samples].
+    def entropy_at(self, place: "Place") -> float:
+        """Entropy at a place."""
+        return self._between(place, self.at_temperatures[0])
 
-        Slope and place between the two temperatures stay those of all samples, which is the interpolation to first
-        order: a resample in which two entropies happen to meet has no slope of its own.
+    def cost_at(self, place: "Place", cost: str) -> float:
+        """A column of the rows at a place."""
+        return self._between(place, [getattr(row, cost) for row in self.rows])
+
+    def _between(self, place: "Place", values: Sequence[float] | np.ndarray) -> float:
+        low = float(values[place.index])
+        return low + place.share * (float(values[place.index + 1]) - low) if place.share else low
+
+    def log_perplexity_at(self, place: "Place", weights: np.ndarray) -> np.ndarray:
+        """Log perplexity at a place, float [n], for each row of weights [n, num_samples].
+
+        Between two temperatures it is that at the place's entropy. Slope and share there stay those of all samples,
+        which is the interpolation to first order: a resample in which two entropies happen to meet has no slope of
+        its own.
         """
-        i = self.segment(entropy)
-        assert i is not None
+        i, share = place.index, place.share
+        if not share:
+            return self._of_weights(weights)[1][i]
         (low, high), logs = (values[[i, i + 1]] for values in self.at_temperatures)
-        slope, share = (logs[1] - logs[0]) / (high - low), (entropy - low) / (high - low)
+        slope = (logs[1] - logs[0]) / (high - low)
         entropies, logs = (values[[i, i + 1]] for values in self._of_weights(weights))
-        at_both = logs + slope * (entropy - entropies)
+        at_both = logs + slope * (self.entropy_at(place) - entropies)
         return (1 - share) * at_both[0] + share * at_both[1]
 
-    def cost_at(self, entropy: float, cost: str) -> float:
-        """A column of the rows at an entropy that the curve has."""
-        i = self.segment(entropy)
-        assert i is not None
-        entropies, _ = self.at_temperatures
-        low, high = (getattr(row, cost) for row in self.rows[i : i + 2])
-        return float(low + (entropy - entropies[i]) / (entropies[i + 1] - entropies[i]) * (high - low))
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a curve: at a temperature, or the share of the way to the next one, in (0, 1)."""
+
+    index: int
+    share: float
 
 
 @dataclass(frozen=True)
 class AtEntropy:
-    """What a way to draw costs and is worth at an entropy, or above where all of its curve has more; None where all of
-    it has less.
+    """What a way to draw costs and is worth at an entropy, or at more where that is better; None where all of its curve
+    has less.
 
     Attributes:
         entropies: least and greatest of the curve.
-        entropy: at which it was taken.
+        entropy, temperature: at which it was taken.
     """
 
     model: str
@@ -160,6 +182,7 @@ class AtEntropy:
     perplexity: Estimate | None
     entropies: tuple[float, float]
     entropy: float | None = None
+    temperature: float | None = None
 
 
 def resampled(num_samples: int, *, num_resamples: int, seed: int) -> np.ndarray:
@@ -168,34 +191,41 @@ def resampled(num_samples: int, *, num_resamples: int, seed: int) -> np.ndarray:
 
 
 def at_entropy(curve: Curve, entropy: float, *, num_resamples: int, seed: int) -> AtEntropy:
-    """A curve at an entropy or, where all of it has more, at its least, with the bootstrap interval over samples."""
+    """A curve at its best place with an entropy or more, with the bootstrap interval over samples."""
     found, _ = curve.at_temperatures
     ends = float(found.min()), float(found.max())
-    at = curve.entropy_of_at_least(entropy)
-    if at is None:
+    place = curve.place(entropy)
+    if place is None:
         return AtEntropy(*curve.name, None, None, None, None, ends)
     num_samples = curve.nlls.shape[1]
-    value = float(np.exp(curve.log_perplexity_at(at, np.ones((1, num_samples))))[0])
-    logs = curve.log_perplexity_at(at, resampled(num_samples, num_resamples=num_resamples, seed=seed))
-    names = ("evaluations", "equivalent_evaluations", "seconds_per_sample")
-    evaluations, equivalent, seconds = (curve.cost_at(at, name) for name in names)
+    value = float(np.exp(curve.log_perplexity_at(place, np.ones((1, num_samples))))[0])
+    logs = curve.log_perplexity_at(place, resampled(num_samples, num_resamples=num_resamples, seed=seed))
+    names = ("evaluations", "equivalent_evaluations", "seconds_per_sample", "temperature")
+    evaluations, equivalent, seconds, temperature = (curve.cost_at(place, name) for name in names)
     estimate = Estimate(value, float(value * logs.std()), num_samples, "1", _interval(np.exp(logs)))
-    return AtEntropy(*curve.name, evaluations, equivalent, seconds, estimate, ends, at)
+    at = curve.entropy_at(place)
+    return AtEntropy(*curve.name, evaluations, equivalent, seconds, estimate, ends, at, temperature)
 
 
 def ratio_at_entropy(ours: Curve, theirs: Curve, entropy: float, *, num_resamples: int, seed: int) -> Estimate | None:
-    """Our perplexity over theirs at an entropy, or at the least above it that both curves have, with the interval over
-    pairs: samples of one index, which share their random numbers, are drawn again together. None without such."""
-    ends = [curve.entropy_of_at_least(entropy) for curve in (ours, theirs)]
-    if None in ends or ours.nlls.shape[1] != theirs.nlls.shape[1]:
+    """Our perplexity over theirs at an entropy or more, with the interval over pairs: samples of one index, which share
+    their random numbers, are drawn again together.
+
+    Both are taken with the entropy that the one with more has at its own best place. Where theirs never has it, theirs
+    counts where it has most: at more its perplexity would be higher, so that ours is no worse than the ratio says.
+    None where ours never has it, or where there are no pairs.
+    """
+    places = [curve.place(entropy) for curve in (ours, theirs)]
+    if None in places or ours.nlls.shape[1] != theirs.nlls.shape[1]:
         return None
-    entropy = max(filter(None, ends))
-    if ours.segment(entropy) is None or theirs.segment(entropy) is None:
+    most = max(curve.entropy_at(place) for curve, place in zip((ours, theirs), places, strict=True) if place)
+    our_place, their_place = ours.place(most), theirs.place(most) or theirs.most
+    if our_place is None:
         return None
     num_samples = ours.nlls.shape[1]
 
     def logs(weights: np.ndarray) -> np.ndarray:
-        return ours.log_perplexity_at(entropy, weights) - theirs.log_perplexity_at(entropy, weights)
+        return ours.log_perplexity_at(our_place, weights) - theirs.log_perplexity_at(their_place, weights)
 
     value = float(np.exp(logs(np.ones((1, num_samples))))[0])
     some = logs(resampled(num_samples, num_resamples=num_resamples, seed=seed))

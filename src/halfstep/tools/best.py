@@ -21,12 +21,9 @@ def best_sampler(model: Path, num_evaluations: int) -> tuple[Sampler, float]:
     root, name = folder.parent.parent, folder.name
     frontier, record = root / "frontier" / name, root / "metrics" / f"{name}.json"
     if frontier.is_dir() and record.is_file() and (entropy := read_record(record).get("data_entropy")):
-        curves = read_curves(frontier)
-        ways = [at_entropy(curve, entropy.value, num_resamples=1, seed=0) for curve in curves]
+        ways = [at_entropy(curve, entropy.value, num_resamples=1, seed=0) for curve in read_curves(frontier)]
         if best := best_within(ways, num_evaluations):
-            curve = curves[ways.index(best)]
-            assert best.entropy is not None
-            sampler = sampler_in(best.sampler, best.setting, str(frontier))
-            return sampler, curve.cost_at(best.entropy, "temperature")
+            assert best.temperature is not None
+            return sampler_in(best.sampler, best.setting, str(frontier)), best.temperature
     values = {"num_steps": num_evaluations, "score": "entropy", "noise": 0.0, "counts": "cosine"}
     return sampler_of("ordered", values, "--evaluations"), 1.0
