@@ -164,8 +164,8 @@ PLUGINS = {
 
 
 def chosen(name: str) -> set[Path]:
-    """The files of plug-ins that a stage may import by a name in the parameters: of lists all, else that of the default
-    parameters."""
+    """The files of plug-ins that a stage may import by a name in the parameters: of a corpus that of the default ones,
+    else all."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     names = []
     if name in ("sample", "latency", "frontier"):
@@ -173,7 +173,7 @@ def chosen(name: str) -> set[Path]:
     if name == "evaluate":
         names += [f"evaluation/metrics/{metric}" for metric in plugin_names("halfstep.evaluation.metrics")]
     if name == "distill":
-        names += [f"objectives/{params['distill']['objective']}"]
+        names += [f"objectives/{objective}" for objective in plugin_names("halfstep.objectives")]
     if name == "frontier":
         names += [f"data/corpora/{params['data']['source']}"]
     return {SOURCE / "halfstep" / f"{name}.py" for name in names}
@@ -189,13 +189,10 @@ def watched_files(name: str) -> set[str]:
     plugins = chosen(name)
     imported = plugins | {file for root in (script, *plugins) for file in files_behind(root)}
     files = {path for path in imported if room_of(module_name(path)) in rooms and path.name != "__init__.py"}
-    return {path.relative_to(ROOT).as_posix() for path in {script, *files}} - templated(name)
-
-
-def templated(name: str) -> set[str]:
-    """The plug-ins that the templates of a stage stand for under the default parameters."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    return {re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep) for dep in PLUGINS.get(name, [])}
+    # A plug-in that a template stands for is listed only where the script imports it whatever is chosen.
+    folders = {(ROOT / template).parent for template in PLUGINS.get(name, [])}
+    by_template = {path for path in plugins if path.parent in folders} - {script, *files_behind(script)}
+    return {path.relative_to(ROOT).as_posix() for path in {script, *files} - by_template}
 
 
 def is_code(dep: str) -> bool:

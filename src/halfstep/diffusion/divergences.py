@@ -5,7 +5,7 @@ nothing, and gradients there are zero: 0 * log 0 is 0 throughout.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,8 +105,9 @@ class _KL(torch.autograd.Function):
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
+DivergenceName = Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
 
-DIVERGENCES: dict[str, Divergence] = {
+DIVERGENCES: dict[DivergenceName, Divergence] = {
     "kl_student_teacher": kl_student_teacher,
     "kl_teacher_student": kl_teacher_student,
     "mse": mse,

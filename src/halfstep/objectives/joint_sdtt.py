@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from halfstep.diffusion.categorical import draw_categorical
-from halfstep.diffusion.divergences import DIVERGENCES, Divergence
+from halfstep.diffusion.divergences import DIVERGENCES, Divergence, DivergenceName
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.projection import projected_loss
 from halfstep.diffusion.subs import exclude_mask
@@ -18,7 +18,6 @@ from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.heads import HeadSettings, with_head
 from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, uniforms
-from halfstep.objectives.sdtt import DivergenceName
 from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, teacher_passes
 from halfstep.samplers.base import Policy
 from halfstep.samplers.choices import ranks

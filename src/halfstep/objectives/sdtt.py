@@ -1,13 +1,12 @@
 """Self-Distillation Through Time: what the teacher says in several steps, the student learns to say in one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from halfstep.diffusion.categorical import draw_categorical
-from halfstep.diffusion.divergences import DIVERGENCES, Divergence
+from halfstep.diffusion.divergences import DIVERGENCES, Divergence, DivergenceName
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.model.base import MaskedModel
 from halfstep.objectives.base import PRODUCT, Objective
@@ -17,9 +16,6 @@ from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, teacher_p
 from halfstep.samplers.base import LogitsAt
 
 __all__ = ["Settings", "build", "teacher_passes"]
-
-DivergenceName = Literal["kl_student_teacher", "kl_teacher_student", "mse", "log_l1", "total_variation"]
-"""See `halfstep.diffusion.divergences`."""
 
 
 class Settings(TeacherSettings):
