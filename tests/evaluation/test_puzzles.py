@@ -37,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         patch.setenv("DVC_ROOT", str(root))
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         values = composed_params(OVERRIDES, ROOT).model_dump(mode="json")
         Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
         params = Path("params.yaml")

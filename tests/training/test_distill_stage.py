@@ -47,6 +47,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Calla
     """The current folder holds all that round 1 reads."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
     write_params()
     train_word_tokenizer(["a b c d e f g h"], 12).save_pretrained("data/tokenizer")
@@ -134,6 +135,7 @@ def choose(objective: str, **own: object) -> None:
 
 
 HEAD = {"hidden_size": 4, "num_layers": 1, "num_heads": 1}
+STEPS = {"clock": "cosine", "positions": "surest"}
 
 
 def test_a_head_on_a_frozen_trunk_leaves_it_bit_for_bit(teacher: Denoiser) -> None:
@@ -148,21 +150,32 @@ def test_a_head_on_a_frozen_trunk_leaves_it_bit_for_bit(teacher: Denoiser) -> No
 
 
 def test_rounds_of_joint_sdtt_have_teachers_without_and_with_a_head_and_sdtt_drops_it(teacher: Denoiser) -> None:
-    choose("joint_sdtt", **HEAD, order="random", train_trunk=True, divergence="kl_teacher_student", clock="cosine")
+    choose("joint_sdtt", **HEAD, order="random", train_trunk=True, divergence="kl_teacher_student", **STEPS)
     run_round(1)
     run_round(2)
     student = open_model("models/2")
     assert isinstance(student, JointModel)
     assert student.joint_head.out.weight.abs().max() > 0
-    choose("sdtt", divergence="mse", clock="even")
+    choose("sdtt", divergence="mse", **STEPS)
     stage = distill.main
     paths = Path("params.yaml"), Path("data/tokens"), Path("data/tokenizer")
     stage(1, Path("models/2"), None, Path("models/dropped"), Path("states/dropped"), *paths, Path("dropped.csv"))
     assert isinstance(open_model("models/dropped"), Denoiser)
 
 
-def test_a_head_that_is_cut_off_goes_on_bit_for_bit(teacher: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose("joint", **HEAD, order="left_to_right", train_trunk=True)
+@pytest.mark.parametrize(
+    ("objective", "own"),
+    [
+        ("joint", {**HEAD, "order": "left_to_right", "train_trunk": True}),
+        ("idlm", {"fake_learning_rate": 1e-3}),
+        ("mmd", {"num_pairs": 2, "num_feature_blocks": None, "bandwidth": 0.1}),
+    ],
+)
+def test_a_round_that_is_cut_off_goes_on_bit_for_bit(
+    teacher: Denoiser, monkeypatch: pytest.MonkeyPatch, objective: str, own: dict[str, object]
+) -> None:
+    """One with a head, one with two networks, one that draws."""
+    choose(objective, **own)
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["distill"].update(num_train_steps=6, checkpoint_every_steps=2)
     Path("params.yaml").write_text(yaml.safe_dump(values))
@@ -188,16 +201,25 @@ def test_a_head_that_is_cut_off_goes_on_bit_for_bit(teacher: Denoiser, monkeypat
     assert {path: path.read_bytes() for path in files} == gone_on
 
 
+def test_features_that_the_teacher_has_not_are_one_line(teacher: Denoiser) -> None:
+    choose("mmd", num_pairs=2, num_feature_blocks=2, bandwidth=0.1)
+    with pytest.raises(UserError, match=r"num_feature_blocks is 2, but the teacher has 1 blocks: .*_blocks=1$"):
+        run_round(1)
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({"objective": "nelbo"}, r"is nelbo, whose section distill\.nelbo is missing; .* -S objective=nelbo$"),
         (
             {"objective": "sdt"},
-            r"is 'sdt': it should be 'joint', 'joint_sdtt', 'nelbo' or 'sdtt'; .* -S objective=sdtt$",
+            r"is 'sdt': it should be 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'; .* -S objective=sdtt$",
         ),
-        ({"objective": "base"}, r"is 'base': it should be 'joint', 'joint_sdtt', 'nelbo' or 'sdtt'"),
-        ({"sdtt": {"divergence": "msee"}}, r"distill\.sdtt\.divergence is 'msee'.* -S distill\.sdtt\.divergence=mse$"),
+        ({"objective": "base"}, r"is 'base': it should be 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'"),
+        (
+            {"sdtt": {"divergence": "msee", **STEPS}},
+            r"distill\.sdtt\.divergence is 'msee'.* -S distill\.sdtt\.divergence=mse$",
+        ),
     ],
 )
 def test_an_objective_that_is_not_known_or_not_chosen_by_its_file_is_one_line(

@@ -1,5 +1,6 @@
 """Several processes train as one does: the same curve and the same files, whatever their number."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
 from halfstep.objectives.heads import HeadSettings, with_head
+from halfstep.objectives.idlm import idlm_objective
 from halfstep.objectives.joint import joint_objective
 from halfstep.objectives.joint_sdtt import joint_sdtt_objective
 from halfstep.objectives.nelbo import nelbo_objective
@@ -49,7 +51,7 @@ CONFIG = DenoiserConfig(
 )  # fmt: skip
 
 
-KINDS = ("baseline", "distill", "rivals", "head", "joint")
+KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint")
 HEAD_SETTINGS = HeadSettings(hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
 
 DATA = Data(
@@ -116,6 +118,9 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
             TeacherSteps(1 / 64, 2, schedule, "cosine", "surest", asks_in_every_step=devices.shards_teacher),
             divergence=kl_teacher_student, train_trunk=True, **without_schedule,
         )  # fmt: skip
+    elif kind == "idlm":
+        teacher = copy.deepcopy(model).eval()
+        objective = idlm_objective(teacher, model, fake_learning_rate=1e-3, **common)
     elif kind == "rivals":
         objective = with_rival(objective)
     work = Work(kind, folder / "work")

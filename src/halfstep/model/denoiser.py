@@ -167,6 +167,22 @@ class Denoiser(nn.Module):
 
     def hidden(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """The network's body, which `head` projects to logits; arguments and shapes as in `forward`."""
+        x, cond, cos, sin = self._embedded(xt, sigma)
+        for block in self.blocks[:-1]:
+            x = block(x, cond, cos, sin)
+        # Beyond its attention the last block computes only what is wanted.
+        x = self.blocks[-1](x, cond, cos, sin, at)
+        return self.output_layer(x, cond, at)
+
+    def features(self, x: Tensor, num_blocks: int) -> Tensor:
+        """The state of each position after some blocks, float [batch, length, hidden_size] of int64 [batch, length]."""
+        state, cond, cos, sin = self._embedded(x, None)
+        for block in self.blocks[:num_blocks]:
+            state = block(state, cond, cos, sin)
+        return state
+
+    def _embedded(self, xt: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the blocks begin with: (the embedded tokens, the embedded noise, cos, sin of the positions)."""
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = F.silu(self.sigma_map(sigma))
@@ -177,11 +193,7 @@ class Denoiser(nn.Module):
             if xt.shape[1] > self.config.length:
                 raise ValueError(f"xt has length {xt.shape[1]}, but there are {self.config.length} absolute positions")
             x = x + self.position_embed(positions)
-        for block in self.blocks[:-1]:
-            x = block(x, cond, cos, sin)
-        # Beyond its attention the last block computes only what is wanted.
-        x = self.blocks[-1](x, cond, cos, sin, at)
-        return self.output_layer(x, cond, at)
+        return x, cond, cos, sin
 
     @property
     def head(self) -> nn.Linear:
