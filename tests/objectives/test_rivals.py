@@ -133,6 +133,7 @@ def test_both_losses_of_idlm_are_their_formulas() -> None:
         total, count = objective.losses[name](network, x0, *drawn)
         assert float(total.detach()) == pytest.approx(expected, rel=1e-4)
         assert abs(expected) > 0.01
+        assert float(gradients(network, total).abs().max()) > 1e-3
         assert count == x0.numel()
 
 

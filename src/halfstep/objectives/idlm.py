@@ -8,7 +8,6 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.nelbo import nelbo_weight
 from halfstep.diffusion.noise import antithetic_times, mask_tokens_at
 from halfstep.diffusion.projection import projected_loss
@@ -89,25 +88,21 @@ def idlm_objective(
         return t, u_mask, s, *uniforms((2, *shape), generator)
 
     def noised(
-        x0: Tensor, t: Tensor, u_mask: Tensor, s: Tensor, u_token: Tensor, u_again: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(x_t, its masked positions, the student's hidden states there without gradient, x_s, its masked positions)"""
+        network: MaskedModel, x0: Tensor, t: Tensor, u_mask: Tensor, s: Tensor, u_token: Tensor, u_again: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(positions that x_t masks, the student's hidden states there, x_s, positions that it masks)"""
         xt = mask_tokens_at(x0, schedule.alpha(t), mask_token_id, u_mask)
         is_masked = xt == mask_token_id
-        with torch.no_grad():
-            asked = ask(student, xt, is_masked, mask_token_id, t=t)
-            u, drawn = u_token[is_masked], []
-            for logits in asked():
-                drawn.append(draw_categorical(logits, u[: len(logits)]))
-                u = u[len(logits) :]
-        x = xt.masked_scatter(is_masked, torch.cat(drawn))
+        asked = ask(network, xt, is_masked, mask_token_id, t=t)
+        x = xt.masked_scatter(is_masked, asked.draws(u_token[is_masked]))
         xs = mask_tokens_at(x, schedule.alpha(s), mask_token_id, u_again)
-        return xt, is_masked, asked.hidden, xs, xs == mask_token_id
+        return is_masked, asked.hidden, xs, xs == mask_token_id
 
     def of_fake(network: nn.Module, x0: Tensor, *drawn: Tensor) -> tuple[Tensor, int]:
         assert isinstance(network, MaskedModel)
         s = drawn[2]
-        _, is_masked, hidden, xs, again = noised(x0, *drawn)
+        with torch.no_grad():
+            is_masked, hidden, xs, again = noised(student, x0, *drawn)
         row = (is_masked.flatten().cumsum(0).view(x0.shape) - 1)[again]
         is_soft, tokens, w = is_masked[again], x0[again], _weights(s, schedule, again)
         weight, bias = (x.detach() for x in student.projection())
@@ -127,8 +122,8 @@ def idlm_objective(
     def of_student(network: nn.Module, x0: Tensor, *drawn: Tensor) -> tuple[Tensor, int]:
         assert isinstance(network, MaskedModel)
         assert isinstance(fake, MaskedModel)
-        t, s = drawn[0], drawn[2]
-        xt, is_masked, _, xs, again = noised(x0, *drawn)
+        s = drawn[2]
+        is_masked, hidden, xs, again = noised(network, x0, *drawn)
         both = is_masked & again
         with torch.no_grad():
             of_fake, of_teacher = (ask(one, xs, both, mask_token_id, t=s) for one in (fake, teacher))
@@ -143,7 +138,7 @@ def idlm_objective(
                 yield rows, lambda logits, gap=gap: (logits.softmax(dim=-1) * gap).sum()  # type: ignore[misc]
 
         weight, bias = network.projection()
-        found = network.hidden_at(xt, both, t=t)
+        found = hidden[again[is_masked]]
         return projected_loss(found, weight, exclude_mask(bias, mask_token_id), terms()), x0.numel()
 
     return Objective(

@@ -7,7 +7,6 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.divergences import DIVERGENCES, Divergence, DivergenceName
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.projection import projected_loss
@@ -91,11 +90,7 @@ def teacher_trajectory(
             arrangement = teacher.arrange(at, priority)
             hidden = arrangement.row_major(teacher.conditional(hidden, tokens[arrangement.rows], arrangement))
         else:
-            left, drawn = u[at], []
-            for logits in asked():
-                drawn.append(draw_categorical(logits, left[: len(logits)]))
-                left = left[len(logits) :]
-            tokens = torch.cat(drawn)
+            tokens = asked.draws(u[at])
         found = hidden.new_empty(int(is_masked.sum()), hidden.shape[1]) if found is None else found
         found[rank[taken.writes]] = hidden
         xs[taken.writes] = tokens

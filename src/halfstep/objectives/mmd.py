@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.projection import projected_loss
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -136,13 +135,9 @@ def mmd_objective(
         is_masked = xt == mask_token_id
         num_masked = is_masked.sum(dim=1)
         counts = num_masked >= PAIR
+        asked = ask(network, xt, is_masked, mask_token_id, t=t)
         with torch.no_grad():
-            u = u_token.transpose(0, 1)[:, is_masked]
-            drawn = []
-            for logits in ask(network, xt, is_masked, mask_token_id, t=t)():
-                drawn.append(torch.stack([draw_categorical(logits, one[: len(logits)]) for one in u]))
-                u = u[:, len(logits) :]
-            tokens = torch.cat(drawn, dim=1)
+            tokens = asked.draws(u_token.transpose(0, 1)[:, is_masked])
             whole = xt.expand(len(tokens), -1, -1).masked_scatter(is_masked, tokens)
             found = features(torch.cat([x0[None], whole]).flatten(0, 1)).unflatten(0, (-1, len(x0)))
             scores = rewards(found[0], found[1:].unflatten(0, (num_pairs, PAIR)), is_masked, bandwidth)
@@ -155,7 +150,6 @@ def mmd_objective(
 
         weight, bias = network.projection()
         terms = map(term, row_chunks(network, tokens.shape[1], x0.device))
-        hidden = network.hidden_at(xt, is_masked, t=t)
-        return projected_loss(hidden, weight, exclude_mask(bias, mask_token_id), terms), int(counts.sum())
+        return projected_loss(asked.hidden, weight, exclude_mask(bias, mask_token_id), terms), int(counts.sum())
 
     return Objective(draw, {PRODUCT: loss})

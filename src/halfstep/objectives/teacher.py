@@ -160,9 +160,10 @@ class TeacherSteps:
         is_masked = xs == mask_token_id
         step = torch.where(is_masked, self.unmask_steps(u_time, t).clamp(max=self.number), 0)
         for i in range(1, self.number + 1):
-            writes, is_last = step == i, i == self.number
+            due, is_last = step == i, i == self.number
+            writes = due
             if self.positions == "surest":
-                writes = is_masked & (xs == mask_token_id) & ((step == i).any(dim=1)[:, None] | is_last)
+                writes = (xs == mask_token_id) & (due.any(dim=1)[:, None] | is_last)
             rows = writes.any(dim=1).nonzero()[:, 0]
             if not rows.numel():
                 if not self.asks_in_every_step:
@@ -173,7 +174,7 @@ class TeacherSteps:
             if self.positions == "surest":
                 scores = torch.cat([sureness(logits, "entropy") for logits in asked()])
                 priority = spread(scores, writes, -torch.inf)
-                chosen = writes if is_last else writes & (ranks(priority) < (step == i).sum(dim=1)[:, None])
+                chosen = writes if is_last else writes & (ranks(priority) < due.sum(dim=1)[:, None])
                 asked, writes = Asked(asked.hidden[chosen[writes]], asked.project), chosen
             yield Taken(writes, rows, asked, priority, is_last)
 

@@ -287,6 +287,16 @@ class Asked:
         """The logits in pieces, of all or of those that are chosen, bool [n]; each call makes them anew."""
         return self.project(self.hidden if chosen is None else self.hidden[chosen])
 
+    @torch.no_grad()
+    def draws(self, u: Tensor) -> Tensor:
+        """Tokens drawn independently, as often as there are numbers: int64 [..., n] of u float64 [..., n]."""
+        drawn = []
+        for logits in self():
+            now, u = u[..., : len(logits)], u[..., len(logits) :]
+            each = [draw_categorical(logits, one) for one in now.reshape(u.shape[:-1].numel(), len(logits))]
+            drawn.append(torch.stack(each).view(now.shape))
+        return torch.cat(drawn, dim=-1)
+
 
 Together = Callable[[Asked, Tensor | None, Tensor, Policy, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 """(an evaluation, which of its positions are to be written, or all; these positions bool [batch, length]; the policy,
