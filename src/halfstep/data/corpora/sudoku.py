@@ -186,11 +186,15 @@ def solve(puzzle: Sequence[int], rng: random.Random) -> list[int] | None:
         return left[row] & left[column] & left[box]
 
     def search() -> bool:
-        empty = [cell for cell, digit in enumerate(cells) if not digit]
         if not empty:
             return True
         # Where the fewest digits are possible; with none, the search turns back.
-        cell = min(empty, key=lambda each: options(each).bit_count())
+        best, fewest = 0, size + 1
+        for place, cell in enumerate(empty):
+            row, column, box = units_of[cell]
+            if (number := (left[row] & left[column] & left[box]).bit_count()) < fewest:
+                best, fewest = place, number
+        cell = empty.pop(best)
         possible = [digit for digit in range(1, size + 1) if options(cell) >> digit & 1]
         for digit in rng.sample(possible, len(possible)):
             take(cell, digit)
@@ -198,6 +202,7 @@ def solve(puzzle: Sequence[int], rng: random.Random) -> list[int] | None:
                 return True
             take(cell, digit)
             cells[cell] = 0
+        empty.insert(best, cell)
         return False
 
     for cell, digit in enumerate(puzzle):
@@ -205,6 +210,7 @@ def solve(puzzle: Sequence[int], rng: random.Random) -> list[int] | None:
             if not options(cell) >> digit & 1:
                 return None
             take(cell, digit)
+    empty = [cell for cell, digit in enumerate(cells) if not digit]
     return cells if search() else None
 
 
