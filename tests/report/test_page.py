@@ -144,6 +144,9 @@ def test_a_student_is_better_only_where_the_interval_says_so(project: Any) -> No
     mixed = verdict(48.0, 24.2)
     assert "round 2 is better than its teacher in 4 and 8 and worse than its teacher in 16 evaluations." in mixed
     assert "temperature" not in mixed
+    assert "Within" not in mixed
+    within = r"in 4, 8 and 16 evaluations\. Within 16 it reaches 11\.00 \[.*\], drawn by ordered \(16 steps\)\.$"
+    assert re.search(within, verdict(48.0, 11.0))
     # Noise of 0.5 in 40 samples is an error of 0.08 or so of the logarithm.
     unclear = verdict(58.0, 22.0, noise=0.5)
     assert "round 2 is no better than its teacher in 4, 8 and 16 evaluations. Its rounds do no more than" in unclear
@@ -200,6 +203,10 @@ def test_what_tells_ways_apart_is_in_their_names(project: Any) -> None:
     frontier = project.experiment().frontier
     assert [*frontier.families("0")] == ["ancestral", "ordered (score entropy)"]
     assert [*map(frontier.describe, frontier.of("1"))] == ["ordered (4 steps, score margin)"]
+    for file in path.iterdir():
+        file.write_text(file.read_text().replace("score=margin", "score=position,drawing=parallel"))
+    frontier = project.experiment().frontier
+    assert [*frontier.families("0"), *frontier.families("1")] == ["ancestral", "ordered", "ordered, parallel"]
 
 
 def test_the_lowest_front_is_what_no_cheaper_way_beats(project: Any) -> None:

@@ -316,7 +316,7 @@ def _frontier_chart(
         name="frontier_seconds" if in_seconds else "frontier",
         title="Quality for each second" if in_seconds else "Quality for each network evaluation",
         caption="Generative perplexity where a temperature has brought the samples to the entropy of the validation"
-        " text, or at the least above it; lower is better. A line is one sampler of the teacher; of the last student it"
+        " text or above; lower is better. A line is one sampler of the teacher; of the last student it"
         f" is the best way within 1, 2, 4, ... evaluations. {cost_note} {BARS}",
         absent="Nothing was drawn at several temperatures, or nothing has the entropy of the validation text.",
         x_label="seconds per sample" if in_seconds else "equivalent evaluations",

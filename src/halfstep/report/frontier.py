@@ -102,11 +102,11 @@ class Frontier:
 
     @cached_property
     def _shared(self) -> dict[str, set[str]]:
-        """What all settings of a sampler have in common, by sampler."""
+        """What all settings of a sampler have in common, by `_drawn_by`."""
         settings: dict[str, list[set[str]]] = {}
         for way in self.found:
-            settings.setdefault(way.sampler, []).append(set(way.setting.split(",")))
-        return {sampler: set.intersection(*some) for sampler, some in settings.items()}
+            settings.setdefault(_drawn_by(way), []).append(set(way.setting.split(",")))
+        return {drawn_by: set.intersection(*some) for drawn_by, some in settings.items()}
 
     def describe(self, way: AtEntropy, *, is_family: bool = False) -> str:
         """What a way is called: its sampler, its budget, and what else tells it from other ways of that sampler.
@@ -121,9 +121,9 @@ class Frontier:
             return f"autoregressive, {depth} block{'s' * (depth != 1)}"
         budget, *others = way.setting.split(",")
         parts = [] if is_family else [budget]
-        parts += [part for part in others if part not in self._shared[way.sampler]]
+        parts += [part for part in others if part not in self._shared[_drawn_by(way)]]
         words = ", ".join(_in_words(part) for part in parts if part)
-        return f"{way.sampler} ({words})" if words else way.sampler
+        return f"{_drawn_by(way)} ({words})" if words else _drawn_by(way)
 
     def value(self, way: AtEntropy | None) -> str:
         """The perplexity of a way with its interval, and the entropy where it is above the text's."""
@@ -158,6 +158,11 @@ def read_frontier(
     """
     curves = [curve for model in models if (folder / model).is_dir() for curve in read_curves(folder / model)]
     return Frontier(curves, entropy, num_blocks, max(num_resamples, 1), seed)
+
+
+def _drawn_by(way: AtEntropy) -> str:
+    drawing = [part.removeprefix("drawing=") for part in way.setting.split(",") if part.startswith("drawing=")]
+    return ", ".join([way.sampler, *drawing])
 
 
 def _in_words(part: str) -> str:
@@ -284,10 +289,14 @@ def _of_student(frontier: Frontier) -> list[str]:
     parts = [f"{verdict} its teacher in {_listed(some)}" for verdict, some in verdicts.items() if some]
     if not parts:
         return [f"The student of round {name} and its teacher have no budget in which both reach that entropy."]
-    does_nothing = "" if verdicts["better than"] else " Its rounds do no more than a temperature does."
+    more = "" if verdicts["better than"] else " Its rounds do no more than a temperature does."
+    if str(ANSWER_BUDGET) in verdicts["better than"]:
+        way = best_within(frontier.of(name), ANSWER_BUDGET)
+        assert way is not None
+        more = f" Within {ANSWER_BUDGET} it reaches {frontier.value(way)}, drawn by {frontier.describe(way)}."
     return [
         f"At equal entropy, each drawn in its best way, the student of round {name} is {_listed(parts)}"
-        f" evaluations.{does_nothing}"
+        f" evaluations.{more}"
     ]
 
 

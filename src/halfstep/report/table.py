@@ -120,7 +120,10 @@ def terminal_frontier(frontier: Frontier) -> "Group":
         table.add_column(title, justify="left" if title == header[1] else "right")
     for evaluations, way, perplexity, needed, _, _, ratio in budget_rows(frontier):
         table.add_row(evaluations, way, perplexity, needed, ratio)
-    note = "at the entropy of the validation text or above, with 95 % intervals; student: the last, in its best way"
+    note = (
+        "at the entropy of the validation text or above, with 95 % intervals; student: the last, in its best way;"
+        " ratios where both have the same entropy"
+    )
     return Group(*sentences(frontier), table, note)
 
 

@@ -131,9 +131,8 @@ def generate(
             return draw(opened, chosen, x_init, **options, adjust=adjust, on_step=on_step).tokens
 
     if show:
-        most = (chosen.num_steps if is_masked else None) or int((x_init[0] == mask_token_id).sum())
         drawn = _draw_shown(
-            tokens, x_init, tokenizer.decode, mask_token_id, most, pause_seconds, math.isqrt(len(cells))
+            tokens, x_init, tokenizer.decode, mask_token_id, chosen.num_steps, pause_seconds, math.isqrt(len(cells))
         )
     else:
         drawn = tokens(None)
@@ -189,18 +188,19 @@ def _draw_shown(
     x_init: "Tensor",
     decode: Callable[[list[int]], str],
     mask_token_id: int,
-    num_steps: int,
+    num_steps: int | None,
     pause_seconds: float,
     size: int,
 ) -> "Tensor":
     """Draw samples while their tokens appear in the terminal; tokens new in a step stand out.
 
     Args:
+        num_steps: None where it takes as many as it takes.
         size: of the grids that samples are, whose ends are of no interest; 0 if they are texts.
     """
     from halfstep.report.samples import token_pieces
 
-    before = x_init.clone()
+    before, last = x_init.clone(), 0
 
     def frame(step: int, tokens: "Tensor") -> Panel:
         text = Text()
@@ -219,17 +219,20 @@ def _draw_shown(
                 else:
                     text.append(piece, style="bold green" if old == mask_token_id else "")
         left = int((tokens == mask_token_id).sum())
-        return Panel(text, title=f"denoising step {step} of {num_steps}", subtitle=f"{left} tokens masked")
+        of_all = f" of {num_steps}" if num_steps else ""
+        return Panel(text, title=f"denoising step {step}{of_all}", subtitle=f"{left} tokens masked")
 
     with Live(frame(0, x_init), console=Console(highlight=False), auto_refresh=False) as live:
 
         def on_step(step: int, tokens: "Tensor") -> None:
+            nonlocal last
+            last = step
             time.sleep(pause_seconds)
             live.update(frame(step, tokens), refresh=True)
             before.copy_(tokens)
 
         drawn = draw(on_step)
-        live.update(frame(num_steps, drawn), refresh=True)
+        live.update(frame(last, drawn), refresh=True)
     return drawn
 
 
