@@ -74,7 +74,7 @@ def test_a_latent_is_shared_by_the_positions_of_its_sequence_only() -> None:
     u_time, u_token = Uniforms(0, range(2), LENGTH).first
     policy = Ancestral(MASK, unmask_steps(u_time, 3), 3, u_time)
     latent = torch.eye(4)[[3, 0]]
-    tokens = fill(model, x_init, policy, mask_token_id=MASK, u_token=u_token, latent=latent).tokens
+    tokens = fill(model, x_init, policy, mask_token_id=MASK, u_token=u_token, latent=lambda step: latent).tokens
     assert tokens.tolist() == [[6] * LENGTH, [1] * LENGTH]
 
 

@@ -44,7 +44,8 @@ class MaskedModel(Protocol):
             xt: tokens at time t, int64 [batch, length].
             at: positions wanted, bool [batch, length].
             t: times, float64 [batch]; a model that is not conditioned on time passes over them.
-            latent: input shared by the positions of a sequence, float [batch, latent_size]; None where there is none.
+            latent: input shared by the positions of a sequence, uniform in [0, 1), float [batch, latent_size]; None
+                where the model has none, or for its middle.
         Returns:
             float [at.sum(), hidden_size], row-major.
         """

@@ -16,6 +16,8 @@ class DenoiserConfig:
         noise_epsilon: epsilon of the log-linear schedule it was trained with.
         absolute_positions: a learned embedding of each position is added to that of its token, beside the rotary ones;
             sequences are then no longer than `length`. The published models have none.
+        takes_latent: a number shared by all positions of a sequence is an input, so that over it they depend on each
+            other.
     """
 
     vocab_size: int
@@ -28,3 +30,9 @@ class DenoiserConfig:
     dropout: float
     noise_epsilon: float
     absolute_positions: bool = False
+    takes_latent: bool = False
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers of the latent input; 0 where there is none."""
+        return int(self.takes_latent)

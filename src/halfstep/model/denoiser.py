@@ -4,6 +4,7 @@ Module and parameter names are those of the published MDLM and SDTT checkpoints,
 thing here and there. Attention is torch's `scaled_dot_product_attention`: no other kernel is needed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from halfstep.model.loading import read_denoiser, save_denoiser
 from halfstep.model.rotary import MAX_PERIOD, Rotary, rotate
 
 FREQUENCY_EMBEDDING_SIZE = 256
+LATENT_SCALE = 1000.0
+"""Latents in [0, 1) are told apart as times of a thousand steps are."""
+LATENT_STD = 0.1
 
 
 class _LayerNorm(nn.Module):
@@ -149,6 +153,19 @@ class Denoiser(nn.Module):
         self.output_layer = _OutputLayer(config.hidden_size, config.vocab_size, config.cond_dim)
         # Made last, and only where it is asked for: the other weights are drawn as without it.
         self.position_embed = _Embedding(config.length, config.hidden_size) if config.absolute_positions else None
+        self.latent_map = _SigmaEmbedding(config.cond_dim) if config.takes_latent else None
+
+    def with_latent(self) -> "Denoiser":
+        """A copy that takes a latent, in evaluation mode, with new weights for it by torch's own generator.
+
+        They begin small and not at zero: where no latent says anything else than another, nothing tells them apart.
+        """
+        copied = Denoiser(replace(self.config, takes_latent=True))
+        assert copied.latent_map is not None
+        for parameter in copied.latent_map.mlp[2].parameters():
+            nn.init.normal_(parameter, std=LATENT_STD)
+        copied.load_state_dict(self.state_dict(), strict=self.latent_map is not None)
+        return copied.to(self.head.weight.device).eval()
 
     def forward(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Raw logits.
@@ -165,9 +182,11 @@ class Denoiser(nn.Module):
         """
         return self.head(self.hidden(xt, sigma, at))
 
-    def hidden(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        """The network's body, which `head` projects to logits; arguments and shapes as in `forward`."""
-        x, cond, cos, sin = self._embedded(xt, sigma)
+    def hidden(
+        self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None, latent: Tensor | None = None
+    ) -> Tensor:
+        """The network's body, which `head` projects to logits; arguments and shapes as in `forward`, `hidden_at`."""
+        x, cond, cos, sin = self._embedded(xt, sigma, latent)
         for block in self.blocks[:-1]:
             x = block(x, cond, cos, sin)
         # Beyond its attention the last block computes only what is wanted.
@@ -181,11 +200,19 @@ class Denoiser(nn.Module):
             state = block(state, cond, cos, sin)
         return state
 
-    def _embedded(self, xt: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the blocks begin with: (the embedded tokens, the embedded noise, cos, sin of the positions)."""
+    def _embedded(
+        self, xt: Tensor, sigma: Tensor | None, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the blocks begin with: (the embedded tokens, noise and latent, cos, sin of the positions)."""
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
-        cond = F.silu(self.sigma_map(sigma))
+        cond = self.sigma_map(sigma)
+        if self.latent_map is not None:
+            latent = sigma.new_full((1, 1), 0.5) if latent is None else latent
+            cond = cond + self.latent_map(LATENT_SCALE * latent[:, 0])
+        elif latent is not None:
+            raise ValueError("this denoiser takes no latent")
+        cond = F.silu(cond)
         positions = torch.arange(xt.shape[1], device=xt.device)
         cos, sin = self.rotary_emb(positions)
         x = self.vocab_embed(xt)
@@ -206,9 +233,7 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: there is a latent, for which it has no input.
         """
-        if latent is not None:
-            raise ValueError("this denoiser has no latent input")
-        return self.hidden(xt, at=at)
+        return self.hidden(xt, at=at, latent=latent)
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """See `MaskedModel`."""

@@ -60,6 +60,7 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         dropout=float(sizes.get("dropout", 0.0)),
         noise_epsilon=float((values.get("noise") or {}).get("eps", REFERENCE_NOISE_EPSILON)),
         absolute_positions=bool(sizes.get("absolute_positions", False)),
+        takes_latent=bool(sizes.get("takes_latent", False)),
     )
 
 
@@ -74,10 +75,13 @@ def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
     """The values of a `config.json`, from which `config_from` gives back the same sizes.
 
     Raises:
-        UserError: the layout has no place for absolute positions.
+        UserError: the layout has no place for absolute positions or a latent.
     """
-    if config.absolute_positions and layout != "plain":
-        raise UserError(f"the layout {layout} has no absolute positions, which this model has: give --layout plain")
+    own = [name for name in ("absolute_positions", "takes_latent") if getattr(config, name)]
+    if own and layout != "plain":
+        raise UserError(
+            f"the layout {layout} has no {own[0].replace('_', ' ')}, which this model has: give --layout plain"
+        )
     length, hidden_size = ("model_length", "hidden_dim") if layout == "mdlm" else ("length", "hidden_size")
     sizes = {
         length: config.length,
@@ -92,5 +96,4 @@ def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
     if layout == "sdtt":
         return {"model": {"type": "ddit", **sizes}, **tokens, **noise}
     # Not stated where there are none: the file is then as that of a model made before.
-    positions = {"absolute_positions": True} if config.absolute_positions else {}
-    return {"model_type": MODEL_TYPE, **tokens, **sizes, **positions, **noise}
+    return {"model_type": MODEL_TYPE, **tokens, **sizes, **dict.fromkeys(own, True), **noise}

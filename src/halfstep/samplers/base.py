@@ -63,12 +63,12 @@ class Uniforms:
         u_time, u_token = self._draw(2)
         return u_time, u_token
 
-    def at(self, *key: int) -> tuple[Tensor, Tensor]:
+    def at(self, *key: int | str) -> tuple[Tensor, Tensor]:
         """Two more such arrays, for one moment of a sampler that has more to decide, such as a step."""
         one, other = self._draw(2, *key)
         return one, other
 
-    def _draw(self, count: int, *key: int) -> Tensor:
+    def _draw(self, count: int, *key: int | str) -> Tensor:
         drawn = torch.empty(count, len(self.sample_indices), self.length, dtype=torch.float64)
         for row, index in enumerate(self.sample_indices):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "sample", index, *key))
@@ -206,7 +206,7 @@ def fill(
     u_token: Tensor,
     adjust: Callable[[Tensor], Tensor] | None = None,
     likeliest: bool = False,
-    latent: Tensor | None = None,
+    latent: Callable[[int], Tensor] | None = None,
     together: "Together | None" = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Samples:
@@ -222,7 +222,7 @@ def fill(
             `halfstep.samplers.adjust`.
         likeliest: write the likeliest token in place of a drawn one, as at temperature 0; the policy still sees the
             whole distribution.
-        latent: see `MaskedModel.hidden_at`.
+        latent: the latent of each sequence in a step, from 1, see `MaskedModel.hidden_at`.
         together: draws the tokens of an evaluation together; None draws each for itself.
         on_step: called after each step with its number, from 1, and the tokens so far, int64 [batch, length].
     Returns:
@@ -243,7 +243,7 @@ def fill(
         forgotten = policy.forgets(step, xt)
         rows = at.any(dim=1).nonzero()[:, 0]
         if rows.numel():
-            t, z = policy.time(step, xt)[rows], None if latent is None else latent[rows]
+            t, z = policy.time(step, xt)[rows], None if latent is None else latent(step).to(xt.device)[rows]
             asked = ask(network, xt[rows], at[rows], mask_token_id, t=t, latent=z, adjust=adjust)
             writes, chosen = at, None
             if policy.chooses:

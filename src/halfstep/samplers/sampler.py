@@ -45,7 +45,8 @@ class Sampler:
     @property
     def num_steps(self) -> int | None:
         """Denoising steps asked for; None where it takes as many as it takes."""
-        return self.values.get("num_steps")
+        is_bound = self.values.get("drawing") != "speculative" or self.values.get("head_passes") is None
+        return self.values.get("num_steps") if is_bound else None
 
     def sample(
         self,
@@ -74,6 +75,9 @@ class Sampler:
             policy = InBlocks(
                 partial(make, **values), x_init, uniforms, block_length=block_length, mask_token_id=mask_token_id
             )
+        size = getattr(network.config, "latent_size", 0) if isinstance(network, MaskedModel) else 0
+        if size:
+            options["latent"] = lambda step: uniforms.at(step, "latent")[0][:, :size]
         u_token = uniforms.first[1]
         return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, **options)
 
