@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from halfstep.diffusion.categorical import draw_categorical
 from halfstep.diffusion.divergences import kl_student_teacher
+from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.config import DenoiserConfig
@@ -16,7 +18,7 @@ from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.objectives.sdtt import sdtt_objective
-from halfstep.objectives.teacher import TeacherSteps
+from halfstep.objectives.teacher import Clock, TeacherSteps, own_states
 from halfstep.training.parallel import ModelLoss
 from halfstep.training.validation import mean_loss
 
@@ -166,3 +168,42 @@ def test_parts_of_a_batch_add_up_to_the_whole(kind: str, generator: torch.Genera
         assert other_total == pytest.approx(total, rel=1e-5)
         for a, b in zip(gradients, others, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("clock", ["even", "cosine"])
+def test_own_states_are_what_a_student_writes_in_steps_to_the_same_masks(
+    clock: Clock, generator: torch.Generator
+) -> None:
+    """Against a loop over rows, steps and positions, by the same numbers."""
+    student = Denoiser(CONFIG).eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    x0 = torch.randint(8, (20, 6), generator=generator)
+    t = torch.rand(20, dtype=torch.float64, generator=generator)
+    u_mask, u_token = torch.rand(2, 20, 6, dtype=torch.float64, generator=generator)
+    common = {"clock": clock, "schedule": SCHEDULE, "mask_token_id": 8}
+    found = own_states(student, x0, t, u_mask, u_token, num_steps=3, **common)
+    assert torch.equal(found == 8, mask_tokens_at(x0, SCHEDULE.alpha(t), 8, u_mask) == 8)
+    expected = torch.full_like(x0, 8)
+    for row, xs in enumerate(expected):
+        for end in (0, 5):
+            if u_mask[row, end] < SCHEDULE.alpha(t[row]):
+                xs[end] = x0[row, end]
+        for i in (1, 2, 3):
+            until = 1 - (1 - t[row]) * i / 3 if clock == "even" else (t[row].acos() * i / 3).cos()
+            log_p = masked_log_probs(student(xs[None])[0], 8)
+            for place in range(6):
+                if xs[place] == 8 and u_mask[row, place] < SCHEDULE.alpha(until):
+                    xs[place] = draw_categorical(log_p[place], u_token[row, place])
+    assert torch.equal(found, expected)
+    objective = sdtt_objective(
+        student, TeacherSteps(0.2, 2, SCHEDULE, clock), divergence=kl_student_teacher, min_time=1e-3, mask_token_id=8,
+        num_own_steps=3,
+    )  # fmt: skip
+    inputs = objective.draw(x0.shape, generator)
+    total, count = objective.loss(student, x0, *inputs)
+    assert count > 0
+    # Of the data nothing but its ends is seen.
+    other = x0.clone()
+    other[:, 1:-1] = 7 - other[:, 1:-1]
+    assert objective.loss(student, other, *inputs) == (total, count)

@@ -12,16 +12,19 @@ from halfstep.model.base import MaskedModel
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
-from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, teacher_passes
+from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, own_states, teacher_passes
 from halfstep.samplers.base import LogitsAt
+from halfstep.settings.base import NonNegativeInt
 
 __all__ = ["Settings", "build", "teacher_passes"]
 
 
 class Settings(TeacherSettings):
-    """`divergence`: how far a student's prediction is from its teacher's."""
+    """`divergence`: how far a student's prediction is from its teacher's; `num_own_steps`: of the student, from masks,
+    to the states that it is taught at; 0 takes masked data (paper)."""
 
     divergence: DivergenceName
+    num_own_steps: NonNegativeInt
 
 
 def build(given: Distillation) -> Objective:
@@ -33,6 +36,7 @@ def build(given: Distillation) -> Objective:
         divergence=DIVERGENCES[settings.own.divergence],
         min_time=settings.min_time,
         mask_token_id=given.student.config.mask_token_id,
+        num_own_steps=settings.own.num_own_steps,
     )
 
 
@@ -107,21 +111,34 @@ def sdtt_objective(
     divergence: Divergence,
     min_time: float,
     mask_token_id: int,
+    num_own_steps: int = 0,
 ) -> Objective:
     """The SDTT loss of a student against its teacher's steps, in the divergence's unit per masked token.
 
+    Args:
+        teacher, steps: see `sdtt_target_chunks`.
+        divergence: of `halfstep.diffusion.divergences`.
+        min_time: of the times.
+        mask_token_id: id of the absorbing state.
+        num_own_steps: where 1 or more, the states are those of `own_states`, not masked data.
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Algorithm 2.
     """
 
     def draw(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
         t, u_mask = mask_noise(shape, min_time, generator)
-        u_time, u_token = uniforms((2, *shape), generator)
-        return t, u_mask, u_time, u_token
+        return t, u_mask, *uniforms((2 + bool(num_own_steps), *shape), generator)
 
     def loss(
-        student: nn.Module, x0: Tensor, t: Tensor, u_mask: Tensor, u_time: Tensor, u_token: Tensor
+        student: nn.Module, x0: Tensor, t: Tensor, u_mask: Tensor, u_time: Tensor, u_token: Tensor, *u_own: Tensor
     ) -> tuple[Tensor, int]:
-        xt = mask_tokens_at(x0, steps.schedule.alpha(t), mask_token_id, u_mask)
+        if num_own_steps:
+            assert isinstance(student, MaskedModel)
+            xt = own_states(
+                student, x0, t, u_mask, *u_own, num_steps=num_own_steps, clock=steps.clock, schedule=steps.schedule,
+                mask_token_id=mask_token_id,
+            )  # fmt: skip
+        else:
+            xt = mask_tokens_at(x0, steps.schedule.alpha(t), mask_token_id, u_mask)
         is_masked = xt == mask_token_id
         targets = sdtt_target_chunks(teacher, steps, xt, t, mask_token_id=mask_token_id, u_time=u_time, u_token=u_token)
 

@@ -50,7 +50,7 @@ def teacher_step_size(round_index: int, base_num_steps: int, num_teacher_steps: 
     return num_teacher_steps ** (round_index - 1) / base_num_steps
 
 
-def later(t: Tensor, duration: float, clock: Clock) -> Tensor:
+def later(t: Tensor, duration: float | Tensor, clock: Clock) -> Tensor:
     """The diffusion time to which steps that cover a duration lead from t, float [batch]; 0 or less is the end.
 
     A whole trajectory, from time 1, lasts 1. Steps of equal duration are equal steps in time under the even clock;
@@ -60,6 +60,52 @@ def later(t: Tensor, duration: float, clock: Clock) -> Tensor:
         return t - duration
     angle = t.clamp(max=1).acos() + math.pi / 2 * duration
     return torch.where(angle < math.pi / 2, angle.cos(), 0.0)
+
+
+@torch.no_grad()
+def own_states(
+    student: MaskedModel,
+    x0: Tensor,
+    t: Tensor,
+    u_mask: Tensor,
+    u_token: Tensor,
+    *,
+    num_steps: int,
+    clock: Clock,
+    schedule: LogLinearSchedule,
+    mask_token_id: int,
+) -> Tensor:
+    """What a student has written by itself at time t, from nothing but masks, in ancestral steps of equal duration.
+
+    A position is masked where it would be if it were data: see `mask_tokens_at`. What begins and ends a row, the same
+    in every text, is given.
+
+    Args:
+        student: asked `num_steps` times, whatever there is to write.
+        x0: data, for its ends, int64 [batch, length].
+        t: times in (0, 1], float64 [batch].
+        u_mask: decides when a position is written, uniform in [0, 1), float64 [batch, length].
+        u_token: decides which token it becomes, of the same kind.
+        num_steps: 1 or more.
+        clock: of the steps.
+        schedule: of the noise.
+        mask_token_id: id of the absorbing state.
+    Returns:
+        xt, int64 [batch, length].
+    """
+    start = torch.ones_like(t)
+    duration = start - t if clock == "even" else t.clamp(max=1).acos() * 2 / math.pi
+    xs = torch.full_like(x0, mask_token_id)
+    ends = [0, x0.shape[1] - 1]
+    xs[:, ends] = torch.where(u_mask[:, ends] < schedule.alpha(t)[:, None], x0[:, ends], mask_token_id)
+    at_time = start
+    for i in range(1, num_steps + 1):
+        until = t if i == num_steps else later(start, duration * i / num_steps, clock)
+        writes = (xs == mask_token_id) & (u_mask < schedule.alpha(until)[:, None])
+        asked = ask(student, xs, writes, mask_token_id, t=at_time)
+        xs[writes] = asked.draws(u_token[writes])
+        at_time = until
+    return xs
 
 
 @dataclass(frozen=True)
