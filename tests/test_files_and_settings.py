@@ -84,7 +84,7 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
         (lambda v: v["latency"]["samplers"][0].update(num_steps=[0]), r"latency\.samplers\.0\.num_steps\.0 is 0"),
         (lambda v: v["sample"].update(continuation_length=65), r"more than data\.context_length 64"),
         (lambda v: v["model"].update(num_heads=7), "hidden_size"),
-        (lambda v: v["distill"].update(base_num_steps=4), r"distill\.base_num_steps is 4"),
+        (lambda v: v["distill"].update(base_num_steps=1), r"distill\.base_num_steps is 1"),
         (
             lambda v: v["evaluate"].update(downstream_tasks=["piqa", "piqa"]),
             r"\.downstream_tasks .*'piqa' is given twice",

@@ -258,12 +258,10 @@ def test_a_file_makes_only_the_stages_stale_whose_results_it_decides(file: str, 
     assert stale - {"report", "track"} == stages
 
 
-def test_params_yaml_is_what_the_groups_compose_to(tmp_path: Path) -> None:
-    from dvc.utils.hydra import compose_and_dump
+def test_params_yaml_is_what_the_groups_compose_to() -> None:
+    from tests.composed import composed
 
-    conf, plugins = ROOT / "pipeline" / "conf", ROOT / "pipeline" / "plugins"
-    compose_and_dump(tmp_path / "params.yaml", str(conf), None, "config", str(plugins), [])
-    assert (tmp_path / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    assert composed() == (ROOT / "params.yaml").read_text()
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop", "gpu", "paper", "paper-medium", "paper-large"])
@@ -271,16 +269,13 @@ def test_params_yaml_is_what_the_groups_compose_to(tmp_path: Path) -> None:
 def test_every_preset_composes_with_every_corpus_into_parameters_that_load(
     preset: str, data: str, tmp_path: Path
 ) -> None:
-    from dvc.utils.hydra import compose_and_dump
-
     from halfstep.settings import load_params
+    from tests.composed import composed
 
     if preset.startswith("paper") and data == "stories":
         pytest.skip("the paper's continuations are longer than a story's context")
     missing = {"text": ["data.path=a.txt"], "hub": ["data.hub_id=a/b"]}.get(data, [])
-    conf, plugins = ROOT / "pipeline" / "conf", ROOT / "pipeline" / "plugins"
-    overrides = [f"preset={preset}", f"data={data}", "rounds=4", *missing]
-    compose_and_dump(tmp_path / "params.yaml", str(conf), None, "config", str(plugins), overrides)
+    (tmp_path / "params.yaml").write_text(composed(f"preset={preset}", f"data={data}", "rounds=4", *missing))
     params = load_params(tmp_path / "params.yaml")
     assert params.preset == preset
     assert (params.schedule, params.models) == (schedule_of(4), models_of(4))

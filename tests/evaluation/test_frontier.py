@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from stages import frontier
+from tests.composed import values_of
 
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
 from halfstep.data.tokens.seeds import derive_seed
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.stage
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = values_of("objective=sdtt")
     values["data"].update(context_length=LENGTH)
     values["sample"].update(prefix_length=4, continuation_length=LENGTH, give_ends=True)
     values["runtime"].update(device="cpu", num_threads=1)

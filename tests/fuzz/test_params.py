@@ -170,7 +170,7 @@ TRAPS: dict[str, str | bytes] = {
     "UTF-16": TEXT.encode("utf-16"),
     "Latin-1": TEXT.replace("laptop", "l\xe4ptop").encode("latin-1"),
     "random bytes": bytes(range(256)) * 4,
-    "rounds beyond the schedule": TEXT.replace("rounds: 3", "rounds: 30"),
+    "rounds beyond the schedule": TEXT.replace("rounds: 1", "rounds: 30"),
     "a name that leaves its folder": TEXT.replace("likelihood_on: []", "likelihood_on: [{name: .., source: a.txt}]"),
 }
 

@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from stages import inputs as stage
+from tests.composed import composed
 
 from halfstep.run import inputs as module
 from halfstep.run.errors import UserError
@@ -36,18 +36,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@lru_cache
-def composed(overrides: tuple[str, ...]) -> str:
-    from dvc.utils.hydra import compose_and_dump
-
-    conf, plugins = ROOT / "pipeline" / "conf", ROOT / "pipeline" / "plugins"
-    compose_and_dump("params.yaml", str(conf), None, "config", str(plugins), list(overrides))
-    return Path("params.yaml").read_text()
-
-
 def compose(*overrides: str) -> Params:
-    """Parameters as `dvc exp run -S` composes them."""
-    Path("params.yaml").write_text(composed(overrides))
+    Path("params.yaml").write_text(composed(*overrides))
     return load_params(Path("params.yaml"))
 
 

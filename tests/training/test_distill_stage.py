@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from stages import distill
+from tests.composed import values_of
 
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -23,13 +24,12 @@ from halfstep.settings import load_params
 from halfstep.settings.graph import schedule_of
 from halfstep.training.ema import EMA
 
-ROOT = Path(__file__).parents[2]
 EPSILON = 0.25
 """Of the teacher; params.yaml has another one."""
 
 
 def write_params(**changes: object) -> None:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = values_of("objective=sdtt")
     values["distill"] = {
         **values["distill"], "num_train_steps": 3, "batch_size": 4, "num_warmup_steps": 0, "log_every_steps": 1,
         **changes,
@@ -136,6 +136,7 @@ def choose(objective: str, **own: object) -> None:
 
 HEAD = {"hidden_size": 4, "num_layers": 1, "num_heads": 1}
 STEPS = {"clock": "cosine", "positions": "surest"}
+OF_SDTT = {**STEPS, "num_own_steps": 2}
 
 
 def test_a_head_on_a_frozen_trunk_leaves_it_bit_for_bit(teacher: Denoiser) -> None:
@@ -156,7 +157,7 @@ def test_rounds_of_joint_sdtt_have_teachers_without_and_with_a_head_and_sdtt_dro
     student = open_model("models/2")
     assert isinstance(student, JointModel)
     assert student.joint_head.out.weight.abs().max() > 0
-    choose("sdtt", divergence="mse", **STEPS)
+    choose("sdtt", divergence="mse", **OF_SDTT)
     stage = distill.main
     paths = Path("params.yaml"), Path("data/tokens"), Path("data/tokenizer")
     stage(1, Path("models/2"), None, Path("models/dropped"), Path("states/dropped"), *paths, Path("dropped.csv"))
@@ -169,12 +170,13 @@ def test_rounds_of_joint_sdtt_have_teachers_without_and_with_a_head_and_sdtt_dro
         ("joint", {**HEAD, "order": "left_to_right", "train_trunk": True}),
         ("idlm", {"fake_learning_rate": 1e-3}),
         ("mmd", {"num_pairs": 2, "num_feature_blocks": None, "bandwidth": 0.1}),
+        ("di4c", {"num_latents": 2, "correlation_weight": 0.1}),
     ],
 )
 def test_a_round_that_is_cut_off_goes_on_bit_for_bit(
     teacher: Denoiser, monkeypatch: pytest.MonkeyPatch, objective: str, own: dict[str, object]
 ) -> None:
-    """One with a head, one with two networks, one that draws."""
+    """One with a head, one with two networks, one that draws, one with a latent."""
     choose(objective, **own)
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["distill"].update(num_train_steps=6, checkpoint_every_steps=2)
@@ -213,11 +215,14 @@ def test_features_that_the_teacher_has_not_are_one_line(teacher: Denoiser) -> No
         ({"objective": "nelbo"}, r"is nelbo, whose section distill\.nelbo is missing; .* -S objective=nelbo$"),
         (
             {"objective": "sdt"},
-            r"is 'sdt': it should be 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'; .* -S objective=sdtt$",
+            r"is 'sdt': it should be 'di4c', 'idlm', .*'nelbo' or 'sdtt'; .* -S objective=sdtt$",
         ),
-        ({"objective": "base"}, r"is 'base': it should be 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'"),
         (
-            {"sdtt": {"divergence": "msee", **STEPS}},
+            {"objective": "base"},
+            r"is 'base': it should be 'di4c', 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'",
+        ),
+        (
+            {"sdtt": {"divergence": "msee", **OF_SDTT}},
             r"distill\.sdtt\.divergence is 'msee'.* -S distill\.sdtt\.divergence=mse$",
         ),
     ],

@@ -165,11 +165,11 @@ def _contradictions(params: Params) -> Iterator[str]:
             num_parts_of(getattr(params, section), section, params.launch.num_processes)
         except UserError as error:
             yield f": {error}"
-    trains_head = bool(rounds) and getattr(params.distill.own, "makes_head", False)
+    students_serve = not rounds or getattr(params.distill.own, "makes_head", False)
     for key, samplers, has_head in (
         ("sample.samplers", params.sample.samplers, False),
         ("frontier.samplers", params.frontier.samplers, False),
-        ("frontier.student_samplers", params.frontier.student_samplers, trains_head),
+        ("frontier.student_samplers", params.frontier.student_samplers, students_serve),
         ("latency.samplers", params.latency.samplers, False),
     ):
         if not has_head and (asking := [sampler for sampler in samplers if sampler.needs_head]):

@@ -4,7 +4,6 @@ What runs is the stage's own loop on made-up tokens, with as many masks as its t
 where it needs more than it may have: a kernel that runs out of memory might end another one.
 """
 
-import copy
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation, distillation_objective
+from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
@@ -150,10 +149,12 @@ def _objectives(
     valid = nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id)
     if stage == "pretrain":
         return denoiser, nelbo_objective(schedule=schedule, min_time=min_time, mask_token_id=mask_token_id), valid
-    teacher = copy.deepcopy(denoiser).eval()
+    student = student_of(denoiser, params.distill)
+    assert isinstance(student, nn.Module)
+    teacher = denoiser.eval()
     parallelize_teacher(teacher, devices)
     most_masks = params.distill.model_copy(update={"min_time": min_time})
-    return denoiser, distillation_objective(Distillation(1, teacher, denoiser, schedule, most_masks)), valid
+    return student, distillation_objective(Distillation(1, teacher, student, schedule, most_masks)), valid
 
 
 def _sample(params: Params, vocab_size: int, device: torch.device) -> None:

@@ -36,6 +36,7 @@ FORWARD_AND_BACKWARD = 3
 """A backward pass makes two products for each one of the forward pass: by the inputs and by the weights."""
 
 LEFT_OUT = (
+    "distill: the layers of a joint head, the second network of idlm, the further passes of mmd and di4c",
     "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
     "frontier: how many evaluations a sampler makes depends on what is predicted",
     "rival, prepare, latency, report and track",
