@@ -1,11 +1,11 @@
 """The frontier as the page, the terminal and files show it: what few evaluations buy, at the text's entropy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.frontier import (
@@ -101,12 +101,8 @@ class Frontier:
         return sorted(found, key=lambda each: each.equivalent_evaluations or 0)
 
     @cached_property
-    def _shared(self) -> dict[str, set[str]]:
-        """What all settings of a sampler have in common, by `_drawn_by`."""
-        settings: dict[str, list[set[str]]] = {}
-        for way in self.found:
-            settings.setdefault(_drawn_by(way), []).append(set(way.setting.split(",")))
-        return {drawn_by: set.intersection(*some) for drawn_by, some in settings.items()}
+    def _shared(self) -> Mapping[str, set[str]]:
+        return shared_settings(self.found)
 
     def describe(self, way: AtEntropy, *, is_family: bool = False) -> str:
         """What a way is called: its sampler, its budget, and what else tells it from other ways of that sampler.
@@ -119,11 +115,7 @@ class Frontier:
             row = self._curve(way).rows[0]
             depth = round(self.num_blocks * row.equivalent_evaluations / row.evaluations)
             return f"autoregressive, {depth} block{'s' * (depth != 1)}"
-        budget, *others = way.setting.split(",")
-        parts = [] if is_family else [budget]
-        parts += [part for part in others if part not in self._shared[_drawn_by(way)]]
-        words = ", ".join(_in_words(part) for part in parts if part)
-        return f"{_drawn_by(way)} ({words})" if words else _drawn_by(way)
+        return name_of(way, self._shared, is_family=is_family)
 
     def value(self, way: AtEntropy | None) -> str:
         """The perplexity of a way with its interval, and the entropy where it is above the text's."""
@@ -160,7 +152,33 @@ def read_frontier(
     return Frontier(curves, entropy, num_blocks, max(num_resamples, 1), seed)
 
 
-def _drawn_by(way: AtEntropy) -> str:
+class Way(Protocol):
+    """A sampler under a setting."""
+
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def setting(self) -> str: ...
+
+
+def shared_settings(ways: Iterable[Way]) -> dict[str, set[str]]:
+    """What all settings of a sampler have in common, by `_drawn_by`."""
+    settings: dict[str, list[set[str]]] = {}
+    for way in ways:
+        settings.setdefault(_drawn_by(way), []).append(set(way.setting.split(",")))
+    return {drawn_by: set.intersection(*some) for drawn_by, some in settings.items()}
+
+
+def name_of(way: Way, shared: Mapping[str, set[str]], *, is_family: bool = False) -> str:
+    """What a way is called: see `Frontier.describe`; `shared` is of `shared_settings`."""
+    budget, *others = way.setting.split(",")
+    parts = [] if is_family else [budget]
+    parts += [part for part in others if part not in shared[_drawn_by(way)]]
+    words = ", ".join(_in_words(part) for part in parts if part)
+    return f"{_drawn_by(way)} ({words})" if words else _drawn_by(way)
+
+
+def _drawn_by(way: Way) -> str:
     drawing = [part.removeprefix("drawing=") for part in way.setting.split(",") if part.startswith("drawing=")]
     return ", ".join([way.sampler, *drawing])
 

@@ -1,12 +1,13 @@
 """The frontier of a task that is solved or not: the share of puzzles solved, for each evaluation of the network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from halfstep.metrics.estimate import Estimate, share_estimate
 from halfstep.metrics.frontier import FrontierRow, read_rows
-from halfstep.report.frontier import BUDGETS, write_rows_csv
+from halfstep.report.frontier import BUDGETS, name_of, shared_settings, write_rows_csv
 from halfstep.report.records import ANCESTRAL, MISSING
 from halfstep.run.files import write_json
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER
@@ -37,6 +38,15 @@ class Solved:
         """The ways of a model on one kind of puzzle, the cheapest first."""
         found = [row for row in self.rows if (row.model, row.givens) == (model, givens)]
         return sorted(found, key=lambda row: row.equivalent_evaluations)
+
+    def describe(self, row: FrontierRow) -> str:
+        """What a way is called, and its temperature."""
+        at = {0.0: ", likeliest token", 1.0: ""}.get(row.temperature, f", temperature {row.temperature:g}")
+        return name_of(row, self._shared) + at
+
+    @cached_property
+    def _shared(self) -> Mapping[str, set[str]]:
+        return shared_settings(self.rows)
 
     def autoregressive(self, givens: int) -> list[FrontierRow]:
         """The best way of each autoregressive model on one kind of puzzle."""
@@ -82,8 +92,8 @@ def budget_rows(solved: Solved, givens: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for budget in BUDGETS:
         ours, theirs = best(teacher, budget), best(student, budget)
-        ancestral = best([row for row in teacher if is_ancestral(row)], budget)
-        rows.append((str(budget), *_described(ours), percent(ancestral), *_described(theirs)))
+        ancestral = best([row for row in teacher if row.sampler == ANCESTRAL], budget)
+        rows.append((str(budget), *_described(solved, ours), percent(ancestral), *_described(solved, theirs)))
     return rows
 
 
@@ -94,11 +104,11 @@ def sentences(solved: Solved) -> list[str]:
 
 def _sentence(solved: Solved, givens: int) -> str | None:
     teacher = solved.of(FIRST_TEACHER, givens)
-    ours, ancestral = best(teacher), best([row for row in teacher if is_ancestral(row)])
+    ours, ancestral = best(teacher), best([row for row in teacher if row.sampler == ANCESTRAL])
     if ours is None:
         return None
     parts = [
-        f"Of puzzles with {givens} given the teacher, drawn by {describe_row(ours)}, solves {percent(ours)} with"
+        f"Of puzzles with {givens} given the teacher, drawn by {solved.describe(ours)}, solves {percent(ours)} with"
         f" {ours.evaluations:.1f} evaluations each"
     ]
     if ancestral:
@@ -113,17 +123,6 @@ def _sentence(solved: Solved, givens: int) -> str | None:
     return "; ".join(parts) + "."
 
 
-def is_ancestral(row: FrontierRow) -> bool:
-    """Whether a row is of the model's own distribution."""
-    return row.sampler == ANCESTRAL and row.temperature == 1
-
-
-def describe_row(row: FrontierRow) -> str:
-    """Sampler, setting and temperature, for people."""
-    at = {0.0: ", likeliest token", 1.0: ""}.get(row.temperature, f", temperature {row.temperature:g}")
-    return f"{row.sampler} {row.setting}".strip().replace(",", ", ") + at
-
-
 def percent(row: FrontierRow | None) -> str:
     """The share solved, with its 95 % interval in brackets."""
     if row is None:
@@ -134,8 +133,8 @@ def percent(row: FrontierRow | None) -> str:
     return f"{100 * share.value:.3g} % [{100 * low:.3g}, {100 * high:.3g}]"
 
 
-def _described(row: FrontierRow | None) -> tuple[str, str]:
-    return (describe_row(row) if row else MISSING), percent(row)
+def _described(solved: Solved, row: FrontierRow | None) -> tuple[str, str]:
+    return (solved.describe(row) if row else MISSING), percent(row)
 
 
 def write_solved(solved: Solved, folder: Path) -> None:
