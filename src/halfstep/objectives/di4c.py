@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from halfstep.diffusion.divergences import kl_teacher_student
 from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.projection import projected_loss, rows_per_chunk
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -145,12 +146,12 @@ def di4c_objective(
             s = torch.maximum(t - dt, t / 2)
             written = u_step[at] >= ((1 - schedule.alpha(s)) / (1 - schedule.alpha(t)))[rows]
             tokens = Asked(by_teacher.hidden[written], by_teacher.project).draws(u_token[at][written])
-            xs = xt.masked_scatter(_at(at, written), tokens)
+            step = x0.new_full((num_masked,), mask_token_id).masked_scatter(written, tokens)
+            xs = xt.masked_scatter(at, step)
             left = xs == mask_token_id
             after = asked_with(model, xs, left, s, latents[:, :m])
             # Completions, of which all have what the step wrote: [m, num_masked].
-            y = torch.full((m, num_masked), mask_token_id, device=x0.device)
-            y[:, written] = tokens
+            y = step.repeat(m, 1)
             y[:, ~written] = after.draws(u_again.transpose(0, 1)[left.expand(m, *left.shape)]).view(m, -1)
             targets = torch.cat([x0[at][None], y])
         now = asked_with(model, xt, at, t, latents[:, m : 2 * m])
@@ -216,7 +217,9 @@ def _loss_of(
         log_p = _finite(log_softmax(logits.view(len(made_by), len(is_late), logits.shape[1])))
         marginal = of_mixture(log_p)
         kl = torch.where(
-            is_late, _kl(of_teacher, log_p).mean(dim=0), _kl(of_teacher, marginal) + _kl(of_step, marginal)
+            is_late,
+            kl_teacher_student(log_p, of_teacher.expand_as(log_p)).mean(dim=0),
+            kl_teacher_student(marginal, of_teacher) + kl_teacher_student(marginal, of_step),
         )
         found = log_p.gather(2, targets.T.expand(len(log_p), -1, -1)).transpose(1, 2)
         cor = marginal.gather(1, targets.T).T - (made_by * found).sum(dim=0)
@@ -230,15 +233,5 @@ def _finite(log_p: Tensor) -> Tensor:
     return log_p.clamp(min=-1e30)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) in nats of log-probabilities, float [...] of [..., vocab]; what p excludes does not count."""
-    weight = p.exp()
-    return (weight * (p - q).masked_fill(weight == 0, 0.0)).sum(dim=-1)
-
-
 def _log_p(asked: Asked, rows: Tensor) -> Tensor:
     return log_softmax(torch.cat([*asked.project(asked.hidden[rows])]))
-
-
-def _at(at: Tensor, chosen: Tensor) -> Tensor:
-    return torch.zeros_like(at).masked_scatter(at, chosen)
