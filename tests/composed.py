@@ -3,9 +3,6 @@
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,8 +17,3 @@ def composed(*overrides: str) -> str:
         path = Path(folder) / "params.yaml"
         compose_and_dump(path, str(conf), None, "config", str(plugins), list(overrides))
         return path.read_text(encoding="utf-8")
-
-
-def values_of(*overrides: str) -> dict[str, Any]:
-    """The same, parsed."""
-    return yaml.safe_load(composed(*overrides))

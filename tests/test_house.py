@@ -266,17 +266,13 @@ def test_params_yaml_is_what_the_groups_compose_to() -> None:
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop", "gpu", "paper", "paper-medium", "paper-large"])
 @pytest.mark.parametrize("data", ["stories", "pydocs", "text", "openwebtext", "hub"])
-def test_every_preset_composes_with_every_corpus_into_parameters_that_load(
-    preset: str, data: str, tmp_path: Path
-) -> None:
-    from halfstep.settings import load_params
-    from tests.composed import composed
+def test_every_preset_composes_with_every_corpus_into_parameters_that_load(preset: str, data: str) -> None:
+    from halfstep.tools.planning.compose import composed_params
 
     if preset.startswith("paper") and data == "stories":
         pytest.skip("the paper's continuations are longer than a story's context")
     missing = {"text": ["data.path=a.txt"], "hub": ["data.hub_id=a/b"]}.get(data, [])
-    (tmp_path / "params.yaml").write_text(composed(f"preset={preset}", f"data={data}", "rounds=4", *missing))
-    params = load_params(tmp_path / "params.yaml")
+    params = composed_params([f"preset={preset}", f"data={data}", "rounds=4", *missing], ROOT)
     assert params.preset == preset
     assert (params.schedule, params.models) == (schedule_of(4), models_of(4))
 

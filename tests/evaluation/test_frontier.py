@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from stages import frontier
-from tests.composed import values_of
 
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
 from halfstep.data.tokens.seeds import derive_seed
@@ -27,6 +26,7 @@ from halfstep.samplers.adjust import with_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
 from halfstep.samples.draw import draw, from_nothing
+from halfstep.tools.planning.compose import composed_params
 
 ROOT = Path(__file__).parents[2]
 LENGTH, NUM_SAMPLES = 12, 5
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.stage
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Callable[..., None]) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    values = values_of("objective=sdtt")
+    values = composed_params(["objective=sdtt"], ROOT).model_dump(mode="json")
     values["data"].update(context_length=LENGTH)
     values["sample"].update(prefix_length=4, continuation_length=LENGTH, give_ends=True)
     values["runtime"].update(device="cpu", num_threads=1)

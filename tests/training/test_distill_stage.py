@@ -10,7 +10,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from stages import distill
-from tests.composed import values_of
 
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -22,14 +21,16 @@ from halfstep.objectives import nelbo
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params
 from halfstep.settings.graph import schedule_of
+from halfstep.tools.planning.compose import composed_params
 from halfstep.training.ema import EMA
 
+ROOT = Path(__file__).parents[2]
 EPSILON = 0.25
 """Of the teacher; params.yaml has another one."""
 
 
 def write_params(**changes: object) -> None:
-    values = values_of("objective=sdtt")
+    values = composed_params(["objective=sdtt"], ROOT).model_dump(mode="json")
     values["distill"] = {
         **values["distill"], "num_train_steps": 3, "batch_size": 4, "num_warmup_steps": 0, "log_every_steps": 1,
         **changes,
