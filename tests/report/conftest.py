@@ -72,7 +72,7 @@ def write_samples(path: Path, prefix_length: int, num_steps: list[int | None]) -
 
 def write_curves(
     folder: Path, model: str, found: dict[tuple[str, int], float], *, depth: float = 1.0, entropy: float = 4.41,
-    noise: float = 0.0,
+    noise: float = 0.0, seconds: float = 0.01,
 ) -> None:  # fmt: skip
     """Samples of a model at three temperatures, two of which have an entropy on either side of `entropy`.
 
@@ -80,6 +80,7 @@ def write_curves(
         found: by sampler and number of steps the perplexity at that entropy.
         depth: of the network over that of the first teacher.
         noise: by how much the model's own samples differ, beside what they have in common with other models'.
+        seconds: of an evaluation.
     """
     own, common = np.random.default_rng(len(model) + ord(model[-1])), np.tile([0.1, -0.1], 20)
     rows, samples = [], []
@@ -97,7 +98,7 @@ def write_curves(
                 temperature=temperature,
                 evaluations=steps,
                 equivalent_evaluations=steps * depth,
-                seconds_per_sample=steps / 100,
+                seconds_per_sample=steps * seconds,
                 perplexity=float(np.exp(nll)),
                 entropy=entropy + higher,
                 mauve=0.9,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.conftest import AT_ENTROPY
 
 from halfstep.report.charts import Chart, charts_of
 from halfstep.report.experiment import Experiment, checked_out, differing_params, labels_of, load_experiment
@@ -40,6 +41,10 @@ def test_what_differs_names_the_lines(pair: Any, tmp_path: Path) -> None:
     other = second.experiment("c", seed=1, noise__epsilon=0.01, runtime__num_threads=2)
     assert labels_of([zero, other]) == ["a", "c"]
     assert labels_of([zero, first.experiment("d")]) == ["a", "d"]
+    # An objective brings settings of its own, and its name tells enough.
+    path = second.root / "params.yaml"
+    path.write_text(path.read_text().replace("objective: joint", "objective: sdtt"))
+    assert labels_of([zero, replace(other)]) == ["objective=joint, seed=0", "objective=sdtt, seed=1"]
 
 
 def test_every_experiment_has_a_line_and_equal_teachers_share_one(pair: Any, tmp_path: Path) -> None:
@@ -66,21 +71,51 @@ def test_the_best_is_named_where_it_is_clear(pair: Any, tmp_path: Path) -> None:
     assert "No last student is clearly lowest in cloze perplexity" in page
 
 
-def test_frontiers_are_side_by_side(pair: Any, tmp_path: Path) -> None:
+def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_path: Path) -> None:
     first, second = pair
     second.set_curves("2", {("ordered", 4): 12.0})
-    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
-    answer = r"or fewer b has the lowest .*: 12\.0\d* \[.*?\], before a with 22\.5\d* \[.*?\]; the intervals are "
-    assert re.search(answer + "apart", page)
-    assert re.search(r'<th scope="row">4</th><td>48\.0 \[.*ordered \(4 steps\).*</td><td>12\.0\d* \[.*</td>', page)
-    panel = charts(first.experiment(), second.experiment())["frontier"].panels[0]
-    assert {line.label: [(point.x, round(point.y.value, 6)) for point in line.points] for line in panel.lines} == {
+    # It is the same one though it was drawn faster.
+    second.set_curves("0", AT_ENTROPY["0"], seconds=0.005)
+    experiments = first.experiment("a"), second.experiment("b")
+    page = shown(tmp_path, *experiments)
+    lowest = r"or fewer b \(12\.0\d* \[.*?\]\) has the lowest .*, before teacher \(22\.0\d* \[.*?\]\)\."
+    assert re.search(lowest, page)
+    cells = [r"60\.0.*ordered \(4 steps\)", r"48\.0.*0\.80\d* \[.* of the teacher", r"12\.0.*0\.20\d* \[.* of"]
+    assert re.search(r'<th scope="row">4</th>' + "".join(f"<td>{cell}.*?</td>" for cell in cells), page)
+    # By ancestral sampling: b was not drawn so.
+    assert re.search(r'<th scope="row">4</th><td>90\.0.*<td>50\.0.*<td>–</td>', page)
+    # What the best within 16 costs; both have the text's entropy.
+    assert re.search(r'<th scope="row">b</th><td>4</td><td>4</td><td>0\.04</td><td>4\.41</td><td>0\.5</td>', page)
+    best, ancestral = charts(*experiments)["frontier"].panels
+    assert {line.label: [(point.x, round(point.y.value, 6)) for point in line.points] for line in best.lines} == {
+        "teacher": [(4, 60), (16, 22)],
         "A": [(4, 48), (16, 22.5)],
         "B": [(4, 12)],
     }
-    second.set_curves("2", {("ordered", 4): 22.4})
-    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
-    assert re.search(answer.replace(r"12\.0", r"22\.4") + "not apart", page)
+    assert [[point.x for point in line.points] for line in ancestral.lines] == [[4, 16], [4], []]
+    second.set_curves("0", {("ordered", 4): 61.0})
+    experiments = first.experiment("a"), second.experiment("b")
+    assert [line.label for line in charts(*experiments)["frontier"].panels[0].lines] == ["A", "B"]
+
+
+def test_seeds_of_one_way_are_one_column(tmp_path: Path, make_project: Any) -> None:
+    experiments = []
+    for rate, found in ((0.1, (30.0, 40.0)), (0.2, (90.0, 10.0))):
+        for seed, perplexity in enumerate(found):
+            project = make_project(tmp_path / f"{rate}-{seed}")
+            project.set_curves("2", {("ordered", 4): perplexity})
+            experiments.append(project.experiment(seed=seed, distill__learning_rate=rate))
+    page = shown(tmp_path, *experiments)
+    names = ["teacher", "learning_rate=0.1", "learning_rate=0.2"]
+    assert "".join(f'<th scope="col">{name}</th>' for name in names) in page
+    row = re.search(r'<th scope="row">4</th>(.*)</tr>', page)
+    assert row
+    seeds = [("60", "60, 60"), ("34.6", "30, 40"), ("30", "90, 10")]
+    assert re.findall(r"<td>([\d.]+)<span class=\"below\">seeds: ([\d., ]+)<", row[1]) == seeds
+    assert "0.5 of the teacher&#39;s, better with 1 of 2" in row[1]
+    labelled = [replace(e, label=label) for e, label in zip(experiments, labels_of(experiments), strict=True)]
+    (frontier,) = (chart for chart in charts_of(labelled) if chart.name == "frontier")
+    assert [line.label for line in frontier.panels[0].lines] == [name for name in names for _ in range(2)]
 
 
 def test_teachers_are_compared_where_no_round_was_distilled(pair: Any) -> None:

@@ -12,8 +12,9 @@ from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.frontier import AtEntropy, FrontierRow
 from halfstep.metrics.record import Record
 from halfstep.report import words
+from halfstep.report.compared import Contender, contenders_of, kinds_of
 from halfstep.report.experiment import Experiment
-from halfstep.report.frontier import lowest_front
+from halfstep.report.frontier import Frontier, lowest_front
 from halfstep.report.records import (
     ANCESTRAL,
     Drawn,
@@ -238,25 +239,28 @@ def _solved_chart(
     experiments: Sequence[Experiment], cost: Literal["equivalent_evaluations", "seconds_per_sample"]
 ) -> Chart:
     """Share of puzzles solved over what it costs, a panel for each kind."""
-    found = [(experiment, experiment.solved) for experiment in experiments if experiment.solved]
+    contenders = contenders_of(experiments)
     panels = []
-    for givens in sorted({givens for _, solved in found for givens in solved.givens}, reverse=True):
+    for givens in kinds_of(contenders):
         named: list[tuple[str, Style, Sequence[FrontierRow]]] = []
-        for i, (experiment, solved) in enumerate(found):
-            if len(experiments) == 1:
-                ways: dict[str, list[FrontierRow]] = {}
-                for row in solved.of(FIRST_TEACHER, givens):
-                    if row.temperature in (0, 1):
-                        ways.setdefault(row.sampler + ("" if row.temperature else ", likeliest"), []).append(row)
-                named += [(name, Style("category", k), rows) for k, (name, rows) in enumerate(ways.items())]
-                named += [
-                    (row.model, replace(AUTOREGRESSIVE, variant=k), [row])
-                    for k, row in enumerate(solved.autoregressive(givens))
-                ]
-            for model in solved.students[-1:]:
-                style = TEACHER if len(experiments) == 1 else Style("category", i, len(experiments))
-                name = f"{experiment.label or f'round {model}'}, best"
-                named.append((name, style, rising_front(solved.of(model, givens))))
+        if len(experiments) > 1:
+            for i, each in enumerate(contenders):
+                style = TEACHER if each.is_teacher else Style("category", i)
+                named += [(each.label, style, rising_front(rows)) for _, rows in each.puzzles(givens)]
+        elif solved := experiments[0].solved:
+            ways: dict[str, list[FrontierRow]] = {}
+            for row in solved.of(FIRST_TEACHER, givens):
+                if row.temperature in (0, 1):
+                    ways.setdefault(row.sampler + ("" if row.temperature else ", likeliest"), []).append(row)
+            named += [(name, Style("category", k), rows) for k, (name, rows) in enumerate(ways.items())]
+            named += [
+                (row.model, replace(AUTOREGRESSIVE, variant=k), [row])
+                for k, row in enumerate(solved.autoregressive(givens))
+            ]
+            named += [
+                (f"round {model}, best", TEACHER, rising_front(solved.of(model, givens)))
+                for model in solved.students[-1:]
+            ]
         lines = []
         for name, style, rows in named:
             points = [Point(getattr(row, cost), share_of(row)) for row in rows]
@@ -285,26 +289,14 @@ def _frontier_chart(
     """Perplexity at the entropy of the validation text over what it costs."""
     if any(experiment.solved for experiment in experiments):
         return _solved_chart(experiments, cost)
-    lines: list[Line] = []
-    for i, experiment in enumerate(experiments):
-        if (frontier := experiment.frontier) is None:
-            continue
-        named: list[tuple[str, Style, Sequence[AtEntropy]]] = []
-        if len(experiments) == 1:
-            by_sampler = frontier.families(FIRST_TEACHER)
-            named += [(name, Style("category", k), some) for k, (name, some) in enumerate(by_sampler.items())]
-            student = [(f"student of round {model}", TEACHER, model) for model in frontier.students[-1:]]
-            named += [(name, style, lowest_front(frontier.of(model))) for name, style, model in student]
-            named += [
-                (frontier.describe(way), replace(AUTOREGRESSIVE, variant=k), [way])
-                for k, way in enumerate(frontier.autoregressive)
-            ]
-        else:
-            style = Style("category", i, len(experiments))
-            named.append((experiment.label, style, lowest_front(frontier.of(frontier.last))))
-        for name, style, ways in named:
-            points = [Point(getattr(way, cost), way.perplexity) for way in ways if way.perplexity is not None]
-            lines.append(Line(name, style, sorted(points, key=lambda point: point.x)))
+    if len(experiments) > 1:
+        contenders = contenders_of(experiments)
+        panels = [
+            (title, [line for i, each in enumerate(contenders) for line in _lines_of_contender(each, i, sampler, cost)])
+            for title, sampler in (("best sampler", ""), ("ancestral sampling", ANCESTRAL))
+        ]
+    else:
+        panels = [("", _lines_of_models(found, cost))] if (found := experiments[0].frontier) else []
     text = _references(references, "", "data_generative_perplexity")
     in_seconds = cost == "seconds_per_sample"
     cost_note = (
@@ -312,17 +304,48 @@ def _frontier_chart(
         if in_seconds
         else "An evaluation counts by its network's blocks; an autoregressive model makes one for every token."
     )
+    best = "the best way within 1, 2, 4, ... evaluations."
+    line_note = f"one sampler of the teacher; of the last student it is {best}" if len(experiments) == 1 else best
     return Chart(
         name="frontier_seconds" if in_seconds else "frontier",
         title="Quality for each second" if in_seconds else "Quality for each network evaluation",
         caption="Generative perplexity where a temperature has brought the samples to the entropy of the validation"
-        " text or above; lower is better. A line is one sampler of the teacher; of the last student it"
-        f" is the best way within 1, 2, 4, ... evaluations. {cost_note} {BARS}",
+        f" text or above; lower is better. A line is {line_note} {cost_note} {BARS}",
         absent="Nothing was drawn at several temperatures, or nothing has the entropy of the validation text.",
         x_label="seconds per sample" if in_seconds else "equivalent evaluations",
-        panels=[Panel("perplexity at equal entropy", lines, text, is_log=True)],
+        panels=[Panel("perplexity at equal entropy", lines, text, is_log=True, title=title) for title, lines in panels],
         x_scale="log" if in_seconds else "evaluations",
+        num_columns=max(1, len(panels)),
     )
+
+
+Cost = Literal["equivalent_evaluations", "seconds_per_sample"]
+
+
+def _lines_of_models(frontier: Frontier, cost: Cost) -> list[Line]:
+    """Of one experiment: a line for each sampler of the teacher, the last student's best, autoregressive models."""
+    named: list[tuple[str, Style, Sequence[AtEntropy]]] = [
+        (name, Style("category", k), some) for k, (name, some) in enumerate(frontier.families(FIRST_TEACHER).items())
+    ]
+    named += [
+        (f"student of round {model}", TEACHER, lowest_front(frontier.of(model))) for model in frontier.students[-1:]
+    ]
+    named += [
+        (frontier.describe(way), replace(AUTOREGRESSIVE, variant=k), [way])
+        for k, way in enumerate(frontier.autoregressive)
+    ]
+    return [Line(name, style, _points(ways, cost)) for name, style, ways in named]
+
+
+def _lines_of_contender(contender: Contender, index: int, sampler: str, cost: Cost) -> list[Line]:
+    """A line for each seed."""
+    style = TEACHER if contender.is_teacher else Style("category", index)
+    return [Line(contender.label, style, _points(lowest_front(ways), cost)) for _, ways in contender.ways(sampler)]
+
+
+def _points(ways: Sequence[AtEntropy], cost: Cost) -> list[Point]:
+    points = [Point(getattr(way, cost), way.perplexity) for way in ways if way.perplexity is not None]
+    return sorted(points, key=lambda point: point.x)
 
 
 def _steps_chart(members: Sequence[Member], references: Records) -> Chart:

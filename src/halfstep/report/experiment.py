@@ -223,17 +223,22 @@ def differing_params(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
 
 
 MAX_NAMED_PARAMS = 2
+TOLD_BY = ("distill.objective", "seed")
+"""Where much differs: an objective brings settings of its own."""
 
 
 def labels_of(experiments: Sequence[Experiment]) -> list[str]:
-    """What each is called beside the others: by what differs where that is little and unique, else by its name."""
+    """What each is called beside the others: by what differs where that is little and unique, else by its objective and
+    seed where they are, else by its name."""
     if len(experiments) == 1:
         return [""]
     differing = differing_params(experiments)
-    labels = [
-        ", ".join(f"{name.rpartition('.')[2]}={row[i]}" for name, row in differing.items())
-        for i in range(len(experiments))
-    ]
-    if 0 < len(differing) <= MAX_NAMED_PARAMS and len(set(labels)) == len(labels):
-        return labels
+    told_by = [name for name in TOLD_BY if name in differing and TOLD_BY[0] in differing]
+    for names in ([*differing], told_by):
+        labels = [
+            ", ".join(f"{name.rpartition('.')[2]}={differing[name][i]}" for name in names)
+            for i in range(len(experiments))
+        ]
+        if 0 < len(names) <= MAX_NAMED_PARAMS and len(set(labels)) == len(labels):
+            return labels
     return [experiment.name for experiment in experiments]

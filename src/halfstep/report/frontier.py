@@ -77,7 +77,7 @@ class Frontier:
         for number in BUDGETS:
             theirs, ours = best_within(self.of(FIRST_TEACHER), number), best_within(ways, number)
             ours = ours if most > number / 2 else None
-            found.append(Budget(number, theirs, ours, self._ratio(ours, theirs) if ours and theirs else None))
+            found.append(Budget(number, theirs, ours, self.ratio(ours, theirs) if ours and theirs else None))
         return found
 
     def of(self, model: str) -> list[AtEntropy]:
@@ -134,7 +134,17 @@ class Frontier:
     def _curve(self, way: AtEntropy) -> Curve:
         return next(curve for curve in self.curves if curve.name == (way.model, way.sampler, way.setting))
 
-    def _ratio(self, ours: AtEntropy, theirs: AtEntropy) -> Estimate | None:
+    def column(self, way: AtEntropy, name: str) -> float | None:
+        """A column of the rows, where the way was taken; None if it was not measured at all temperatures around."""
+        curve = self._curve(way)
+        place = curve.place(self.entropy)
+        if place is None:
+            return None
+        around = curve.rows[place.index : place.index + 1 + bool(place.share)]
+        return None if any(getattr(row, name) is None for row in around) else curve.cost_at(place, name)
+
+    def ratio(self, ours: AtEntropy, theirs: AtEntropy) -> Estimate | None:
+        """Our perplexity over theirs, by pairs of samples: see `ratio_at_entropy`."""
         our_curve, their_curve = map(self._curve, (ours, theirs))
         resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
         return ratio_at_entropy(our_curve, their_curve, self.entropy, **resampling)
@@ -326,32 +336,6 @@ def _of_autoregressive(frontier: Frontier) -> list[str]:
         if way.perplexity is not None
     ]
     return [f"Autoregressive models for comparison: {'; '.join(parts)}."] if parts else []
-
-
-def compared_rows(frontiers: Sequence[Frontier]) -> list[tuple[tuple[str, ...], ...]]:
-    """For each budget its number and, of the last model of each experiment, the lowest perplexity and its way."""
-
-    def cell(frontier: Frontier, budget: int) -> tuple[str, ...]:
-        best = best_within(frontier.of(frontier.last), budget)
-        return (frontier.value(best), frontier.describe(best)) if best else (MISSING,)
-
-    return [((str(budget),), *(cell(frontier, budget) for frontier in frontiers)) for budget in BUDGETS]
-
-
-def best_of(named: Sequence[tuple[str, Frontier]]) -> list[str]:
-    """Which of several experiments has the lowest perplexity; nothing with fewer than two."""
-    found = [(label, best_within(frontier.of(frontier.last), ANSWER_BUDGET)) for label, frontier in named]
-    values = [(label, best.perplexity) for label, best in found if best and best.perplexity]
-    if len(values) < 2:
-        return []
-    (label, lowest), (next_label, next_lowest), *_ = sorted(values, key=lambda each: each[1].value)
-    _, high = lowest.interval or (0.0, lowest.value)
-    low, _ = next_lowest.interval or (next_lowest.value, 0.0)
-    return [
-        f"In {ANSWER_BUDGET} evaluations or fewer {label} has the lowest perplexity at equal entropy:"
-        f" {with_interval(lowest)}, before {next_label} with {with_interval(next_lowest)}; the intervals are"
-        f" {'' if high < low else 'not '}apart."
-    ]
 
 
 def _listed(words: Sequence[str]) -> str:

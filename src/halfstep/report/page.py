@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.metrics.record import Record
-from halfstep.report import frontier, solved
+from halfstep.report import compared, frontier, solved
 from halfstep.report.charts import Chart, Member, charts_of, members_of, shared_references, write_points
+from halfstep.report.compared import contenders_of
 from halfstep.report.experiment import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
 from halfstep.report.frontier import not_reached, sentences, write_rows
@@ -81,10 +82,7 @@ def _write(
         charts = [replace(chart, absent="") for chart in charts if chart.name in images or chart.name == "latency"]
     content = {
         "experiments": experiments,
-        "headline": [
-            *_best(experiments),
-            *(_labelled(experiment, sentence) for experiment in experiments for sentence in _answers(experiment)),
-        ],
+        "headline": _headline(experiments),
         "warnings": [*_unlike(experiments), *warnings_of(experiments)],
         "differing": Table(
             ("parameter", *(experiment.name for experiment in experiments)),
@@ -105,7 +103,7 @@ def _write(
             for experiment in experiments
             if experiment.frontier and (sentence := not_reached(experiment.frontier))
         ],
-        "puzzles": [(e.label, _solved_tables(e.solved)) for e in experiments if e.solved],
+        "puzzles": _puzzles(experiments),
         "counts": [_labelled(experiment, line) for experiment in experiments for line in counts_of(experiment)],
         "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
         "versions": versions(),
@@ -127,22 +125,26 @@ def _labelled(experiment: Experiment, sentence: str) -> str:
     return f"{experiment.label}: {sentence}" if experiment.label else sentence
 
 
-def _answers(experiment: Experiment) -> list[str]:
+def _headline(experiments: Sequence[Experiment]) -> list[str]:
+    """The answer first."""
+    absent = "Nothing was drawn at several temperatures, so models cannot be compared at equal entropy."
+    without = [_labelled(each, absent) for each in experiments if each.solved is None and each.frontier is None]
+    if len(experiments) > 1:
+        metrics = ("validation_perplexity", "cloze_perplexity")
+        best = filter(None, (best_of(experiments, metric) for metric in metrics))
+        return [*compared.sentences(contenders_of(experiments)), *without, *best]
+    (experiment,) = experiments
     if experiment.solved is not None:
         return solved.sentences(experiment.solved)
-    if experiment.frontier is None:
-        return ["Nothing was drawn at several temperatures, so models cannot be compared at equal entropy."]
-    return sentences(experiment.frontier)
+    return sentences(experiment.frontier) if experiment.frontier else without
 
 
 def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
     """By budget, and of one experiment by round; of several the last models side by side."""
-    named = [(experiment.label, experiment.frontier) for experiment in experiments if experiment.frontier]
     if len(experiments) > 1:
-        header = ("evaluations", *(label for label, _ in named))
-        return [Table(header, frontier.compared_rows([each for _, each in named]))] if named else []
+        return compared.frontier_tables(contenders_of(experiments))
     tables = []
-    for _, found in named:
+    for found in filter(None, (experiment.frontier for experiment in experiments)):
         has_students = bool(found.students)
         budgets = []
         for budget, way, perplexity, needed, its_way, its_perplexity, ratio in frontier.budget_rows(found):
@@ -156,24 +158,24 @@ def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
     return tables
 
 
-def _solved_tables(found: Solved) -> list[tuple[int, Table]]:
+def _puzzles(experiments: Sequence[Experiment]) -> list[tuple[int, Table]]:
     """For each kind of puzzle: shares, and under them the ways."""
+    if len(experiments) > 1:
+        return compared.solved_tables(contenders_of(experiments))
+    (experiment,) = experiments
+    return _solved_tables(experiment.solved) if experiment.solved else []
+
+
+def _solved_tables(found: Solved) -> list[tuple[int, Table]]:
     tables = []
     for givens in found.givens:
         rows = []
         for budget, way, share, ancestral, its_way, its_share in solved.budget_rows(found, givens):
             cells = (budget,), (share, way), (ancestral,), (its_share, its_way)
             # What was not measured is one dash.
-            rows.append([tuple(dict.fromkeys(cell)) for cell in cells])
-        tables.append((givens, Table(SOLVED_HEADER, rows)))
+            rows.append([tuple(dict.fromkeys(cell)) for cell in cells[: 4 if found.students else 3]])
+        tables.append((givens, Table(SOLVED_HEADER[: len(rows[0])], rows)))
     return tables
-
-
-def _best(experiments: Sequence[Experiment]) -> list[str]:
-    """Which experiment came out lowest in what; nothing of one."""
-    named = [(experiment.label, experiment.frontier) for experiment in experiments if experiment.frontier]
-    metrics = ("validation_perplexity", "cloze_perplexity")
-    return [*frontier.best_of(named), *filter(None, (best_of(experiments, metric) for metric in metrics))]
 
 
 def _unlike(experiments: Sequence[Experiment]) -> list[str]:
@@ -182,7 +184,8 @@ def _unlike(experiments: Sequence[Experiment]) -> list[str]:
     scorers = {denoisers_of(experiment.records)[-1].scorer for experiment in experiments}
     baselines = [autoregressive_of(experiment.records) for experiment in experiments]
     same_baseline = all(each and baselines[0] and each.rows == baselines[0].rows for each in baselines[1:])
-    if len(scorers) > 1 or (scorers == {"models/ar"} and not same_baseline):
+    is_judged = not any(experiment.solved for experiment in experiments)
+    if is_judged and (len(scorers) > 1 or (scorers == {"models/ar"} and not same_baseline)):
         found.append(
             "The experiments were scored by different models: their generative perplexities and MAUVE are not on one"
             " scale, and no common reference is drawn."

@@ -34,6 +34,11 @@ class Solved:
         """Names of the students, by round."""
         return sorted({row.model for row in self.rows if row.model.isdigit()} - {FIRST_TEACHER}, key=int)
 
+    @property
+    def last(self) -> str:
+        """The last student, or the teacher if there is none."""
+        return [FIRST_TEACHER, *self.students][-1]
+
     def of(self, model: str, givens: int) -> list[FrontierRow]:
         """The ways of a model on one kind of puzzle, the cheapest first."""
         found = [row for row in self.rows if (row.model, row.givens) == (model, givens)]
@@ -73,7 +78,12 @@ def share_of(row: FrontierRow) -> Estimate:
 def best(rows: Sequence[FrontierRow], budget: float = float("inf")) -> FrontierRow | None:
     """The way that solves most within a budget of evaluations, the cheapest of those that solve `ENOUGH`."""
     affordable = [row for row in rows if row.equivalent_evaluations <= budget + 0.5]
-    return max(affordable, key=lambda row: (min(row.solved or 0, ENOUGH), -row.equivalent_evaluations), default=None)
+    return max(affordable, key=worth, default=None)
+
+
+def worth(row: FrontierRow) -> tuple[float, float]:
+    """What counts of a way, the greater the better: the share it solves up to `ENOUGH`, then how few evaluations."""
+    return min(row.solved or 0, ENOUGH), -row.equivalent_evaluations
 
 
 def rising_front(rows: Sequence[FrontierRow]) -> list[FrontierRow]:

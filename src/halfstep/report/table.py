@@ -136,12 +136,13 @@ def terminal_solved(found: Solved) -> "Group":
     shown: list[Any] = [*solved.sentences(found)]
     for givens in found.givens:
         table = TerminalTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{givens} given", title_justify="left")
-        for title in ("evals", "teacher, drawn by", "solved", "ancestral", "student"):
+        titles = ("evals", "teacher, drawn by", "solved", "ancestral", *(("student",) if found.students else ()))
+        for title in titles:
             table.add_column(title, justify="left" if title.startswith("teacher") else "right")
         for evaluations, way, share, ancestral, _, its_share in solved.budget_rows(found, givens):
-            table.add_row(evaluations, way, share, ancestral, its_share)
+            table.add_row(*(evaluations, way, share, ancestral, its_share)[: len(titles)])
         shown.append(table)
-    return Group(*shown, "with 95 % intervals; student: the last, in its best way")
+    return Group(*shown, f"with 95 % intervals{'; student: the last, in its best way' if found.students else ''}")
 
 
 def terminal_tables(records: Records) -> "Group":
