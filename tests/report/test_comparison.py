@@ -78,8 +78,10 @@ def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_p
     second.set_curves("0", AT_ENTROPY["0"], seconds=0.005)
     experiments = first.experiment("a"), second.experiment("b")
     page = shown(tmp_path, *experiments)
-    lowest = r"or fewer b \(12\.0\d* \[.*?\]\) has the lowest .*, before teacher \(22\.0\d* \[.*?\]\)\."
-    assert re.search(lowest, page)
+    lowest = (
+        r"or fewer b \(12\.0\d* \[.*?\]\) has the lowest .*, before teacher \(22\.0\d* \[.*?\]\); the intervals are "
+    )
+    assert re.search(lowest + r"apart\.", page)
     cells = [r"60\.0.*ordered \(4 steps\)", r"48\.0.*0\.80\d* \[.* of the teacher", r"12\.0.*0\.20\d* \[.* of"]
     assert re.search(r'<th scope="row">4</th>' + "".join(f"<td>{cell}.*?</td>" for cell in cells), page)
     # By ancestral sampling: b was not drawn so.
@@ -93,6 +95,9 @@ def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_p
         "B": [(4, 12)],
     }
     assert [[point.x for point in line.points] for line in ancestral.lines] == [[4, 16], [4], []]
+    second.set_curves("2", {("ordered", 4): 21.9})
+    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
+    assert re.search(lowest.replace(r"12\.0", r"21\.9") + r"not apart\.", page)
     second.set_curves("0", {("ordered", 4): 61.0})
     experiments = first.experiment("a"), second.experiment("b")
     assert [line.label for line in charts(*experiments)["frontier"].panels[0].lines] == ["A", "B"]

@@ -64,7 +64,10 @@ def test_experiments_are_compared_by_the_share_they_solve(tmp_path: Path, make_p
         experiments.append(replace(experiment, params=experiment.params.model_copy(update={"frontier": frontier})))
     write_page(tmp_path / "compare.html", experiments)
     page = (tmp_path / "compare.html").read_text()
-    assert "seed=1 (60 % [55.1, 64.7] in 8.0) is best with 14 given, before seed=0 (50 % [45.1, 54.9] in 8.0)." in page
+    assert (
+        "seed=1 (60 % [55.1, 64.7] in 8.0) is best with 14 given, before seed=0 (50 % [45.1, 54.9] in 8.0); the" in page
+    )
+    assert "intervals are apart." in page
     assert re.search(r'<th scope="row">4</th><td>40 % .*?ancestral \(4 steps\), in 4\.0.*<td>40 %', page)
     assert "scored by different" not in page
     labelled = [replace(each, label=label) for each, label in zip(experiments, "AB", strict=True)]

@@ -235,9 +235,10 @@ def _references(records: Records, metric: str, data_metric: str = "") -> list[Re
     return [*found, *(Reference("validation text", DATA, level) for level in list(levels)[:1])]
 
 
-def _solved_chart(
-    experiments: Sequence[Experiment], cost: Literal["equivalent_evaluations", "seconds_per_sample"]
-) -> Chart:
+Cost = Literal["equivalent_evaluations", "seconds_per_sample"]
+
+
+def _solved_chart(experiments: Sequence[Experiment], cost: Cost) -> Chart:
     """Share of puzzles solved over what it costs, a panel for each kind."""
     contenders = contenders_of(experiments)
     panels = []
@@ -284,7 +285,7 @@ def _solved_chart(
 def _frontier_chart(
     experiments: Sequence[Experiment],
     references: Records,
-    cost: Literal["equivalent_evaluations", "seconds_per_sample"],
+    cost: Cost,
 ) -> Chart:
     """Perplexity at the entropy of the validation text over what it costs."""
     if any(experiment.solved for experiment in experiments):
@@ -293,7 +294,7 @@ def _frontier_chart(
         contenders = contenders_of(experiments)
         panels = [
             (title, [line for i, each in enumerate(contenders) for line in _lines_of_contender(each, i, sampler, cost)])
-            for title, sampler in (("best sampler", ""), ("ancestral sampling", ANCESTRAL))
+            for title, sampler in (("best sampler", None), ("ancestral sampling", ANCESTRAL))
         ]
     else:
         panels = [("", _lines_of_models(found, cost))] if (found := experiments[0].frontier) else []
@@ -319,9 +320,6 @@ def _frontier_chart(
     )
 
 
-Cost = Literal["equivalent_evaluations", "seconds_per_sample"]
-
-
 def _lines_of_models(frontier: Frontier, cost: Cost) -> list[Line]:
     """Of one experiment: a line for each sampler of the teacher, the last student's best, autoregressive models."""
     named: list[tuple[str, Style, Sequence[AtEntropy]]] = [
@@ -337,7 +335,7 @@ def _lines_of_models(frontier: Frontier, cost: Cost) -> list[Line]:
     return [Line(name, style, _points(ways, cost)) for name, style, ways in named]
 
 
-def _lines_of_contender(contender: Contender, index: int, sampler: str, cost: Cost) -> list[Line]:
+def _lines_of_contender(contender: Contender, index: int, sampler: str | None, cost: Cost) -> list[Line]:
     """A line for each seed."""
     style = TEACHER if contender.is_teacher else Style("category", index)
     return [Line(contender.label, style, _points(lowest_front(ways), cost)) for _, ways in contender.ways(sampler)]

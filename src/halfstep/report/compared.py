@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
 
+from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.frontier import AtEntropy, FrontierRow, best_within
 from halfstep.report.experiment import Experiment
 from halfstep.report.frontier import ANSWER_BUDGET, BUDGETS, Frontier, with_interval
@@ -30,13 +31,12 @@ class Contender:
     experiments: Sequence[Experiment]
     is_teacher: bool = False
 
-    def ways(self, sampler: str = "") -> list[tuple[Frontier, list[AtEntropy]]]:
+    def ways(self, sampler: str | None = None) -> list[tuple[Frontier, list[AtEntropy]]]:
         """In which ways the model of each seed was drawn, by all samplers or by one."""
         found = filter(None, (experiment.frontier for experiment in self.experiments))
-        of_model = [(each, each.of(FIRST_TEACHER if self.is_teacher else each.last)) for each in found]
-        return [(each, [way for way in ways if sampler in ("", way.sampler)]) for each, ways in of_model]
+        return [(each, each.of(FIRST_TEACHER if self.is_teacher else each.last, sampler)) for each in found]
 
-    def best(self, budget: float, sampler: str = "") -> list[tuple[Frontier, AtEntropy]]:
+    def best(self, budget: float, sampler: str | None = None) -> list[tuple[Frontier, AtEntropy]]:
         """The best way of each seed that has any within a budget."""
         found = [(frontier, best_within(ways, budget)) for frontier, ways in self.ways(sampler)]
         return [(frontier, way) for frontier, way in found if way]
@@ -79,14 +79,14 @@ def _teacher(experiment: Experiment) -> list[FrontierRow]:
 
 
 def sentences(contenders: Sequence[Contender]) -> list[str]:
-    """Which is best within ANSWER_BUDGET, of texts or of each kind of puzzle."""
+    """Which is best within ANSWER_BUDGET, of texts or of each kind of puzzle, and whether that is clear."""
     said = []
     if any(each.ways() for each in contenders):
-        ranked: list[tuple[tuple[float, ...], str]] = []
+        ranked: list[_Ranked] = []
         for each in contenders:
             if values := [way.perplexity for _, way in each.best(ANSWER_BUDGET) if way.perplexity]:
                 mean = geometric_mean([value.value for value in values])
-                ranked.append(((mean,), f"{each.label} ({'; '.join(map(with_interval, values))})"))
+                ranked.append(((mean,), f"{each.label} ({'; '.join(map(with_interval, values))})", values))
         said.append(_first_two(ranked, "has the lowest perplexity at equal entropy"))
     for givens in kinds_of(contenders):
         ranked = []
@@ -94,18 +94,34 @@ def sentences(contenders: Sequence[Contender]) -> list[str]:
             if rows := [row for _, row in each.solving(givens, ANSWER_BUDGET)]:
                 place = (-fmean(worth(row)[0] for row in rows), -fmean(worth(row)[1] for row in rows))
                 words = "; ".join(f"{percent(row)} in {row.equivalent_evaluations:.1f}" for row in rows)
-                ranked.append((place, f"{each.label} ({words})"))
+                ranked.append((place, f"{each.label} ({words})", [*map(share_of, rows)]))
         said.append(_first_two(ranked, f"is best with {givens} given"))
     return said
 
 
-def _first_two(ranked: Sequence[tuple[tuple[float, ...], str]], what: str) -> str:
-    """The lowest two, in words."""
-    words = [each for _, each in sorted(ranked)[:2]]
-    if not words:
+_Ranked = tuple[tuple[float, ...], str, Sequence[Estimate]]
+"""(What ranks a contender, the lowest first; what it is called, and its values; these, one for each seed)."""
+
+
+def _first_two(ranked: Sequence[_Ranked], what: str) -> str:
+    """The first two in words, and whether their intervals are apart."""
+    if not ranked:
         return f"Nothing was drawn in {ANSWER_BUDGET} evaluations or fewer that has the entropy of the validation text."
-    before = f", before {words[1]}" if words[1:] else ""
-    return f"In {ANSWER_BUDGET} evaluations or fewer {words[0]} {what}{before}."
+    (_, words, values), *others = sorted(ranked, key=lambda each: each[:2])
+    first = f"In {ANSWER_BUDGET} evaluations or fewer {words} {what}"
+    if not others:
+        return f"{first}."
+    _, next_words, next_values = others[0]
+    (low, high), (next_low, next_high) = _span(values), _span(next_values)
+    return (
+        f"{first}, before {next_words}; the intervals are {'' if high < next_low or next_high < low else 'not '}apart."
+    )
+
+
+def _span(values: Sequence[Estimate]) -> tuple[float, float]:
+    """The ends of all intervals."""
+    lows, highs = zip(*(each.interval or (each.value, each.value) for each in values), strict=True)
+    return min(lows), max(highs)
 
 
 def frontier_tables(contenders: Sequence[Contender]) -> list[Table]:
@@ -143,15 +159,15 @@ def _by_budget(title: str, contenders: Sequence[Contender], cell: Callable[[Cont
     return Table(header, [((str(budget),), *(cell(each, budget) for each in contenders)) for budget in BUDGETS])
 
 
-def _perplexity_cell(contender: Contender, budget: float, sampler: str = "") -> Cell:
+def _perplexity_cell(contender: Contender, budget: float, sampler: str | None = None) -> Cell:
     """Perplexity, way, and the ratio to its teacher's in the teacher's best way within the budget."""
     found = contender.best(budget, sampler)
     if not found:
         return (MISSING,)
     ratios = []
     for frontier, way in found:
-        teachers = [each for each in frontier.of(FIRST_TEACHER) if sampler in ("", each.sampler)]
-        if way.model != FIRST_TEACHER and (taught := best_within(teachers, budget)):
+        taught = best_within(frontier.of(FIRST_TEACHER, sampler), budget)
+        if way.model != FIRST_TEACHER and taught:
             ratios += [ratio] if (ratio := frontier.ratio(way, taught)) else []
     if len(contender.experiments) == 1:
         ((frontier, way),) = found

@@ -80,9 +80,9 @@ class Frontier:
             found.append(Budget(number, theirs, ours, self.ratio(ours, theirs) if ours and theirs else None))
         return found
 
-    def of(self, model: str) -> list[AtEntropy]:
-        """The ways in which a model was drawn."""
-        return [each for each in self.found if each.model == model]
+    def of(self, model: str, sampler: str | None = None) -> list[AtEntropy]:
+        """The ways in which a model was drawn, by all samplers or by one."""
+        return [each for each in self.found if each.model == model and sampler in (None, each.sampler)]
 
     @property
     def students(self) -> list[str]:
@@ -270,7 +270,7 @@ BUDGET_HEADER = (
 def _needed(frontier: Frontier, best: AtEntropy) -> str:
     """How many evaluations of ancestral sampling from the teacher are as good."""
     assert best.perplexity is not None
-    ancestral = [way for way in frontier.of(FIRST_TEACHER) if way.sampler == ANCESTRAL]
+    ancestral = frontier.of(FIRST_TEACHER, ANCESTRAL)
     needed = evaluations_for(ancestral, best.perplexity.value)
     costs = [way.equivalent_evaluations for way in ancestral if way.equivalent_evaluations is not None]
     if needed is not None:

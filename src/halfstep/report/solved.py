@@ -39,9 +39,10 @@ class Solved:
         """The last student, or the teacher if there is none."""
         return [FIRST_TEACHER, *self.students][-1]
 
-    def of(self, model: str, givens: int) -> list[FrontierRow]:
-        """The ways of a model on one kind of puzzle, the cheapest first."""
-        found = [row for row in self.rows if (row.model, row.givens) == (model, givens)]
+    def of(self, model: str, givens: int, sampler: str | None = None) -> list[FrontierRow]:
+        """The ways of a model on one kind of puzzle, by all samplers or by one, the cheapest first."""
+        of_kind = [row for row in self.rows if (row.model, row.givens) == (model, givens)]
+        found = [row for row in of_kind if sampler in (None, row.sampler)]
         return sorted(found, key=lambda row: row.equivalent_evaluations)
 
     def describe(self, row: FrontierRow) -> str:
@@ -102,7 +103,7 @@ def budget_rows(solved: Solved, givens: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for budget in BUDGETS:
         ours, theirs = best(teacher, budget), best(student, budget)
-        ancestral = best([row for row in teacher if row.sampler == ANCESTRAL], budget)
+        ancestral = best(solved.of(FIRST_TEACHER, givens, ANCESTRAL), budget)
         rows.append((str(budget), *_described(solved, ours), percent(ancestral), *_described(solved, theirs)))
     return rows
 
@@ -114,7 +115,7 @@ def sentences(solved: Solved) -> list[str]:
 
 def _sentence(solved: Solved, givens: int) -> str | None:
     teacher = solved.of(FIRST_TEACHER, givens)
-    ours, ancestral = best(teacher), best([row for row in teacher if row.sampler == ANCESTRAL])
+    ours, ancestral = best(teacher), best(solved.of(FIRST_TEACHER, givens, ANCESTRAL))
     if ours is None:
         return None
     parts = [
