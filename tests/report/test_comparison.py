@@ -103,6 +103,17 @@ def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_p
     assert [line.label for line in charts(*experiments)["frontier"].panels[0].lines] == ["A", "B"]
 
 
+def test_published_numbers_stand_beside_a_comparison_of_texts(pair: Any, tmp_path: Path) -> None:
+    first, second = pair
+    page = shown(tmp_path, first.experiment("a"), second.experiment("b"))
+    # Of arXiv:2610.06648: 43.5 / 282.5 at 8 steps; MDLM's at 16 are not in it.
+    row = (
+        r'<th scope="row">MDLM-MMD.*?</th><td>–</td><td>43\.5 \(5\.43\).*?0\.15 of MDLM.*?</td><td>26\.8 \(5\.42\)</td>'
+    )
+    assert re.search(row, page)
+    assert "published: steps" not in shown(tmp_path, first.experiment("a"))
+
+
 def test_seeds_of_one_way_are_one_column(tmp_path: Path, make_project: Any) -> None:
     experiments = []
     for rate, found in ((0.1, (30.0, 40.0)), (0.2, (90.0, 10.0))):

@@ -19,6 +19,7 @@ from halfstep.report.compared import contenders_of
 from halfstep.report.experiment import Experiment, differing_params, labels_of
 from halfstep.report.figures import draw_figures
 from halfstep.report.frontier import not_reached, sentences, write_rows
+from halfstep.report.published import published_table
 from halfstep.report.records import (
     MISSING,
     autoregressive_of,
@@ -76,7 +77,7 @@ def _write(
     further = [(member.label, member.record) for member in members]
     if autoregressive := autoregressive_of(references):
         further.insert(0, (describe_model(autoregressive), autoregressive))
-    differing = differing_params(experiments)
+    differing, tables = differing_params(experiments), _frontier_tables(experiments)
     if any(experiment.solved for experiment in experiments):
         # A task is solved or not: what is said of texts was not measured.
         charts = [replace(chart, absent="") for chart in charts if chart.name in images or chart.name == "latency"]
@@ -97,12 +98,13 @@ def _write(
         "images": {name: base64.b64encode(image["svg"]).decode("ascii") for name, image in images.items()},
         "latencies": [(e.label, e.latency.conditions, latency_table(e)) for e in experiments if e.latency],
         "browser": _browser(experiments, members),
-        "frontier_tables": _frontier_tables(experiments),
+        "frontier_tables": tables,
         "not_reached": [
             _labelled(experiment, sentence)
             for experiment in experiments
             if experiment.frontier and (sentence := not_reached(experiment.frontier))
         ],
+        "published": published_table() if len(experiments) > 1 and tables else None,
         "puzzles": _puzzles(experiments),
         "counts": [_labelled(experiment, line) for experiment in experiments for line in counts_of(experiment)],
         "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
