@@ -13,7 +13,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.model.denoiser import Denoiser
 from halfstep.objectives.sdtt import sdtt_loss
-from halfstep.objectives.teacher import TeacherSteps, teacher_passes, teacher_step_size
+from halfstep.objectives.teacher import TeacherSteps, costs, teacher_step_size
 
 SCHEDULE = LogLinearSchedule(1e-3)
 VOCAB, MASK, LENGTH = 3, 2, 2
@@ -97,7 +97,7 @@ def test_what_a_teacher_evaluates_is_the_mean_over_times_and_numbers(num_teacher
         base_num_steps=5,
         num_teacher_steps=num_teacher_steps,
     )  # fmt: skip
-    passes = teacher_passes(settings, 1, schedule, length)
+    passes = costs(settings, 1, schedule, length, 4).passes
     for i, (evaluated, unmasking) in enumerate(passes, start=1):
         chance = masked * (step.clamp(max=num_teacher_steps) == i).double().mean(dim=1)
         assert unmasking == pytest.approx(chance.mean().item(), abs=1e-3)

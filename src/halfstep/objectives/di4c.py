@@ -18,13 +18,14 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.joint import trunk_of
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation
-from halfstep.objectives.masked import log_softmax, mask_noise, uniforms
+from halfstep.objectives.distillation import Costs, Distillation
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, uniforms
 from halfstep.objectives.teacher import teacher_step_size
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import Asked, ask
 from halfstep.settings import base
 from halfstep.settings.base import MAX_INT
+from halfstep.settings.training import DistillSettings
 
 
 class Settings(base.Settings):
@@ -59,6 +60,21 @@ def build(given: Distillation) -> Objective:
         min_time=settings.min_time,
         mask_token_id=given.student.config.mask_token_id,
     )
+
+
+def costs(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int, num_blocks: int
+) -> Costs:
+    """The teacher's step, and the student with every latent before it and after."""
+    m = settings.own.num_latents
+    dt = teacher_step_size(round_index, settings.base_num_steps, settings.num_teacher_steps)
+    masked = masked_share(settings.min_time, schedule)
+    t = settings.min_time + (1 - settings.min_time) * (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    left = (1 - schedule.alpha(torch.maximum(t - dt, t / 2))).mean().item()
+    # What was written is drawn from the teacher's logits, the rest of a completion from the student's.
+    teacher = (1.0, 2 * masked - left)
+    after, now = (float(m), 2 * m * left), (3.0 * (m - 1), (4 * m - 3) * masked)
+    return Costs([teacher, after, now], num_at_once=m)
 
 
 def of_mixture(log_p: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """The objectives that train students: each is a file beside this one with `build` and the class of its settings.
 
-One whose student is more than a copy of the teacher has `student`, too, which makes it; one that asks the teacher has
-`teacher_passes`, by which `halfstep plan` counts what that costs.
+One whose student is more than a copy of the teacher has `student`, too, which makes it; one that computes more than the
+student has `costs`, by which `halfstep plan` counts that.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -35,6 +36,22 @@ class Distillation:
     schedule: LogLinearSchedule
     settings: DistillSettings
     is_teacher_sharded: bool = False
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an objective takes beside one evaluation of a student like its teacher, its gradient, and their weights.
+
+    Attributes:
+        passes: forward passes of networks of that size, each as (positions that pass through, positions that it
+            projects to the vocabulary), both over those of the batch. A gradient counts as two passes.
+        num_trained: networks that are trained.
+        num_at_once: evaluations of each sequence that one gradient goes through.
+    """
+
+    passes: Sequence[tuple[float, float]] = ()
+    num_trained: int = 1
+    num_at_once: int = 1
 
 
 def student_of(teacher: MaskedModel, settings: DistillSettings) -> MaskedModel:

@@ -16,11 +16,12 @@ from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
 from halfstep.model.joint import trunk_of
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation
-from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, uniforms
+from halfstep.objectives.distillation import Costs, Distillation
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, row_chunks, uniforms
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import ask
 from halfstep.settings import base
+from halfstep.settings.training import DistillSettings
 
 FAKE = "fake"
 
@@ -49,6 +50,18 @@ def build(given: Distillation) -> Objective:
         mask_token_id=given.student.config.mask_token_id,
         fake_learning_rate=given.settings.own.fake_learning_rate,
     )
+
+
+def costs(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int, num_blocks: int
+) -> Costs:
+    """A second network that is trained, and what the two losses ask for without a gradient."""
+    masked = masked_share(settings.min_time, schedule)
+    both = masked**2
+    fake = [(3.0, 3 * masked), (1.0, masked + both)]
+    # Its tokens are drawn from all that x_t masks; what has a gradient is what x_s masks too.
+    student = [(0.0, masked - 3 * (masked - both)), (2.0, 2 * both)]
+    return Costs([*fake, *student], num_trained=2)
 
 
 def idlm_objective(

@@ -17,12 +17,12 @@ from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.heads import HeadSettings, with_head
 from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, uniforms
-from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, teacher_passes
+from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, costs
 from halfstep.samplers.base import Policy
 from halfstep.samplers.choices import ranks
 from halfstep.samplers.joint import DrawTogether
 
-__all__ = ["Settings", "build", "student", "teacher_passes"]
+__all__ = ["Settings", "build", "costs", "student"]
 
 
 class Settings(HeadSettings, TeacherSettings):

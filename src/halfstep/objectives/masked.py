@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from halfstep.diffusion.noise import antithetic_times
 from halfstep.diffusion.projection import Terms, chunks, projected_loss, rows_per_chunk
+from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
 
@@ -19,6 +20,11 @@ def mask_noise(shape: Sequence[int], min_time: float, generator: torch.Generator
     """(antithetic times t [batch], the uniform numbers [batch, length] that say which tokens are masked then)."""
     t = antithetic_times(shape[0], min_time, generator=generator, device=generator.device)
     return t, uniforms(shape, generator)
+
+
+def masked_share(min_time: float, schedule: LogLinearSchedule) -> float:
+    """Share of the positions that are masked, on average over times evenly spread over [min_time, 1]."""
+    return (1 - schedule.epsilon) * (1 + min_time) / 2
 
 
 def masked_loss(

@@ -15,12 +15,13 @@ from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.base import MaskedModel
 from halfstep.model.joint import trunk_of
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation
-from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, uniforms
+from halfstep.objectives.distillation import Costs, Distillation
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, row_chunks, uniforms
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import ask
 from halfstep.settings import base
 from halfstep.settings.base import MAX_INT, PositiveInt
+from halfstep.settings.training import DistillSettings
 
 PAIR = 2
 """Completions whose distance from each other counts in one reward."""
@@ -67,6 +68,15 @@ def build(given: Distillation) -> Objective:
         min_time=given.settings.min_time,
         mask_token_id=given.student.config.mask_token_id,
     )
+
+
+def costs(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int, num_blocks: int
+) -> Costs:
+    """The features of the data and of all completions, which are drawn from logits of their own."""
+    own = settings.own
+    depth = (own.num_feature_blocks or max(1, num_blocks // 2)) / num_blocks
+    return Costs([((1 + PAIR * own.num_pairs) * depth, 0.0), (0.0, masked_share(settings.min_time, schedule))])
 
 
 def kernel(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:

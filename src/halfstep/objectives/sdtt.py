@@ -12,11 +12,11 @@ from halfstep.model.base import MaskedModel
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, uniforms
-from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, own_states, teacher_passes
+from halfstep.objectives.teacher import TeacherSettings, TeacherSteps, costs, own_states
 from halfstep.samplers.base import LogitsAt
 from halfstep.settings.base import NonNegativeInt
 
-__all__ = ["Settings", "build", "teacher_passes"]
+__all__ = ["Settings", "build", "costs"]
 
 
 class Settings(TeacherSettings):

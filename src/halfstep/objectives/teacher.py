@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
-from halfstep.objectives.distillation import Distillation
+from halfstep.objectives.distillation import Costs, Distillation
 from halfstep.samplers.base import Asked, LogitsAt, ask
 from halfstep.samplers.choices import ranks, spread, sureness
 from halfstep.settings import base
@@ -225,14 +225,13 @@ class TeacherSteps:
             yield Taken(writes, rows, asked, priority, is_last)
 
 
-def teacher_passes(
-    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int
-) -> list[tuple[float, float]]:
-    """What each of the teacher's steps computes, on average over the noise: `halfstep plan` asks for it.
+def costs(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int, num_blocks: int
+) -> Costs:
+    """The teacher's steps, on average over the noise.
 
-    Returns:
-        for each step (share of the sequences that it evaluates, those in which anything unmasks; share of the
-        positions that it projects: those that unmask in it, or that it chooses from).
+    Each evaluates the sequences in which anything unmasks, and projects the positions that unmask in it, or that it
+    chooses from.
     """
     own, k = settings.own, settings.num_teacher_steps
     dt = teacher_step_size(round_index, settings.base_num_steps, k)
@@ -242,4 +241,4 @@ def teacher_passes(
     unmasking = [before - after for before, after in zip(masked, [*masked[1:], torch.zeros(1)], strict=True)]
     evaluated = [(1 - (1 - share) ** length).mean().item() for share in unmasking]
     projected = masked if own.positions == "surest" else unmasking
-    return [(share, wanted.mean().item()) for share, wanted in zip(evaluated, projected, strict=True)]
+    return Costs([(share, wanted.mean().item()) for share, wanted in zip(evaluated, projected, strict=True)])

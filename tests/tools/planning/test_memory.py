@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from halfstep.settings import Params
+from halfstep.settings.training import TrainingSettings
 from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.planning.memory import Memory, training_memory
 from halfstep.tools.planning.networks import Network, count_parameters
@@ -39,13 +40,20 @@ def measured_bytes(params: Params, stage: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("network", "stage", "batch_size", "parts"),
-    [(NETWORK, "distill", 16, 2), (NETWORK, "baseline", 8, 1), (WIDE, "pretrain", 4, 1)],
+    ("network", "stage", "batch_size", "overrides"),
+    [
+        (NETWORK, "distill", 16, ["distill.num_accumulation_steps=2"]),
+        (NETWORK, "baseline", 8, []),
+        (WIDE, "pretrain", 4, []),
+        (WIDE, "distill", 8, ["objective=idlm"]),
+        (NETWORK, "distill", 8, ["objective=di4c", "distill.di4c.num_latents=4"]),
+    ],
 )
-def test_the_formula_is_right_to_a_quarter(network: Network, stage: str, batch_size: int, parts: int) -> None:
-    params = params_of(network, batch_size, f"{stage}.num_accumulation_steps={parts}")
+def test_the_formula_is_right_to_a_quarter(network: Network, stage: str, batch_size: int, overrides: list[str]) -> None:
+    params = params_of(network, batch_size, *overrides)
+    settings: TrainingSettings = getattr(params, stage)
     trained = replace(network, cond_dim=None) if stage == "baseline" else network
-    planned = training_memory(params, trained, stage, parts)
+    planned = training_memory(params, trained, stage, settings.num_accumulation_steps)
     assert planned.total == pytest.approx(measured_bytes(params, stage), rel=0.25)
 
 

@@ -6,7 +6,11 @@ Counted are the tensors, not what CUDA, torch and the slack of an allocator take
 from dataclasses import dataclass, fields
 
 from halfstep.diffusion.projection import MAX_LOGITS
+from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.objectives import OBJECTIVES
+from halfstep.objectives.distillation import Costs
 from halfstep.settings import Params
+from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.networks import Network, count_parameters
 
@@ -60,6 +64,13 @@ def device_of(params: Params) -> tuple[str, str]:
     return kind, auto if runtime.precision == "auto" else runtime.precision
 
 
+def distillation_costs(params: Params, round_index: int, num_blocks: int) -> Costs:
+    """What `distill.objective` says that it takes, by the function `costs` in its file."""
+    of = getattr(plugin_module(OBJECTIVES, params.distill.objective), "costs", None)
+    schedule, length = LogLinearSchedule(params.noise.epsilon), params.data.context_length
+    return of(params.distill, round_index, schedule, length, num_blocks) if of else Costs()
+
+
 def training_memory(params: Params, network: Network, stage: str, num_accumulation_steps: int) -> Memory:
     """What a step of pretrain, baseline or distill takes on a device.
 
@@ -82,6 +93,7 @@ def training_memory(params: Params, network: Network, stage: str, num_accumulati
     weights = own + (FLOAT * whole if is_spread else 0)
     if precision == "bf16":
         weights += 2 * (model.blocks + (model.projection or model.embedding))
+    costs = distillation_costs(params, 1, network.num_blocks) if stage == "distill" else Costs()
     teacher: float = FLOAT * model.total if stage == "distill" else 0
     if teacher and is_spread and launch.shard_teacher:
         teacher = FLOAT * (whole + model.blocks / num_devices)
@@ -90,9 +102,13 @@ def training_memory(params: Params, network: Network, stage: str, num_accumulati
     kept = (KEPT_BY_DENOISER if network.is_denoiser else KEPT_BY_GPT2)[precision]
     # With gradient checkpointing the input of each block, and all of the one that is computed again.
     per_width = FLOAT * network.num_blocks + kept if launch.gradient_checkpointing else kept * network.num_blocks
-    activations = per_width * width
+    activations = per_width * width * costs.num_at_once
     # GPT-2's logits are made for all tokens, a denoiser's for those that are masked, half of them, in chunks.
-    rows = min(num_tokens / 2, MAX_LOGITS[kind] // network.vocab_size) if network.is_denoiser else num_tokens
+    rows = (
+        min(costs.num_at_once * num_tokens / 2, MAX_LOGITS[kind] // network.vocab_size)
+        if network.is_denoiser
+        else num_tokens
+    )
     logits = FLOAT * NUMBERS_PER_LOGIT[stage] * network.vocab_size * rows
 
     # A device that computes several parts keeps gradients between them, and DDP has a place for them all the time.
@@ -100,4 +116,6 @@ def training_memory(params: Params, network: Network, stage: str, num_accumulati
     gradients: float = own if parts > num_devices or (num_devices > 1 and not is_spread) else 0
     if not gradients and own > activations + logits:
         gradients, activations, logits = own, 0, 0
-    return Memory(weights, own, gradients, 2 * own, teacher, activations, logits)
+    # Networks are updated one after the other, so that they share the place for gradients and activations.
+    n = costs.num_trained
+    return Memory(n * weights, n * own, gradients, n * 2 * own, teacher, activations, logits)

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.objectives import OBJECTIVES
+from halfstep.objectives.masked import masked_share
 from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE
-from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.corpus import Known
-from halfstep.tools.planning.memory import FLOAT, Memory, device_of, training_memory
+from halfstep.tools.planning.memory import FLOAT, Memory, device_of, distillation_costs, training_memory
 from halfstep.tools.planning.networks import (
     GPT2_SIZES,
     GPT2_VOCAB_SIZE,
@@ -36,7 +35,7 @@ FORWARD_AND_BACKWARD = 3
 """A backward pass makes two products for each one of the forward pass: by the inputs and by the weights."""
 
 LEFT_OUT = (
-    "distill: the layers of a joint head, the second network of idlm, the further passes of mmd and di4c",
+    "distill: the layers of a joint head, the memory of mmd's features",
     "evaluate: cloze passages, downstream tasks and other texts, whose lengths are known when they are read",
     "frontier: how many evaluations a sampler makes depends on what is predicted",
     "rival, prepare, latency, report and track",
@@ -175,7 +174,7 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
 def training_flops(params: Params, network: Network, stage: str, round_index: int = 1) -> float:
     """Floating-point operations of an optimizer step, on average over the noise.
 
-    An objective of distillation says itself what it asks of the teacher, by a function `teacher_passes` in its file.
+    An objective of distillation says itself what it computes beside the student, see `Costs`.
 
     Args:
         params: all parameters.
@@ -189,23 +188,16 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
         length -= 1
         share_wanted = 1.0
     else:
-        share_wanted = _masked_share(params, (params.distill if stage == "distill" else params.pretrain).min_time)
+        times = params.distill if stage == "distill" else params.pretrain
+        share_wanted = masked_share(times.min_time, LogLinearSchedule(params.noise.epsilon))
     num_tokens = settings.batch_size * length
     flops = FORWARD_AND_BACKWARD * forward_flops(network, num_tokens, num_tokens * share_wanted, length)
     if params.launch.gradient_checkpointing:
         flops += body_flops(network, num_tokens, num_tokens * share_wanted, length)
     if stage == "distill":
-        objective = plugin_module(OBJECTIVES, params.distill.objective)
-        if hasattr(objective, "teacher_passes"):
-            schedule = LogLinearSchedule(params.noise.epsilon)
-            for evaluated, wanted in objective.teacher_passes(params.distill, round_index, schedule, length):
-                flops += forward_flops(network, num_tokens * evaluated, num_tokens * wanted, length)
+        for evaluated, wanted in distillation_costs(params, round_index, network.num_blocks).passes:
+            flops += forward_flops(network, num_tokens * evaluated, num_tokens * wanted, length)
     return flops
-
-
-def _masked_share(params: Params, min_time: float) -> float:
-    """Share of the positions that are masked, on average over times evenly spread over [min_time, 1]."""
-    return (1 - params.noise.epsilon) * (1 + min_time) / 2
 
 
 def _works(params: Params, denoiser: Network, autoregressive: Network, scorer: Network | None) -> Iterator[Work]:
@@ -266,7 +258,7 @@ def _evaluating(params: Params, network: Network, scorer: Network | None, name: 
     num_tokens, share_wanted = held_out, 1.0
     if network.is_denoiser:
         num_tokens *= params.evaluate.num_nelbo_draws
-        share_wanted = _masked_share(params, params.pretrain.min_time)
+        share_wanted = masked_share(params.pretrain.min_time, LogLinearSchedule(params.noise.epsilon))
     flops = forward_flops(network, num_tokens, num_tokens * share_wanted, length)
     if scorer is not None:
         num_sets = len(set(sample.num_steps)) if network.is_denoiser else 1
