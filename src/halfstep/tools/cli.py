@@ -35,6 +35,10 @@ app = typer.Typer(
 
 MASK_GLYPH = " ░░"
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them (params.yaml)."),
+]
 VocabSize = Annotated[
     int | None, typer.Option(min=3, help="Tokens, the mask included (of the tokenizer, if it is known).")
 ]
@@ -258,12 +262,7 @@ def export(
 
 @app.command()
 def plan(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set-param", "-S", metavar="OVERRIDE", help="Of Hydra, as dvc exp run takes them (params.yaml)."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
     vocab_size: VocabSize = None,
     num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
@@ -373,6 +372,35 @@ def fit_batch(
             " (dvc exp run -S model=tiny), or a larger --limit"
         )
     print("dvc exp run " + " ".join(f"-S {stage}.{key}={value}" for key, value in found.items()))
+
+
+@app.command()
+def signal(
+    overrides: Overrides = None,
+    model: Annotated[Path, typer.Option(help="The teacher, read.")] = Path("models/0"),
+    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    num_batches: Annotated[int, typer.Option(min=3, help="Batches, each of distill.batch_size.")] = 8,
+) -> None:
+    """Say how much of an objective's gradient is signal: where it is little, no learning rate helps.
+
+    What counts is the mean cosine of two batches' gradients at the start of the first round. Compare settings of one
+    objective by it, such as -S objective=mmd -S distill.mmd.bandwidth=0.3, before a round is paid for.
+    """
+    from halfstep.data.tokens.packed import load_tokens
+    from halfstep.model.opening import open_denoiser
+    from halfstep.run.device import set_num_threads
+    from halfstep.settings import load_params
+    from halfstep.tools.planning.compose import composed_params
+    from halfstep.tools.signal import first_gradients, mean_cosine
+
+    params = composed_params(overrides, Path.cwd()) if overrides else load_params(Path("params.yaml"))
+    set_num_threads(params.runtime.num_threads)
+    gradients = first_gradients(params, open_denoiser(model), load_tokens(tokens_path, "train"), num_batches)
+    found = mean_cosine(gradients)
+    print(
+        f"{params.distill.objective}: mean cosine {found.value:.4f} ± {found.standard_error:.4f} of the gradients of"
+        f" {num_batches} batches of {params.distill.batch_size}"
+    )
 
 
 @app.command("verify-tokens")
