@@ -204,6 +204,7 @@ def _config(folder: Path, **changes: object) -> None:
         (lambda folder: (folder / "joint_head.json").write_text("{"), "joint_head.json cannot be read as JSON"),
         (lambda folder: _config(folder, order="any"), "order is 'any', which no joint head has"),
         (lambda folder: _config(folder, num_heads=3), "num_heads is 3, which no joint head has"),
+        (lambda folder: _config(folder, num_heads=-1), "num_heads is -1, which no joint head has"),
         (lambda folder: _config(folder, num_layers=True), "num_layers is True, which no joint head has"),
         (lambda folder: _config(folder, num_layers=3), "lacks the tensors layers.2"),
         (lambda folder: _config(folder, hidden_size=4), r"shape \(8, 16\), but its configuration asks for \(4, 16\)"),
