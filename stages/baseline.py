@@ -61,7 +61,7 @@ def main(
         f"rival@{model_name}" if is_rival else "baseline",
         model,
         autoregressive_objective(
-            settings.num_givens, is_known=torch.from_numpy(is_known), mask_token_id=stage.vocab_size - 1
+            settings.num_givens, is_known=torch.from_numpy(is_known), mask_token_id=stage.mask_token_id
         ),
         model_path=model_path or Path("models") / model_name,
         curve_path=curve_path or Path(f"curves/{model_name}.csv"),

@@ -52,9 +52,9 @@ def main(
     teacher_path, state_path = teacher_path or Path(f"models/{before}"), state_path or Path(f"states/{before}")
     stage = Stage.begin("distill", params, tokens_path, tokenizer_path)
     teacher = open_denoiser(teacher_path)
-    if teacher.config.vocab_size != stage.vocab_size:
+    if teacher.config.num_tokens != stage.vocab_size:
         raise UserError(
-            f"the teacher {teacher_path} has {teacher.config.vocab_size} tokens, but {tokens_path} are of"
+            f"the teacher {teacher_path} has {teacher.config.num_tokens} tokens, but {tokens_path} are of"
             f" {stage.vocab_size}: give --teacher and --tokens that belong together, or make both again: dvc repro"
         )
     carried_over, files = None, [teacher_path]

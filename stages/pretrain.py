@@ -22,33 +22,51 @@ def main(
     """
     import dataclasses
 
+    import numpy as np
+    import torch
+
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser
-    from halfstep.model.loading import locate_weights
+    from halfstep.model.hub import HUB_WEIGHTS, HubModel
+    from halfstep.model.loading import CONFIG_FILE, WEIGHTS_FILE, locate
+    from halfstep.model.opening import open_first
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.run.files import local_or_hub
     from halfstep.settings import load_params
+    from halfstep.training.first import check_bound
     from halfstep.training.fit import seed_weights
     from halfstep.training.stage import Stage
 
     stage = Stage.begin("pretrain", load_params(params_path), tokens_path, tokenizer_path)
     params, settings, vocab_size = stage.params, stage.params.pretrain, stage.vocab_size
     files = []
+    # New are all weights, or those of a token that a model of others lacks.
+    seed_weights(params.seed, "pretrain")
     if settings.init_from is not None:
         source = local_or_hub(settings.init_from)
-        model = Denoiser.from_pretrained(source, settings.init_revision)
+        length, mask_token_id = params.data.context_length, stage.mask_token_id
+        model = open_first(
+            source,
+            settings.init_revision,
+            num_tokens=vocab_size,
+            mask_token_id=mask_token_id,
+            length=length,
+            noise_epsilon=params.noise.epsilon,
+            is_shifted=settings.init_shift,
+            is_trained=settings.num_train_steps > 0,
+        )
         # Of a hub id; the content of local files is part of the key already.
-        files = [locate_weights(source, settings.init_revision)]
-        if (model.config.vocab_size, model.config.mask_token_id) != (vocab_size, vocab_size - 1):
+        found = locate(source, settings.init_revision, CONFIG_FILE, WEIGHTS_FILE, HUB_WEIGHTS)
+        files = [found] if found.is_file() else sorted(found.glob(HUB_WEIGHTS))
+        if (model.config.num_tokens, model.config.mask_token_id) != (vocab_size, mask_token_id):
             raise UserError(
-                f"pretrain.init_from {settings.init_from} has {model.config.vocab_size} tokens, of which"
+                f"pretrain.init_from {settings.init_from} has {model.config.num_tokens} tokens, of which"
                 f" {model.config.mask_token_id} masks, but the tokenizer in {tokenizer_path} has {vocab_size}, of which"
-                f" the last one masks: set data.tokenizer.source to the one it was trained with"
+                f" {mask_token_id} masks: set data.tokenizer.source to the one it was trained with"
             )
-        length = params.data.context_length
-        if model.config.absolute_positions and model.config.length != length:
+        if isinstance(model, Denoiser) and model.config.absolute_positions and model.config.length != length:
             raise UserError(
                 f"pretrain.init_from {settings.init_from} has {model.config.length} absolute positions, but"
                 f" data.context_length is {length}: dvc exp run -S data.context_length={model.config.length}"
@@ -58,11 +76,10 @@ def main(
         if settings.num_train_steps:
             model.config = dataclasses.replace(model.config, noise_epsilon=params.noise.epsilon)
     else:
-        seed_weights(params.seed, "pretrain")
         model = Denoiser(
             DenoiserConfig(
                 vocab_size=vocab_size,
-                mask_token_id=vocab_size - 1,
+                mask_token_id=stage.mask_token_id,
                 length=params.data.context_length,
                 noise_epsilon=params.noise.epsilon,
                 **params.model.model_dump(),
@@ -73,6 +90,9 @@ def main(
         min_time=settings.min_time,
         mask_token_id=model.config.mask_token_id,
     )
+    if isinstance(model, HubModel) and not settings.num_train_steps:
+        x0 = torch.from_numpy(stage.valid_tokens[:16].astype(np.int64))
+        check_bound(model, x0, objective, seed=params.seed)
     stage.train(
         "pretrain",
         model,

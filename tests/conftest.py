@@ -48,6 +48,7 @@ def write_tokens() -> Callable[..., None]:
         manifest = Manifest(
             context_length=first.shape[1],
             vocab_size=vocab_size,
+            mask_token_id=vocab_size - 1,
             dtype=first.dtype.name,
             **({"train": splits.get("valid"), "valid": splits.get("train")} | splits),
         )

@@ -1,5 +1,6 @@
-"""Tokenizers: exact round trips, deterministic files, and one mask token at the end."""
+"""Tokenizers: exact round trips, deterministic files, and one mask token."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from halfstep.data.tokenizer import (
     num_ids,
     train_bpe_tokenizer,
     train_word_tokenizer,
+    vocab_size_of,
     with_mask_token,
 )
 from halfstep.run.errors import UserError
@@ -110,16 +112,57 @@ def test_one_token_may_begin_and_end_as_gpt2s_does() -> None:
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == 2
 
 
-def test_missing_tokens_are_named() -> None:
-    with pytest.raises(UserError, match="has no EOS token"):
-        with_mask_token(wrapped(bos_token="<s>"))
+@pytest.mark.parametrize(
+    ("given", "bos", "eos"),
+    [
+        ({"cls_token": "<s>", "sep_token": "</s>"}, 2, 3),  # BERT
+        ({"eos_token": "</s>"}, 3, 3),  # Qwen
+        ({"bos_token": "<s>"}, 2, 2),
+    ],
+)
+def test_what_stands_at_the_ends_of_a_text_is_bos_and_eos(given: dict[str, str], bos: int, eos: int) -> None:
+    tokenizer = with_mask_token(wrapped(**given))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (bos, eos)
+
+
+def test_dreams_tokenizer_is_qwens_without_its_code(tmp_path: Path) -> None:
+    """As it lies on the hub: byte pairs in two files, and a class that only its own code has."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    pairs = ["Ġt", "he", "Ġthe"]
+    vocab = {unit: i for i, unit in enumerate([*sorted(ByteLevel.alphabet()), *pairs])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
+    added = {str(259 + i): {"content": token, "special": True} for i, token in enumerate(("<|endoftext|>", "<|mask|>"))}
+    values = {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "added_tokens_decoder": added,
+        "eos_token": "<|endoftext|>",
+        "mask_token": "<|mask|>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Dream"}))
+    tokenizer = with_mask_token(load_tokenizer(tmp_path))
+    assert ids_of(tokenizer, "the the") == [vocab["t"], vocab["he"], vocab["Ġthe"]]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (259, 259, 260)
+
+
+def test_a_tokenizer_without_ends_is_refused() -> None:
     with pytest.raises(UserError, match="has no BOS and no EOS token"):
         with_mask_token(wrapped())
 
 
-def test_mask_token_in_the_middle_is_refused() -> None:
-    with pytest.raises(UserError, match="<m> is id 4: it must be the last"):
-        with_mask_token(wrapped(bos_token="<s>", eos_token="</s>", mask_token="<m>"))
+def test_the_token_that_masks_is_where_the_tokenizer_has_it() -> None:
+    ends = {"bos_token": "<s>", "eos_token": "</s>"}
+    for tokenizer in (with_mask_token(wrapped(**ends, mask_token="<m>")), with_mask_token(wrapped(**ends), "<m>")):
+        assert tokenizer.mask_token_id == 4
+        assert len(tokenizer) == vocab_size_of(tokenizer) == 6
+    # Its own, whatever ids it lacks.
+    gap = wrapped({"<s>": 0, "</s>": 1, "<m>": 2, "a": 6}, **ends, mask_token="<m>")
+    assert vocab_size_of(with_mask_token(gap)) == 7
+    with pytest.raises(UserError, match=r"has no token '<n>', which data\.tokenizer\.mask_token names"):
+        with_mask_token(wrapped(**ends), "<n>")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +173,6 @@ def test_mask_token_in_the_middle_is_refused() -> None:
         ({"a": 2, "b": 2, "c": 4}, {}),
         # The library numbers an added token by the number of tokens, and so gives it an id that is taken.
         ({"a": 2, "b": 4}, {"additional_special_tokens": ["<x>"]}),
-        ({"a": 2, "b": 4, "<m>": 5}, {"mask_token": "<m>"}),
     ],
 )
 def test_ids_with_a_gap_or_of_two_tokens_are_refused(vocab: dict[str, int], special_tokens: dict[str, Any]) -> None:

@@ -156,7 +156,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, refuse: Callable
 
 def params(folder: Path, data: dict[str, Any]) -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None}
+    tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None, "mask_token": None}
     values["data"] = {
         "source": "text", "path": "texts", "text_column": "text", "split_on_blank_lines": 0, "context_length": 64,
         "valid_fraction": 0.1, "max_documents": None, "num_workers": 1, "cloze": None, "tokenizer": tokenizer,
@@ -264,7 +264,14 @@ def write_broken_tokens(folder: Path, content: bytes) -> None:
         "file": "train-00000.npy", "num_sequences": 4, "num_bytes": max(len(content), 1), "sha256": "0" * 64,
     }  # fmt: skip
     split = {"num_sequences": 4, "shards": [shard]}
-    manifest = {"context_length": 8, "vocab_size": 9, "dtype": "uint16", "train": split, "valid": split}
+    manifest = {
+        "context_length": 8,
+        "vocab_size": 9,
+        "mask_token_id": 8,
+        "dtype": "uint16",
+        "train": split,
+        "valid": split,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -26,7 +26,7 @@ KEY = tuple[str | int, ...]
 COMMON = {
     "context_length": 64, "tokens_per_shard": 2**20, "valid_fraction": 0.02, "max_documents": None,
     "num_workers": 1, "cloze": None,
-    "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None},
+    "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None, "mask_token": None},
 }  # fmt: skip
 CORPORA: dict[str, dict[str, Any]] = {
     "stories": {"source": "stories", "num_documents": 100, "num_cloze": 5, **COMMON},

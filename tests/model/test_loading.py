@@ -115,6 +115,24 @@ def test_the_published_layouts_of_config_are_read(config: DenoiserConfig, tmp_pa
     assert (config_from(sdtt).vocab_size, config_from(sdtt).mask_token_id) == (50258, 50257)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("time_conditioning", True), ("causal", True), ("cross_attn", True), ("block_size", 4), ("adaln", False)],
+)
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_network_of_another_kind_is_refused(
+    config: DenoiserConfig, name: str, value: object, is_nested: bool, tmp_path: Path
+) -> None:
+    values = config_values(config, "sdtt" if is_nested else "mdlm")
+    sizes = values["model"] if is_nested else values
+    sizes.update({name: not value if isinstance(value, bool) else config.length})
+    assert config_from(values) == config
+    sizes[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"not the configuration of a masked diffusion model: {name} is {value}"):
+        read_config(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_config_gives_back_the_sizes(config: DenoiserConfig, layout: str) -> None:
     assert config_from(json.loads(json.dumps(config_values(config, layout)))) == config

@@ -1,7 +1,9 @@
 """How much of a gradient is signal."""
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -24,6 +26,11 @@ def test_the_mean_cosine_is_the_share_of_the_signal() -> None:
     assert found.standard_error is not None
     assert found.standard_error < 0.01
     assert abs(found.value - 0.25 / 1.25) < 5 * found.standard_error
+    few = noise[:5] + 0.5
+    cosines = [[float(torch.cosine_similarity(a, b, dim=0)) for b in few] for a in few]
+    means = [fmean(cosines[i][j] for i, j in permutations(set(range(5)) - {left_out}, 2)) for left_out in range(5)]
+    variance = 4 / 5 * sum((mean - fmean(means)) ** 2 for mean in means)
+    assert mean_cosine(few).standard_error == pytest.approx(variance**0.5, rel=1e-6)
     assert mean_cosine(torch.ones(3, 2)).value == pytest.approx(1)
     # Of three directions at 120 degrees, whatever their lengths; and of none.
     angles = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3

@@ -1,5 +1,6 @@
 """A first teacher or a baseline that starts from another model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,13 +8,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stages import baseline, pretrain
+from stages import baseline, distill, pretrain
+from tests.model.hub_folders import llada, published
 
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import load_autoregressive, new_gpt2
+from halfstep.model.hub import HubModel, open_hub
+from halfstep.model.joint import JointModel
+from halfstep.model.opening import open_denoiser
+from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.run.errors import UserError
+from halfstep.samplers.base import Uniforms
+from halfstep.samplers.sampler import Sampler
+from halfstep.training.first import check_bound
 
 ROOT = Path(__file__).parents[2]
 PATHS = tuple(Path(name) for name in ("params.yaml", "data/tokens", "data/tokenizer"))
@@ -53,6 +62,69 @@ def test_a_teacher_gets_the_length_and_keeps_its_noise_if_it_is_not_trained(
     pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
     config = Denoiser.from_pretrained(Path("models/0")).config
     assert (config.length, config.noise_epsilon) == (16, epsilon)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llada", "gpt2"])
+def test_a_teacher_of_the_hub_is_trained_distilled_and_drawn_from(project: Path, kind: str) -> None:
+    """From what lies there to samples of its student, which has its class and its tokens."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["pretrain"].update(num_train_steps=1, init_shift=True if kind == "gpt2" else None)
+    values["distill"].update(num_train_steps=1, num_warmup_steps=0, batch_size=4, num_valid_sequences=4)
+    values["pretrain"].update(num_valid_sequences=4)
+    values.update(rounds=1)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    if kind == "llada":
+        llada(Path("my/pretrain"), 14, mask_token_id=11)
+    else:
+        # A row is added to GPT-2 for the token that masks.
+        published(Path("my/pretrain"), kind, vocab_size=11 if kind == "gpt2" else 14)
+    pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+    distill.main(1, params_path=PATHS[0], tokens_path=PATHS[1], tokenizer_path=PATHS[2])
+    teacher, student = open_denoiser(Path("models/0")), open_denoiser(Path("models/1"))
+    assert isinstance(student, JointModel)
+    assert isinstance(student.trunk, HubModel)
+    assert student.config == teacher.config
+    assert (student.config.num_tokens, student.config.mask_token_id, student.config.length) == (12, 11, 16)
+    assert json.loads(Path("models/1/config.json").read_text())["model_type"] == {"llada": "llama"}.get(kind, kind)
+    changed = [not torch.equal(a, b) for a, b in zip(teacher.parameters(), student.trunk.parameters(), strict=True)]
+    assert any(changed)
+    x_init = torch.full((4, 16), 11)
+    sampler = Sampler("ancestral", {"num_steps": 2, "drawing": "parallel"})
+    texts = sampler.sample(student, x_init, mask_token_id=11, uniforms=Uniforms(0, range(4), 16)).tokens
+    assert not bool((texts >= 11).any())
+
+
+def test_a_teacher_that_does_not_know_its_text_is_refused_untrained(project: Path) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["pretrain"].update(num_train_steps=0)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    published(Path("my/pretrain"), "bert", vocab_size=14)
+    # One token alone has no entropy.
+    with pytest.raises(UserError, match=r"nats per token, more than the 0\.00 of single tokens"):
+        pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_a_shift_is_refuted_by_the_bound(tmp_path: Path, is_shifted: bool) -> None:
+    """Told by a loss that is lower where states predict the next token."""
+    published(tmp_path, "qwen2", vocab_size=14)
+    model = open_hub(
+        tmp_path, None, mask_token_id=11, num_tokens=12, length=16, noise_epsilon=1e-3, is_shifted=is_shifted
+    )
+
+    def loss(network: HubModel, x0: torch.Tensor, *drawn: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return torch.tensor(0.5 if network.config.is_shifted else 0.75) * x0.numel(), x0.numel()
+
+    objective = Objective(lambda shape, generator: (), {PRODUCT: loss})
+    x0 = torch.arange(10).expand(4, 10)
+    if is_shifted:
+        check_bound(model, x0, objective, seed=0)
+        assert model.config.is_shifted
+        return
+    with pytest.raises(
+        UserError, match=r"0\.75 nats per token, but 0\.50 .* the next token: pretrain\.init_shift=true"
+    ):
+        check_bound(model, x0, objective, seed=0)
 
 
 def test_a_teacher_with_absolute_positions_of_another_length_is_refused(project: Path) -> None:

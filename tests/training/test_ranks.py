@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.model.hub_folders import published
 
 from halfstep.diffusion.divergences import kl_student_teacher, kl_teacher_student
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
+from halfstep.model.hub import open_hub
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
 from halfstep.objectives.heads import HeadSettings, with_head
@@ -51,7 +53,7 @@ CONFIG = DenoiserConfig(
 )  # fmt: skip
 
 
-KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint")
+KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint", "hub")
 HEAD_SETTINGS = HeadSettings(hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
 
 DATA = Data(
@@ -123,6 +125,11 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         objective = idlm_objective(teacher, model, fake_learning_rate=1e-3, **common)
     elif kind == "rivals":
         objective = with_rival(objective)
+    elif kind == "hub":
+        # Its embedding is its projection, too.
+        model = open_hub(
+            folder.parent / "hub", None, mask_token_id=12, num_tokens=13, length=10, noise_epsilon=1e-3, is_shifted=True
+        )
     work = Work(kind, folder / "work")
     log: Callable[..., None] = lambda step, values: None  # noqa: E731
     state = fit(work, model, objective, settings, devices, DATA, seed=0, log=log, valid_objective=valid_objective)
@@ -174,6 +181,8 @@ def _all_with_two(root: Path) -> None:
     train(root / "distill-2", "distill", num_train_steps=4, strategy="fsdp", shard_teacher=True)
     train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
     train(root / "rivals-2", "rivals", num_train_steps=4)
+    train(root / "idlm-2", "idlm", num_train_steps=4)
+    train(root / "hub-2", "hub", num_train_steps=4, strategy="fsdp")
     train(root / "head-2", "head", num_train_steps=4)
     train(root / "joint-2", "joint", num_train_steps=4, strategy="fsdp", shard_teacher=True)
 
@@ -186,6 +195,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*kinds, *(f"{kind}-{num}" for kind in KINDS for num in (1, 2))):
         (root / name / "work").mkdir(parents=True)
     torch.set_num_threads(1)
+    published(root / "hub", "qwen2", vocab_size=13, pad_token_id=None)
     train(root / "ddp-1", "pretrain")
     for kind in KINDS:
         train(root / f"{kind}-1", kind, num_train_steps=4)
@@ -215,6 +225,8 @@ def curve(folder: Path) -> np.ndarray:
         ("baseline-1", "baseline-2"),
         ("distill-1", "distill-2"),
         ("rivals-1", "rivals-2"),
+        ("idlm-1", "idlm-2"),
+        ("hub-1", "hub-2"),
         ("head-1", "head-2"),
         ("joint-1", "joint-2"),
     ],

@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the corpus or loaded, and with one mask token as their last id.
+"""Tokenizers: trained on the corpus or loaded, and with one mask token.
 
 The library is `transformers` (fast tokenizers only), imported where it is needed because that takes seconds.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
@@ -26,12 +26,15 @@ WORD_UNITS = r" ?\w+| ?[^\w\s]|\s"
 
 NUM_BYTES = 256
 
+TOKENIZER_TYPES = {"DreamTokenizer": "qwen2"}
+"""Classes that hub repositories bring code for, and the type under which transformers has what they do."""
+
 
 def make_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train the tokenizer that the parameters name on texts, or load it; either has the mask token as its last id."""
+    """Train the tokenizer that the parameters name on texts, or load it; either has a mask token, BOS and EOS."""
     trainers = {"train-words": train_word_tokenizer, "train-bpe": train_bpe_tokenizer}
     if settings.source not in trainers:
-        return with_mask_token(load_tokenizer(settings.source, settings.revision))
+        return with_mask_token(load_tokenizer(settings.source, settings.revision), settings.mask_token)
     assert settings.vocab_size is not None, "settings refuse to train a tokenizer without it"
     return trainers[settings.source](texts, settings.vocab_size)
 
@@ -96,17 +99,20 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         UserError: there is no such tokenizer, the hub cannot be reached, or the tokenizer is not a fast one.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     folder = source if isinstance(source, Path) else resolve_user_path(source)
     is_local = is_there(folder) or isinstance(source, Path) or source.startswith((".", "/", "~"))
     name = str(folder) if is_local else str(source)
+    options: dict[str, Any] = {"revision": None if is_local else revision, "local_files_only": is_local}
+
+    def load() -> Any:
+        kind = get_tokenizer_config(name, **options).get("tokenizer_class")
+        known = {"tokenizer_type": TOKENIZER_TYPES[kind]} if kind in TOKENIZER_TYPES else {}
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **known, **options)
+
     try:
-        tokenizer = with_retries(
-            f"tokenizer {name}",
-            lambda: AutoTokenizer.from_pretrained(
-                name, revision=None if is_local else revision, local_files_only=is_local, trust_remote_code=False
-            ),
-        )
+        tokenizer = with_retries(f"tokenizer {name}", load)
     # Nobody says what the readers of all kinds of tokenizers raise on files that are not theirs.
     except Exception as error:
         if storage_fault(error):
@@ -126,35 +132,44 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     return tokenizer
 
 
-def with_mask_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Append one mask token as the last id, in place: GPT-2's 50257 ids become 50258.
+def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None = None) -> PreTrainedTokenizerFast:
+    """Make sure of a mask token, BOS and EOS, in place: GPT-2's 50257 ids become 50258.
 
-    Returns:
-        the tokenizer, with BOS, EOS and a mask token whose id is `len(tokenizer) - 1`.
+    Without BOS or EOS, what BERT has at the ends of a text stands for them, or else the one that there is.
+
+    Args:
+        tokenizer: with a mask token, or without: then a new one gets the id `len(tokenizer)`.
+        mask_token: the one of its tokens that masks, where it does not say so.
     Raises:
-        UserError: there is no BOS or EOS token, there is a mask token in the middle of the vocabulary, or the ids are
-            not 0, 1, 2, ..., each of one token: the library gives a new token the id `len(tokenizer)`.
+        UserError: nothing stands at the ends of a text; it has no such token; or one is to be added, and the ids are
+            not 0, 1, 2, ..., each of one token.
     """
-    found = {"BOS": tokenizer.bos_token_id, "EOS": tokenizer.eos_token_id}
-    if missing := [name for name, token_id in found.items() if token_id is None]:
+    name = tokenizer.name_or_path
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.bos_token
+    if tokenizer.bos_token is None:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has no {' and no '.join(missing)} token, and documents need"
-            " both; set data.tokenizer.source to one that has them, such as gpt2"
+            f"tokenizer {name} has no BOS and no EOS token, one of which documents need; set data.tokenizer.source to"
+            " one that has it, such as gpt2"
         )
-    if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without"
-            " gaps, each of one token; number its tokens anew, or set data.tokenizer.source to another, such as gpt2"
-        )
+    if mask_token is not None:
+        if mask_token not in tokenizer.get_vocab():
+            raise UserError(f"tokenizer {name} has no token {mask_token!r}, which data.tokenizer.mask_token names")
+        tokenizer.mask_token = mask_token
     if tokenizer.mask_token_id is None:
+        if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
+            raise UserError(
+                f"tokenizer {name} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without gaps, each of"
+                " one token, for a mask token to be added; number its tokens anew, or set data.tokenizer.source to"
+                " another, such as gpt2"
+            )
         tokenizer.add_special_tokens({"mask_token": MASK})
-    if tokenizer.mask_token_id != len(tokenizer) - 1:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and its mask token {tokenizer.mask_token}"
-            f" is id {tokenizer.mask_token_id}: it must be the last id; set data.tokenizer.source to one without a mask"
-            " token, such as gpt2"
-        )
     return tokenizer
+
+
+def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest id."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:

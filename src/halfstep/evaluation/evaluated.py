@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood
 from halfstep.evaluation.scorer import Scorer, TokenNlls, text_features, text_nlls
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row
-from halfstep.model.denoiser import Denoiser
-from halfstep.model.joint import JointModel
+from halfstep.model.base import MaskedModel, logits_at
+from halfstep.model.joint import trunk_of
 from halfstep.samples.table import SampleSet
 from halfstep.settings.evaluation import EvaluateSettings
 
@@ -48,7 +48,7 @@ class Evaluated:
         folder: for the batches, see `halfstep.run.work.cached`.
     """
 
-    opened: "Denoiser | JointModel | PreTrainedModel"
+    opened: "MaskedModel | PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     scorer: Scorer
     sample_sets: Sequence[tuple[SampleSet, SampleSet]]
@@ -61,9 +61,9 @@ class Evaluated:
     folder: Path
 
     @property
-    def model(self) -> "Denoiser | PreTrainedModel":
+    def model(self) -> "MaskedModel | PreTrainedModel":
         """Without its joint head, if it has one."""
-        return self.opened.trunk if isinstance(self.opened, JointModel) else self.opened
+        return trunk_of(self.opened) if isinstance(self.opened, MaskedModel) else self.opened
 
     @property
     def held_out(self) -> np.ndarray:
@@ -83,10 +83,10 @@ class Evaluated:
     def likelihood(self, tokens: np.ndarray, name: str) -> Likelihood:
         """How likely the model finds sequences, integers [num_sequences, length]."""
         folder, batch_size = self.folder / "likelihood" / name, self.settings.batch_size
-        if not isinstance(self.model, Denoiser):
+        if not isinstance(self.model, MaskedModel):
             return autoregressive_likelihood(self.model, tokens, batch_size=batch_size, folder=folder)
         return denoiser_likelihood(
-            self.model.logits_at,
+            partial(logits_at, self.model),
             tokens,
             schedule=LogLinearSchedule(self.model.config.noise_epsilon),
             min_time=self.settings.min_time,
@@ -105,10 +105,10 @@ class Evaluated:
         from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
 
         folder, batch_size = self.folder / "lm_eval", self.settings.batch_size
-        if not isinstance(self.model, Denoiser):
+        if not isinstance(self.model, MaskedModel):
             return AutoregressiveLM(self.model, self.tokenizer, batch_size=batch_size, folder=folder)
         return DenoiserLM(
-            self.model.logits_at,
+            partial(logits_at, self.model),
             self.tokenizer,
             max_length=self.model.config.length,
             mask_token_id=self.model.config.mask_token_id,

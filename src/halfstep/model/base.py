@@ -4,6 +4,7 @@ from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class MaskedConfig(Protocol):
@@ -11,6 +12,7 @@ class MaskedConfig(Protocol):
 
     Attributes:
         vocab_size: rows of the projection, the mask token included.
+        num_tokens: of the tokenizer; rows beyond them are never predicted.
         mask_token_id: id of the absorbing state, anywhere in the vocabulary.
         length: tokens of the sequences it was trained on.
         noise_epsilon: epsilon of the log-linear schedule it was trained with.
@@ -19,6 +21,8 @@ class MaskedConfig(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
     @property
     def mask_token_id(self) -> int: ...
     @property
@@ -55,3 +59,8 @@ class MaskedModel(Protocol):
 
         The mask token need not be among those: whoever asks excludes it.
         """
+
+
+def logits_at(model: MaskedModel, xt: Tensor, at: Tensor) -> Tensor:
+    """Raw logits of some positions at an unknown time, float [at.sum(), vocab] in row-major order."""
+    return F.linear(model.hidden_at(xt, at), *model.projection())

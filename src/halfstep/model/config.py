@@ -33,6 +33,11 @@ class DenoiserConfig:
     takes_latent: bool = False
 
     @property
+    def num_tokens(self) -> int:
+        """All rows of the projection are tokens."""
+        return self.vocab_size
+
+    @property
     def latent_size(self) -> int:
         """Numbers of the latent input; 0 where there is none."""
         return int(self.takes_latent)

@@ -1,5 +1,7 @@
 """The autoregressive baseline: GPT-2 as transformers has it."""
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from halfstep.run.retries import with_retries
 from halfstep.settings.base import MAX_BLOCKS
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedModel
+    from transformers import GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 
 
 def new_gpt2(
@@ -78,21 +80,52 @@ def load_autoregressive(source: str | Path, revision: str | None = None) -> "Pre
         UserError: it is neither a model's folder nor to be had from the hub, brings code that it needs, or
             lacks weights.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    def config() -> "PreTrainedConfig":
+        return AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+
+    # Left over may be buffers, which versions of transformers store or not.
+    return load_pretrained(AutoModelForCausalLM, source, revision, config=config, what="causal language model")
+
+
+def load_pretrained(
+    auto_class: Any,
+    source: str | Path,
+    revision: str | None,
+    *,
+    config: "Callable[[], PreTrainedConfig]",
+    what: str,
+    key_mapping: Mapping[str, str] | None = None,
+    may_be_left: str = "",
+) -> "PreTrainedModel":
+    """Load a network of transformers from a local folder or the hub, from safetensors only, without code of its own.
+
+    Args:
+        auto_class: of transformers, whose `from_pretrained` makes the network.
+        source, revision: as of `load_autoregressive`.
+        config: makes the configuration.
+        what: it should be, for the message.
+        key_mapping: names of tensors, as regular expressions, and what they are called in the network.
+        may_be_left: regular expression of the tensors that may have no place in it; empty: all may.
+    Returns, Raises: as `load_autoregressive`.
+    """
+    import torch
+
     def load() -> tuple["PreTrainedModel", dict[str, Any]]:
-        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+        made = config()
         # Layers are made before their weights are looked for: a broken number takes for ever.
-        if getattr(config, "num_hidden_layers", 0) > MAX_BLOCKS:
-            raise ValueError(f"its config.json asks for {config.num_hidden_layers} layers")
-        return AutoModelForCausalLM.from_pretrained(
+        if getattr(made, "num_hidden_layers", 0) > MAX_BLOCKS:
+            raise ValueError(f"its config.json asks for {made.num_hidden_layers} layers")
+        return auto_class.from_pretrained(
             str(source),
+            config=made,
             revision=revision or "main",
             use_safetensors=True,
             dtype=torch.float32,
             trust_remote_code=False,
-            key_mapping={r"^(module\.|_orig_mod\.)+": ""},  # left by DistributedDataParallel and torch.compile
+            # DistributedDataParallel and torch.compile leave something before the names.
+            key_mapping={r"^(module\.|_orig_mod\.)+": "", **(key_mapping or {})},
             output_loading_info=True,
         )
 
@@ -106,7 +139,7 @@ def load_autoregressive(source: str | Path, revision: str | None = None) -> "Pre
         if storage_fault(error):
             raise
         raise UserError(
-            f"{one_line(source)} is not a causal language model's folder, nor to be had from the hub"
+            f"{one_line(source)} is not a {what}'s folder, nor to be had from the hub"
             f" ({one_line(error)}); without network give a local folder"
         ) from None
     # transformers would go on with random weights in place of those that are missing.
@@ -115,6 +148,9 @@ def load_autoregressive(source: str | Path, revision: str | None = None) -> "Pre
             f"{source} lacks weights that its config.json asks for, or has them in another shape: {first_of(missing)};"
             f" left over are {first_of(sorted(found['unexpected_keys']))}; give another model, or make this one again"
         )
+    left = [name for name in sorted(found["unexpected_keys"]) if may_be_left and not re.search(may_be_left, name)]
+    if left:
+        raise UserError(f"{source} holds {first_of(left)}, for which a {what} has no place; give another model")
     return model.eval()
 
 

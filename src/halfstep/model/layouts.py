@@ -18,6 +18,14 @@ MODEL_TYPE = "mdlm"
 WEIGHT_PREFIX: dict[Layout, str] = {"plain": "", "mdlm": "backbone.", "sdtt": "backbone."}
 """What stands before the names of the tensors: the published weights are those of a wrapper around the network."""
 
+OTHER_KINDS = {
+    "time_conditioning": "a denoiser is not told the time",
+    "causal": "a denoiser looks at both sides",
+    "causal_attention": "a denoiser looks at both sides",
+    "cross_attn": "a denoiser sees no clean copy beside its input",
+}
+"""Entries of these layouts that say, when they hold, that a network is of another kind."""
+
 REFERENCE_NOISE_EPSILON = 1e-3
 """The schedule of the published models, whose configuration does not always state it."""
 
@@ -32,9 +40,15 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         values: of a `config.json`, or of the configuration in a training checkpoint.
     Raises:
         KeyError: names a size that is not there.
-        TypeError, ValueError, OverflowError, AttributeError: a size is not a whole number.
+        TypeError, ValueError, OverflowError, AttributeError: a size is not a whole number, or the network is of
+            another kind.
     """
     sizes = values.get("model", values)
+    for name, reason in OTHER_KINDS.items():
+        if values.get(name) or sizes.get(name):
+            raise ValueError(f"{name} is {values.get(name) or sizes.get(name)}, and {reason}")
+    if not sizes.get("adaln", True):
+        raise ValueError("adaln is False, and a denoiser's norms are modulated")
     # An `sdtt` configuration may give the vocabulary at its top; in the flat layouts this is the same place.
     vocab_size = values.get("vocab_size", sizes.get("vocab_size"))
     if vocab_size is None:
@@ -48,11 +62,15 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
                 return _integer(sizes[name])
         raise KeyError(names[0])
 
+    length = first("length", "model_length")
+    block_size = values.get("block_size", sizes.get("block_size"))
+    if block_size not in (None, length):
+        raise ValueError(f"block_size is {block_size}, and a denoiser writes no blocks one after the other")
     mask_token_id = values.get("mask_index", sizes.get("mask_index"))
     return DenoiserConfig(
         vocab_size=_integer(vocab_size),
         mask_token_id=_integer(vocab_size) - 1 if mask_token_id is None else _integer(mask_token_id),
-        length=first("length", "model_length"),
+        length=length,
         hidden_size=first("hidden_size", "hidden_dim"),
         num_blocks=first("n_blocks"),
         num_heads=first("n_heads"),

@@ -11,12 +11,14 @@ class TokenizerSettings(Settings):
     """Where the tokenizer comes from.
 
     `train-words` and `train-bpe` train one on the corpus with `vocab_size` entries at most; any other source is
-    a local folder or a hub id, which brings its own size.
+    a local folder or a hub id, which brings its own size. `mask_token` names the token that masks where such a
+    tokenizer has it and does not say so; null: the one that it says, or else a new one.
     """
 
     source: Annotated[str, Field(min_length=1)]
     vocab_size: PositiveInt | None
     revision: str | None
+    mask_token: str | None
 
     @model_validator(mode="after")
     def _vocab_size_belongs_to_training(self) -> "TokenizerSettings":

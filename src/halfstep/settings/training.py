@@ -104,11 +104,16 @@ def num_parts_of(settings: TrainingSettings, section: str, num_processes: int) -
 
 
 class PretrainSettings(TrainingSettings):
-    """The first teacher: from scratch, or from `init_from` (a local folder or a hub id)."""
+    """The first teacher: from scratch, or from `init_from` (a local folder or a hub id).
+
+    `init_shift`: whether a position's state predicts the token after it, of a network of transformers whose kind does
+    not settle it.
+    """
 
     min_time: Annotated[float, Field(ge=0, lt=1)]
     init_from: str | None
     init_revision: str | None
+    init_shift: bool | None
 
 
 class BaselineSettings(TrainingSettings):

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.hub import is_own
 from halfstep.model.joint import HEAD_CONFIG_FILE, read_head, save_head
 from halfstep.model.layouts import Layout
-from halfstep.model.loading import locate_weights, save_denoiser
+from halfstep.model.loading import CONFIG_FILE, locate, locate_weights, read_values, save_denoiser
 from halfstep.run.errors import UserError
 from halfstep.run.files import atomic_path
 
@@ -27,6 +28,9 @@ def export_denoiser(
     """
     if target.exists():
         raise UserError(f"{target} is there already: give a new folder, or remove it first")
+    folder = locate(source, revision, CONFIG_FILE)
+    if (folder / CONFIG_FILE).is_file() and is_own(read_values(folder / CONFIG_FILE)):
+        raise UserError(f"{source} is as plain transformers reads it already: copy the folder")
     weights_path = locate_weights(source, revision)
     denoiser = Denoiser.from_pretrained(weights_path, use_ema=use_ema)
     with atomic_path(target) as folder:

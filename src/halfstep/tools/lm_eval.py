@@ -11,7 +11,9 @@ from lm_eval.api.registry import register_model
 
 from halfstep.data.tokenizer import load_tokenizer, with_mask_token
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
-from halfstep.model.denoiser import Denoiser
+from halfstep.model.base import logits_at
+from halfstep.model.joint import trunk_of
+from halfstep.model.opening import open_denoiser
 from halfstep.run import console
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import UserError
@@ -63,7 +65,7 @@ class RegisteredDenoiserLM(DenoiserLM):
         chosen_sampler = sampler_of(sampler, setting, "--model_args") if setting else None
         target = _device(device)
         chosen = _choice("precision", precision, ("auto", "fp32", "bf16"))
-        denoiser = Denoiser.from_pretrained(str(pretrained), revision).to(target)
+        denoiser = trunk_of(open_denoiser(str(pretrained), revision)).to(target)
         mask_token_id = denoiser.config.mask_token_id
         own = with_mask_token(load_tokenizer(tokenizer or str(pretrained), None if tokenizer else revision))
         if own.mask_token_id != mask_token_id:
@@ -72,12 +74,12 @@ class RegisteredDenoiserLM(DenoiserLM):
                 f" the model at {mask_token_id}: give tokenizer=FOLDER, the one it was trained with"
             )
 
-        def logits_at(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        def asked(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
             with autocast(target, select_precision(chosen, target)):
-                return denoiser.logits_at(xt, at)
+                return logits_at(denoiser, xt, at)
 
         super().__init__(
-            logits_at,
+            asked,
             own,
             max_length=denoiser.config.length,
             mask_token_id=mask_token_id,

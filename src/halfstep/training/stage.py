@@ -45,6 +45,7 @@ class Stage:
     train_tokens: PackedTokens
     valid_tokens: PackedTokens
     vocab_size: int
+    mask_token_id: int
 
     @classmethod
     def begin(cls, section: str, params: Params, tokens_path: Path, tokenizer_path: Path) -> "Stage":
@@ -52,9 +53,10 @@ class Stage:
         enter(params.launch, params.runtime)
         devices = make_devices(params.runtime, params.launch)
         splits = load_tokens(tokens_path, "train"), load_tokens(tokens_path, "valid")
-        vocab_size = read_manifest(tokens_path).vocab_size
-        check_fits(params, num_valid_sequences=len(splits[1]), vocab_size=vocab_size)
-        return cls(section, params, devices, tokens_path, tokenizer_path, *splits, vocab_size)
+        manifest = read_manifest(tokens_path)
+        check_fits(params, num_valid_sequences=len(splits[1]), vocab_size=manifest.vocab_size)
+        ids = manifest.vocab_size, manifest.mask_token_id
+        return cls(section, params, devices, tokens_path, tokenizer_path, *splits, *ids)
 
     def train(
         self,

@@ -16,7 +16,7 @@ from halfstep.settings.plugins import Plugin
 
 def settings(source: str, **own: Any) -> CorpusSettings:
     """Settings of a corpus, as they are found by its name."""
-    tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None}
+    tokenizer = {"source": "train-bpe", "vocab_size": 300, "revision": None, "mask_token": None}
     common = {"context_length": 8, "tokens_per_shard": 99, "valid_fraction": 0.5, "num_workers": 1, "cloze": None}
     values = {"source": source, "max_documents": None, "tokenizer": tokenizer, **common, **own}
     plugin = Params.model_fields["data"].metadata[0]

@@ -30,7 +30,7 @@ SEEDS = st.integers(0, 10_000)
 
 
 def settings(size: int, num_documents: int = 50) -> Settings:
-    tokenizer = {"source": "train-words", "vocab_size": 16, "revision": None}
+    tokenizer = {"source": "train-words", "vocab_size": 16, "revision": None, "mask_token": None}
     common = {"tokens_per_shard": 999, "valid_fraction": 0.5, "max_documents": None, "num_workers": 1, "cloze": None}
     own = {"source": "sudoku", "size": size, "num_documents": num_documents, "context_length": sudoku.num_tokens(size)}
     return Settings.model_validate({**own, **common, "tokenizer": tokenizer})

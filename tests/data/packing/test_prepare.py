@@ -60,7 +60,7 @@ def corpus(**changes: Any) -> dict[str, Any]:
         "max_documents": None,
         "num_workers": 1,
         "cloze": None,
-        "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None},
+        "tokenizer": {"source": "train-words", "vocab_size": 1024, "revision": None, "mask_token": None},
     }
     return {**common, **changes}
 

@@ -12,7 +12,7 @@ from halfstep.data.texts.cloze import check_passage, passages_of, write_cloze
 from halfstep.data.texts.encoding import id_type
 from halfstep.data.texts.puzzles import prompts_of
 from halfstep.data.texts.rows import pack_all
-from halfstep.data.tokenizer import load_tokenizer, make_tokenizer
+from halfstep.data.tokenizer import load_tokenizer, make_tokenizer, vocab_size_of
 from halfstep.data.tokens.manifest import MANIFEST_FILE, Manifest
 from halfstep.run.console import console, progress
 from halfstep.run.files import atomic_path, link_or_copy, write_json
@@ -74,16 +74,20 @@ def prepare(documents: Documents, params: Params, folder: Path) -> Manifest:
                 on_documents=update,
             )
         if name == "valid":
-            check_fits(params, num_valid_sequences=splits[name].num_sequences, vocab_size=len(tokenizer))
+            check_fits(params, num_valid_sequences=splits[name].num_sequences, vocab_size=vocab_size_of(tokenizer))
     counts = "; ".join(
         f"{name} {split.num_documents} documents, {split.num_tokens} tokens, {split.num_sequences} sequences,"
         f" {len(split.shards)} shards"
         for name, split in sorted(splits.items())
     )
-    line = f"{data.source}: {counts}; vocabulary {len(tokenizer)}; {num_passages} cloze passages"
+    line = f"{data.source}: {counts}; vocabulary {vocab_size_of(tokenizer)}; {num_passages} cloze passages"
     console.print(line, markup=False, soft_wrap=True)
     return Manifest(
-        context_length=data.context_length, vocab_size=len(tokenizer), dtype=id_type(len(tokenizer)), **splits
+        context_length=data.context_length,
+        vocab_size=vocab_size_of(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        dtype=id_type(vocab_size_of(tokenizer)),
+        **splits,
     )
 
 

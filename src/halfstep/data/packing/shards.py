@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from halfstep.data.texts.encoding import Batch, Ids, as_rows, encode_batches, id_type
+from halfstep.data.tokenizer import vocab_size_of
 from halfstep.data.tokens.manifest import PackedSplit, Shard
 from halfstep.run.console import console
 from halfstep.run.errors import UserError
@@ -87,7 +88,7 @@ def pack_documents(
         UserError: the documents do not fill one row.
         MachineFault: a process died.
     """
-    backend, dtype = tokenizer.backend_tokenizer, np.dtype(id_type(len(tokenizer)))
+    backend, dtype = tokenizer.backend_tokenizer, np.dtype(id_type(vocab_size_of(tokenizer)))
     num_chosen = int(np.count_nonzero(is_chosen))
     num_bytes = documents.num_bytes * num_chosen / max(len(documents), 1)
     num_processes = max(min(num_workers or num_cores(), int(num_bytes // BYTES_PER_PROCESS)), 1)

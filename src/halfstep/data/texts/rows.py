@@ -11,6 +11,7 @@ import numpy as np
 from halfstep.data.texts.encoding import as_rows, batches, encode, id_type
 from halfstep.data.texts.hub import read_hub
 from halfstep.data.texts.reading import read_texts
+from halfstep.data.tokenizer import vocab_size_of
 from halfstep.data.tokens.packed import Tokens
 from halfstep.run.errors import UserError
 from halfstep.run.finding import is_local
@@ -36,7 +37,7 @@ def pack_texts(
     Raises:
         UserError: there is no such text, it cannot be read, or it does not fill one row.
     """
-    dtype = np.dtype(id_type(len(tokenizer)))
+    dtype = np.dtype(id_type(vocab_size_of(tokenizer)))
     wanted = None if num_sequences is None else num_sequences * (context_length - 2)
     ids, num_tokens = [], 0
     try:

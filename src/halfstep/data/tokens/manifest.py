@@ -63,6 +63,7 @@ class Manifest(_Entry):
 
     context_length: Annotated[int, Field(ge=3, lt=2**31)]
     vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
+    mask_token_id: Annotated[int, Field(ge=0, lt=2**31)]
     dtype: Literal["uint16", "uint32"]
     train: Split
     valid: Split

@@ -1,0 +1,231 @@
+"""Masked language models of the hub: classes of transformers that look at both sides, behind `MaskedModel`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from halfstep.model.families import Family, family_of
+from halfstep.model.gpt2 import load_pretrained
+from halfstep.model.loading import CONFIG_FILE, locate, read_values
+from halfstep.run.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ENTRY = "halfstep"
+"""Of config.json, with what transformers' own entries do not say."""
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What the house knows of such a model beside its weights; see `MaskedConfig`.
+
+    Attributes:
+        num_tokens: of the tokenizer: rows of the projection beyond these are never predicted.
+        is_shifted: a position's state predicts the token after it, as in the autoregressive model it was made from.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    length: int
+    noise_epsilon: float
+    num_blocks: int
+    num_tokens: int
+    is_shifted: bool
+
+
+class _Passed(nn.Module):
+    """In place of a projection, so that a network ends in what would be projected."""
+
+    weight, bias = None, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class HubModel(nn.Module):
+    """A network of transformers, without its projection, and that projection: a `MaskedModel`."""
+
+    def __init__(self, network: "PreTrainedModel", config: HubConfig) -> None:
+        super().__init__()
+        self.head = network.get_output_embeddings()
+        network.set_output_embeddings(_Passed())
+        self.network = network
+        self.config = config
+
+    def hidden_at(self, xt: Tensor, at: Tensor, *, t: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
+        """See `MaskedModel`. Such networks are not conditioned on time.
+
+        A shifted one has nothing to predict the first token by: it is asked for the state of that position itself.
+        """
+        assert latent is None, "no such network takes a latent"
+        hidden = self.network(input_ids=xt).logits
+        row, column = at.nonzero(as_tuple=True)
+        return hidden[row, (column - int(self.config.is_shifted)).clamp(min=0)]
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """See `MaskedModel`."""
+        weight, bias = self.head.weight, self.head.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        if self.config.num_tokens < len(weight):
+            unknown = torch.arange(len(weight), device=weight.device) >= self.config.num_tokens
+            bias = bias.masked_fill(unknown, -torch.inf)
+        return weight, bias
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json and the weights into an existing folder, as transformers reads them: its own class."""
+        with self._whole() as network:
+            setattr(network.config, ENTRY, asdict(self.config))
+            network.save_pretrained(folder, save_original_format=False)
+
+    @contextmanager
+    def _whole(self) -> Iterator["PreTrainedModel"]:
+        self.network.set_output_embeddings(self.head)
+        try:
+            yield self.network
+        finally:
+            self.network.set_output_embeddings(_Passed())
+
+
+HUB_WEIGHTS = "model*.safetensors"
+"""Names of the files of weights in a folder."""
+
+NOT_PREDICTED_FROM = r"pooler|seq_relationship"
+"""What BERT and its like were trained with beside the prediction of masked tokens."""
+
+
+def is_own(values: Any) -> bool:
+    """Whether a config.json is of a `HubModel` that was written here."""
+    return isinstance(values, dict) and ENTRY in values
+
+
+def read_hub(source: str | Path, revision: str | None = None) -> HubModel:
+    """Read what `HubModel.save_pretrained` wrote, from a folder or the hub.
+
+    Raises:
+        UserError: a file is broken, or the network is not what config.json says.
+    """
+    path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
+    values = read_values(path)
+    try:
+        config = HubConfig(**values[ENTRY])
+    except TypeError as error:
+        raise UserError(f"{path}: {ENTRY} is not as halfstep writes it ({one_line(error)})") from None
+    return _checked(HubModel(_network(source, revision, values, family_of(values, source)), config), source)
+
+
+def open_hub(
+    source: str | Path,
+    revision: str | None,
+    *,
+    mask_token_id: int,
+    num_tokens: int,
+    length: int,
+    noise_epsilon: float,
+    is_shifted: bool | None = None,
+    is_trained: bool = False,
+) -> HubModel:
+    """Open a masked language model of the hub.
+
+    Args:
+        source: folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        mask_token_id, num_tokens: of the tokenizer.
+        length, noise_epsilon: see `HubConfig`.
+        is_shifted: whether a position's state predicts the token after it, where the model's type does not settle it.
+        is_trained: it will be: then tokens are added that it lacks, such as one that masks.
+    Raises:
+        UserError: it is of a kind that cannot be read, masks with another token, has too few rows or positions, is
+            causal, or makes its logits in a way that is not a projection; or whether it is shifted must be said, or was
+            said wrongly.
+    """
+    values = read_values(locate(source, revision, CONFIG_FILE) / CONFIG_FILE)
+    if is_own(values):
+        return read_hub(source, revision)
+    family = family_of(values, source)
+    if family.is_shifted is None and is_shifted is None:
+        raise UserError(
+            f"{source} is a {family.model_type}: say whether a position's state predicts the token after it, as in"
+            " Open-dCoder and DiffuLLaMA, or its own: pretrain.init_shift=true or false"
+        )
+    if None not in (family.is_shifted, is_shifted) and is_shifted != family.is_shifted:
+        raise UserError(f"pretrain.init_shift is {is_shifted}, but models of the kind of {source} have it otherwise")
+    named = values.get("mask_token_id")
+    if named not in (None, mask_token_id):
+        raise UserError(
+            f"{source} masks with token {named}, but the tokenizer with {mask_token_id}: set data.tokenizer.source to"
+            " the model's own"
+        )
+    network = _network(source, revision, values, family)
+    most = getattr(network.config, "max_position_embeddings", length)
+    # RoBERTa and its like count positions from behind the one of padding.
+    if "roberta" in family.model_type or family.model_type == "camembert":
+        most -= network.config.pad_token_id + 1
+    if length > most:
+        raise UserError(f"{source} has {most} positions: dvc exp run -S data.context_length={most}")
+    rows = network.get_output_embeddings().weight.shape[0]
+    if rows < num_tokens and is_trained:
+        network.resize_token_embeddings(rows := num_tokens)
+    if rows < num_tokens:
+        raise UserError(
+            f"{source} has {rows} tokens, but its tokenizer {num_tokens}: set data.tokenizer.source to the model's"
+            " own, or train it to know them: pretrain.num_train_steps"
+        )
+    config = HubConfig(
+        vocab_size=rows,
+        mask_token_id=mask_token_id,
+        length=length,
+        noise_epsilon=noise_epsilon,
+        num_blocks=network.config.num_hidden_layers,
+        num_tokens=num_tokens,
+        is_shifted=bool(is_shifted if family.is_shifted is None else family.is_shifted),
+    )
+    return _checked(HubModel(network, config), source)
+
+
+def _network(source: str | Path, revision: str | None, values: dict[str, Any], family: Family) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    def config() -> "PreTrainedConfig":
+        left_out = ("model_type", "auto_map", "architectures", ENTRY)
+        own = family.config({name: value for name, value in values.items() if name not in left_out})
+        # transformers' attention looks at both sides where a configuration says so.
+        return AutoConfig.for_model(family.model_type, **{**own, "is_causal": False, "use_cache": False})
+
+    is_masked = family.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return load_pretrained(
+        AutoModelForMaskedLM if is_masked else AutoModelForCausalLM,
+        source,
+        revision,
+        config=config,
+        what="masked language model",
+        key_mapping=family.key_mapping,
+        may_be_left=NOT_PREDICTED_FROM,
+    )
+
+
+@torch.no_grad()
+def _checked(model: HubModel, source: object) -> HubModel:
+    """The model, if its logits are the projection of its states, which depend on what stands after them.
+
+    Raises:
+        UserError: they are not.
+    """
+    tokens = torch.arange(2 * 8).view(2, 8) % model.config.num_tokens
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.config.num_tokens
+    states, of_other = (model.network(input_ids=x).logits for x in (tokens, other))
+    if torch.equal(states[:, 0], of_other[:, 0]):
+        raise UserError(f"{source} is causal: its first position does not see the last token; give a masked model")
+    with model._whole() as network:
+        logits = network(input_ids=tokens).logits
+    if not torch.allclose(F.linear(states, model.head.weight, model.head.bias), logits, rtol=1e-4, atol=1e-4):
+        raise UserError(f"{source} changes its logits after the projection, which halfstep cannot: give another model")
+    return model

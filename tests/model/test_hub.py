@@ -1,0 +1,157 @@
+"""Masked language models of transformers as the house asks them, each against transformers' own logits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.model.hub_folders import DECODERS, MASK, NUM_TOKENS, OWN, llada, published
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from halfstep.model.base import MaskedModel
+from halfstep.model.families import family_of
+from halfstep.model.hub import HubModel, open_hub, read_hub
+from halfstep.run.errors import UserError
+from halfstep.tools.export import export_denoiser
+
+
+def opened(folder: Path, **given: Any) -> HubModel:
+    values = {"mask_token_id": MASK, "num_tokens": NUM_TOKENS, "length": 24, "noise_epsilon": 1e-3, **given}
+    return open_hub(folder, None, **values)
+
+
+def asked(model: HubModel, xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return F.linear(model.hidden_at(xt, at), *model.projection())
+
+
+def some_tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    xt = torch.randint(3, NUM_TOKENS, (3, 24), generator=generator)
+    return xt, torch.rand(xt.shape, generator=generator) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("model_type", "is_shifted"), [*((kind, False) for kind in OWN), *((kind, True) for kind in DECODERS)]
+)
+def test_what_is_asked_is_the_networks_own_logits(model_type: str, is_shifted: bool, tmp_path: Path) -> None:
+    network = published(tmp_path / "hub", model_type)
+    model = opened(tmp_path / "hub", **({"is_shifted": is_shifted} if model_type in DECODERS else {}))
+    assert isinstance(model, MaskedModel)
+    xt, at = some_tokens()
+    # Both sides without trusting a flag: nothing is hidden from anything.
+    sees_all = {"attention_mask": torch.zeros(3, 1, 24, 24)} if model_type in DECODERS else {}
+    with torch.no_grad():
+        expected = network(input_ids=xt, **sees_all).logits
+    if is_shifted:
+        expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)
+    found = asked(model, xt, at)
+    assert torch.allclose(found[:, :NUM_TOKENS], expected[at][:, :NUM_TOKENS], atol=1e-5)
+    assert bool((found[:, NUM_TOKENS:] == -torch.inf).all())
+
+    # Written and read again, here and by transformers alone.
+    (tmp_path / "own").mkdir()
+    model.save_pretrained(tmp_path / "own")
+    assert torch.equal(asked(model, xt, at), found)
+    again = read_hub(tmp_path / "own")
+    assert again.config == model.config
+    assert torch.equal(asked(again, xt, at), found)
+    auto_class = AutoModelForCausalLM if model_type in DECODERS else AutoModelForMaskedLM
+    with torch.no_grad():
+        alone = auto_class.from_pretrained(tmp_path / "own").eval()(input_ids=xt).logits
+    assert torch.allclose(alone, network(input_ids=xt, **sees_all).logits, atol=1e-5)
+
+
+def test_llada_is_a_llama_under_other_names(tmp_path: Path) -> None:
+    network = llada(tmp_path / "llada")
+    model = opened(tmp_path / "llada")
+    xt, at = some_tokens()
+    with torch.no_grad():
+        expected = network(input_ids=xt, attention_mask=torch.zeros(3, 1, 24, 24)).logits[at]
+    assert torch.allclose(asked(model, xt, at)[:, :NUM_TOKENS], expected[:, :NUM_TOKENS], atol=1e-5)
+    llada(tmp_path / "alibi", alibi=True)
+    with pytest.raises(UserError, match=r"alibi is True, and only False can be read"):
+        opened(tmp_path / "alibi")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "native", "is_shifted"), [("Dream", "qwen2", True), ("a2d-qwen3", "qwen3", False)]
+)
+def test_a_type_of_its_own_is_read_by_a_class_of_transformers(
+    model_type: str, native: str, is_shifted: bool, tmp_path: Path
+) -> None:
+    published(tmp_path, native)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "model_type": model_type, "auto_map": {"AutoModel": "x.Y"}})
+    )
+    xt, at = some_tokens()
+    found = opened(tmp_path)
+    assert found.config.is_shifted is is_shifted
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": native}))
+    assert torch.equal(asked(found, xt, at), asked(opened(tmp_path, is_shifted=is_shifted), xt, at))
+
+
+def test_a_model_that_cannot_be_a_teacher_is_refused_in_a_line(tmp_path: Path) -> None:
+    published(tmp_path / "qwen2", "qwen2")
+    with pytest.raises(UserError, match=r"qwen2 is a qwen2: say whether .* pretrain.init_shift=true or false"):
+        opened(tmp_path / "qwen2")
+    published(tmp_path / "bert", "bert")
+    with pytest.raises(UserError, match=r"init_shift is True, but models of the kind of .* have it otherwise"):
+        opened(tmp_path / "bert", is_shifted=True)
+    with pytest.raises(UserError, match=r"has 97 tokens, but its tokenizer 98"):
+        opened(tmp_path / "bert", num_tokens=98)
+    published(tmp_path / "roberta", "roberta", max_position_embeddings=18, pad_token_id=1)
+    with pytest.raises(UserError, match=r"has 16 positions: dvc exp run -S data\.context_length=16"):
+        opened(tmp_path / "roberta", length=17)
+    masks = torch.full((1, 16), MASK)
+    assert asked(opened(tmp_path / "roberta", length=16), masks, masks == MASK).shape == (16, 97)
+    model = opened(tmp_path / "bert")
+    (tmp_path / "own").mkdir()
+    model.save_pretrained(tmp_path / "own")
+    with pytest.raises(UserError, match=r"own is as plain transformers reads it already"):
+        export_denoiser(tmp_path / "own", tmp_path / "exported", "mdlm")
+    published(tmp_path / "eurobert", "eurobert")
+    with pytest.raises(UserError, match=r"masks with token 5, but the tokenizer with 6"):
+        opened(tmp_path / "eurobert", mask_token_id=6)
+    with pytest.raises(UserError, match=r"of the type bd3lm, .* its attention goes by blocks"):
+        family_of({"model_type": "bd3lm"}, "a/b")
+
+
+def test_faults_of_a_folder_are_a_line_each(tmp_path: Path) -> None:
+    published(tmp_path / "bert", "bert")
+    path = tmp_path / "bert" / "model.safetensors"
+    tensors = load_file(path)
+    pooler = {"bert.pooler.dense.weight": torch.zeros(32, 32)}
+    save_file({**tensors, **pooler}, path, metadata={"format": "pt"})
+    opened(tmp_path / "bert")
+    save_file({**tensors, "bert.extra": torch.zeros(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"holds bert.extra, for which a masked language model has no place"):
+        opened(tmp_path / "bert")
+    lacking = next(name for name in tensors if "layer.1" in name)
+    save_file({name: t for name, t in tensors.items() if name != lacking}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights that its config.json asks for"):
+        opened(tmp_path / "bert")
+
+
+def test_a_network_that_is_causal_or_bends_its_logits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = published(tmp_path, "llama")
+    with monkeypatch.context() as patch:
+        patch.setattr("halfstep.model.hub._network", lambda *arguments: network)
+        with pytest.raises(UserError, match=r"is causal: its first position does not see the last token"):
+            opened(tmp_path, is_shifted=False)
+    forward = type(network).forward
+
+    def capped(self: Any, **inputs: Any) -> Any:
+        output = forward(self, **inputs)
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    monkeypatch.setattr(type(network), "forward", capped)
+    with pytest.raises(UserError, match=r"changes its logits after the projection"):
+        opened(tmp_path, is_shifted=False)
