@@ -29,7 +29,7 @@ def main(
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser
     from halfstep.model.hub import HUB_WEIGHTS, HubModel
-    from halfstep.model.loading import CONFIG_FILE, WEIGHTS_FILE, locate
+    from halfstep.model.loading import CONFIG_FILE, locate
     from halfstep.model.opening import open_first
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
@@ -58,7 +58,7 @@ def main(
             is_trained=settings.num_train_steps > 0,
         )
         # Of a hub id; the content of local files is part of the key already.
-        found = locate(source, settings.init_revision, CONFIG_FILE, WEIGHTS_FILE, HUB_WEIGHTS)
+        found = locate(source, settings.init_revision, CONFIG_FILE, HUB_WEIGHTS)
         files = [found] if found.is_file() else sorted(found.glob(HUB_WEIGHTS))
         if (model.config.num_tokens, model.config.mask_token_id) != (vocab_size, mask_token_id):
             raise UserError(

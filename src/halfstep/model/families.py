@@ -18,12 +18,14 @@ class Family:
     Attributes:
         model_type: the one under which transformers has the network.
         is_shifted: a position's state predicts the token after it; None where the type does not settle it.
+        is_decoder: transformers has it as a causal language model.
         key_mapping: names of tensors as regular expressions, and what transformers calls them.
         config: from the entries of config.json to those of transformers' configuration.
     """
 
     model_type: str
     is_shifted: bool | None
+    is_decoder: bool = True
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     config: Callable[[dict[str, Any]], dict[str, Any]] = _as_it_is
 
@@ -112,7 +114,7 @@ def family_of(values: Mapping[str, Any], source: object) -> Family:
 
     model_type = str(values.get("model_type"))
     if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return Family(model_type, is_shifted=False)
+        return Family(model_type, is_shifted=False, is_decoder=False)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     reason = REFUSED.get(model_type, f"known are {', '.join(FAMILIES)} and the masked language models of transformers")

@@ -191,7 +191,6 @@ def open_hub(
 
 def _network(source: str | Path, revision: str | None, values: dict[str, Any], family: Family) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     def config() -> "PreTrainedConfig":
         left_out = ("model_type", "auto_map", "architectures", ENTRY)
@@ -199,9 +198,8 @@ def _network(source: str | Path, revision: str | None, values: dict[str, Any], f
         # transformers' attention looks at both sides where a configuration says so.
         return AutoConfig.for_model(family.model_type, **{**own, "is_causal": False, "use_cache": False})
 
-    is_masked = family.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return load_pretrained(
-        AutoModelForMaskedLM if is_masked else AutoModelForCausalLM,
+        AutoModelForCausalLM if family.is_decoder else AutoModelForMaskedLM,
         source,
         revision,
         config=config,
