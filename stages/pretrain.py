@@ -91,8 +91,8 @@ def main(
         mask_token_id=model.config.mask_token_id,
     )
     if isinstance(model, HubModel) and not settings.num_train_steps:
-        x0 = torch.from_numpy(stage.valid_tokens[:16].astype(np.int64))
-        check_bound(model, x0, objective, seed=params.seed)
+        tokens = torch.from_numpy(stage.valid_tokens.stored(slice(16)).astype(np.int64))
+        check_bound(model, tokens, objective, seed=params.seed)
     stage.train(
         "pretrain",
         model,

@@ -28,6 +28,18 @@ SAME = [[0, 3, 4, 5, 6]] * 4
 DRAWN = ("ancestral", "num_steps=8", 1.0)
 
 
+class Rows:
+    """Validation tokens in memory, as `PackedTokens` gives them."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows = np.array(rows)
+        self.shape = self.rows.shape
+        self.has_given = bool((self.rows < 0).any())
+
+    def stored(self, which) -> np.ndarray:
+        return self.rows[which]
+
+
 def continuing(token_ids: list[list[int]], prefix_rows: list[int]) -> SampleSet:
     return replace(FREE, nfe=[8] * len(token_ids), token_ids=token_ids, prefix_rows=prefix_rows, prefix_length=2)
 
@@ -41,7 +53,7 @@ def evaluated(gpt2, tokenizer, tmp_path: Path) -> Evaluated:
         tokenizer=tokenizer,
         scorer=Scorer(gpt2, tokenizer),
         sample_sets=[(FREE, continuing(SAME, [4, 4, 9, 9]))],
-        valid_tokens=np.array([[0, 3 + i % 8, 4, 5, 6] for i in range(10)]),
+        valid_tokens=Rows([[0, 3 + i % 8, 4, 5, 6] for i in range(10)]),
         tokens_path=tmp_path / "tokens",
         passages=["the cat saw a cat"],
         settings=settings.model_copy(update=changes),
@@ -69,6 +81,35 @@ def test_perplexity_and_entropy_come_together(evaluated, gpt2) -> None:
     assert found.keys() == {
         "data_generative_perplexity", "data_entropy", "generative_perplexity", "entropy", "num_truncated",
     }  # fmt: skip
+
+
+def test_of_answers_what_is_new_is_measured_up_to_its_end(evaluated, gpt2) -> None:
+    """Two prompts of two and three tokens; the first answer ends, and is filled with EOS."""
+    ids = [[0, 3, 4, 5, 1, 1, 1], [0, 4, 5, 6, 7, 8, 4]]
+    drawn = replace(FREE, token_ids=ids, unmask_step=[[0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 2, 2]], nfe=[2, 2])
+    text = Rows([[~0, ~3, 6, 7, 1, 1, 1], [~0, ~4, ~5, 3, 1, 1, 1]])
+    answering = replace(evaluated, valid_tokens=text, sample_sets=[(drawn, replace(drawn, prefix_rows=[0, 1]))])
+
+    def expected(pairs: list[tuple[list[int], int]]) -> float:
+        whole, prompts = (
+            token_nlls(gpt2, [ids[:end] for ids, end in some], batch_size=4)
+            for some in ([(ids, len(ids)) for ids, _ in pairs], pairs)
+        )
+        return math.exp((sum(whole.nlls) - sum(prompts.nlls)) / (sum(whole.num_tokens) - sum(prompts.num_tokens)))
+
+    found = measured(answering, "generative_perplexity")
+    assert found["generative_perplexity"].value == pytest.approx(expected([(ids[0][:5], 2), (ids[1], 3)]))
+    assert found["data_generative_perplexity"].value == pytest.approx(
+        expected([([0, 3, 6, 7, 1], 2), ([0, 4, 5, 3, 1], 3)])
+    )
+    assert found["entropy"].value == pytest.approx((math.log(3) + math.log(4)) / 2)
+    assert found["data_entropy"].value == pytest.approx((math.log(3) + math.log(2)) / 2)
+    assert measured(answering, "distinct")["distinct_2"].value == 1
+    assert measured(answering, "distinct")["distinct_1"].value == 6 / 7
+    # As many nats as the answers have, over their tokens: EOS to the end of a row counts, for it is learned.
+    likelihood = measured(answering, "likelihood")
+    filled = expected([([0, 3, 6, 7, 1, 1, 1], 2), ([0, 4, 5, 3, 1, 1, 1], 3)])
+    assert likelihood["validation_perplexity"].value == pytest.approx(filled)
 
 
 def test_counted_measures(evaluated) -> None:

@@ -106,6 +106,18 @@ def test_another_order_of_words_is_tokenized_anew(gpt2, tokenizer, make_tokenize
     assert to_scorer_ids(ours, tokenizer, Scorer(gpt2, tokenizer)) == (ours, False)
 
 
+def test_what_is_given_is_read_and_not_scored(gpt2, tokenizer, make_tokenizer):
+    ours = [0, *tokenizer.encode("the cat saw a bird"), 1]
+    given = [*(~token for token in ours[:3]), *ours[3:]]
+    found = token_nlls(gpt2, [given, ours], batch_size=2)
+    prompt = token_nlls(gpt2, [ours[:3]], batch_size=1)
+    assert found.nlls[0] == pytest.approx(found.nlls[1] - prompt.nlls[0])
+    assert found.num_tokens == [4, 6]
+    reordered = make_tokenizer(WORDS[::-1])
+    ids, _ = to_scorer_ids([given], tokenizer, Scorer(gpt2, reordered))
+    assert ids == [[*(~token for token in reordered.encode("the cat")), *reordered.encode("saw a bird")]]
+
+
 def test_load_scorer_round_trip(gpt2, tokenizer, tmp_path):
     gpt2.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

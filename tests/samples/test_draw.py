@@ -2,11 +2,14 @@ import hashlib
 import json
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from halfstep.data.tokens.packed import load_tokens
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.run.errors import UserError, nan_as_user_error
@@ -14,7 +17,7 @@ from halfstep.samplers import ancestral
 from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
 from halfstep.samplers.sampler import Sampler, sampler_of
-from halfstep.samples.draw import AUTOREGRESSIVE, Request, draw, draw_batches
+from halfstep.samples.draw import AUTOREGRESSIVE, Request, draw, draw_batches, requests_of
 from halfstep.samples.table import METADATA_KEY, Batch, read_sample_sets, write_samples
 
 pytestmark = pytest.mark.stage  # takes seconds
@@ -106,6 +109,37 @@ def test_a_causal_model_starts_at_bos_and_its_cache_changes_nothing() -> None:
         logits = model(greedy.tokens).logits[:, 5:-1, :96]
     assert torch.equal(greedy.tokens[:, 6:], logits.argmax(dim=-1))
     assert seen == [*range(1, 11)]
+
+
+def test_a_causal_model_answers_prompts_of_different_lengths_as_each_alone() -> None:
+    model = new_gpt2(vocab_size=97, length=16, hidden_size=16, num_blocks=1, num_heads=2, dropout=0.0).eval()
+    torch.nn.init.normal_(model.transformer.wte.weight, std=1.0)
+    x_init = torch.full((3, 16), 96)
+    for row, num_given in enumerate((1, 4, 9)):
+        x_init[row, :num_given] = torch.arange(1, num_given + 1)
+    uniforms = Uniforms(5, range(3), 16)
+    found = draw(model, AUTOREGRESSIVE, x_init, mask_token_id=96, uniforms=uniforms)
+    assert found.nfe.tolist() == [15, 12, 7]
+    assert torch.equal(found.unmask_step == 0, x_init != 96)
+    assert torch.equal(found.tokens[x_init != 96], x_init[x_init != 96])
+    for row in range(3):
+        alone = draw(model, AUTOREGRESSIVE, x_init[row, None], mask_token_id=96, uniforms=Uniforms(5, [row], 16))
+        assert torch.equal(alone.tokens[0], found.tokens[row])
+
+
+def test_what_is_asked_for_of_prompts_are_answers_to_them(tmp_path: Path, write_tokens) -> None:
+    rows = np.array([[~1, ~2, 3, 4, 5], [~1, ~6, ~7, 8, 9]], np.int32)
+    write_tokens(tmp_path, {"train": rows, "valid": rows}, vocab_size=97)
+    tokens = load_tokens(tmp_path, "valid")
+    assert tokens[:].tolist() == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9]]
+    assert tokens.stored(slice(None)).tolist() == rows.tolist()
+    settings = SimpleNamespace(num_samples=3, num_prefixes=2, continuations_per_prefix=2)
+    unconditional, continuations = requests_of(settings, tokens, 5, Tokenizer())
+    first, second = [1, 2, 96, 96, 96], [1, 6, 7, 96, 96]
+    assert unconditional.x_init.tolist() == [first, second, first]
+    assert (unconditional.prefix_rows, unconditional.prefix_length) == ([0, 1, 0], 0)
+    assert continuations.x_init.tolist() == [first, first, second, second]
+    assert continuations.prefix_rows == [0, 0, 1, 1]
 
 
 def test_a_causal_model_that_fills_in_reads_all_and_keeps_what_is_given() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from halfstep.data.tokens.given import answers
 from halfstep.data.tokens.packed import PackedTokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
@@ -39,7 +40,7 @@ class Evaluated:
         tokenizer: its own.
         scorer: judges the samples.
         sample_sets: (unconditional samples, continuations of prefixes), drawn in the same way.
-        valid_tokens: held-out sequences.
+        valid_tokens: held-out sequences. Where prompts are given in them, samples answer these.
         tokens_path: all packed tokens.
         passages: for the cloze task.
         settings: of the section `evaluate`.
@@ -67,8 +68,19 @@ class Evaluated:
 
     @property
     def held_out(self) -> np.ndarray:
-        """The sequences of `valid_tokens` that are measured."""
-        return self.valid_tokens[: self.settings.num_valid_sequences]
+        """The sequences of `valid_tokens` that are measured, see `halfstep.data.tokens.given`."""
+        return self.valid_tokens.stored(slice(self.settings.num_valid_sequences))
+
+    def whole(self, samples: SampleSet) -> list[list[int]]:
+        """Token ids of samples; answers up to their end, and their prompts as given."""
+        if not self.valid_tokens.has_given:
+            return samples.token_ids
+        is_given = ([step == 0 for step in steps] for steps in samples.unmask_step)
+        return answers(samples.token_ids, is_given, self.tokenizer.eos_token_id)
+
+    def new(self, samples: SampleSet) -> list[list[int]]:
+        """`whole` without prompts."""
+        return [[token for token in ids if token >= 0] for ids in self.whole(samples)]
 
     @cached_property
     def held_out_likelihood(self) -> Likelihood:
@@ -78,7 +90,7 @@ class Evaluated:
     @cached_property
     def scored_samples(self) -> list[TokenNlls]:
         """What the scorer makes of the unconditional samples of each set."""
-        return [self.scored(samples.token_ids, samples_name(samples)) for samples, _ in self.sample_sets]
+        return [self.scored(self.whole(samples), samples_name(samples)) for samples, _ in self.sample_sets]
 
     def likelihood(self, tokens: np.ndarray, name: str) -> Likelihood:
         """How likely the model finds sequences, integers [num_sequences, length]."""

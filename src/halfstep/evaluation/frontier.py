@@ -14,6 +14,7 @@ from torch import Tensor
 
 from halfstep.data.corpora import CORPORA
 from halfstep.data.texts.puzzles import prompts_of
+from halfstep.data.tokens.given import answers, without_filling
 from halfstep.data.tokens.manifest import MANIFEST_FILE
 from halfstep.data.tokens.packed import load_tokens
 from halfstep.data.tokens.seeds import derive_seed
@@ -36,7 +37,7 @@ from halfstep.run.work import Arrays, batched, cached, open_work
 from halfstep.samplers.adjust import with_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler, samplers_of
-from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_nothing, from_prompts
+from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_nothing, from_prompts, from_prompts_in
 from halfstep.settings import Params
 from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
@@ -119,7 +120,7 @@ def measure_texts(
     """Measure samples as texts.
 
     Args:
-        tokens, drawn: see `draw_way`.
+        tokens, drawn: see `draw_way`; tokens of a prompt as `halfstep.data.tokens.given` has them.
         references: features of held-out text, see `text_features`.
         tokenizer: of the samples.
         scorer: judges them.
@@ -138,7 +139,8 @@ def measure_texts(
         num_buckets=settings.mauve_num_buckets,
         seeds=[params.seed],
     )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    new = [[token for token in ids if token >= 0] for ids in tokens]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
     alike = self_bleu(batched(texts, SELF_BLEU_GROUP))
     low, high = perplexity.interval or (None, None)
     row = FrontierRow(
@@ -148,9 +150,9 @@ def measure_texts(
         perplexity_high=high,
         entropy=entropy.value,
         mauve=None if mauve is None else mauve.value,
-        distinct_2=distinct_ngrams(tokens, 2),
+        distinct_2=distinct_ngrams(new, 2),
         self_bleu=None if alike is None else alike.value,
-        **judged(params, tokens, tokenizer),  # type: ignore[arg-type]
+        **judged(params, new, tokenizer),  # type: ignore[arg-type]
     )
     way = row.sampler, row.setting, row.temperature
     columns = zip(scored.nlls, scored.num_tokens, map(unigram_entropy, tokens), strict=True)
@@ -228,9 +230,13 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
         puzzles = puzzles_of(params, tokenizer)
         kinds: Sequence[Puzzles | None] = puzzles or [None]
         ways = [*product(samplers, settings.temperatures, kinds)]
-        unconditional = from_nothing(
-            settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
-        )
+        if valid_tokens.has_given:
+            asked = [row % len(valid_tokens) for row in range(settings.num_samples)]
+            unconditional = from_prompts_in(valid_tokens, asked, tokenizer)
+        else:
+            unconditional = from_nothing(
+                settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
+            )
         precision = select_precision(params.runtime.precision, device)
         rows, samples = [], []
         with (
@@ -241,7 +247,8 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
         ):
             if not puzzles:
                 scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
-                held_out = valid_tokens[: settings.num_samples].tolist()
+                rows_of_text = valid_tokens.stored(slice(settings.num_samples)).tolist()
+                held_out = without_filling(rows_of_text, tokenizer.eos_token_id)
                 references = text_features(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size)
             for number, (sampler, temperature, kind) in enumerate(ways):
                 tokens, drawn = draw_way(
@@ -261,6 +268,9 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
                     solved = share_solved(params, kind, tokens, tokenizer)
                     rows.append(FrontierRow(**drawn, solved=solved, givens=kind.givens))
                 else:
+                    if valid_tokens.has_given:
+                        is_given = (unconditional != tokenizer.mask_token_id).tolist()
+                        tokens = answers(tokens, is_given, tokenizer.eos_token_id)
                     row, of_samples = measure_texts(
                         tokens, drawn, references=references, tokenizer=tokenizer, scorer=scorer, params=params
                     )

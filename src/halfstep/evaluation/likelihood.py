@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfstep.data.tokens.given import plain
 from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.nelbo import nelbo_per_token
 from halfstep.diffusion.noise import antithetic_times, mask_tokens
@@ -92,7 +93,7 @@ class DecodedText:
 
 
 def decoded_bytes(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray) -> DecodedText:
-    """Count the bytes in UTF-8 of the text that each sequence decodes to by itself, special tokens left out.
+    """Count the bytes in UTF-8 of the text that each sequence decodes to by itself, without special and given tokens.
 
     BOS, EOS (between documents too), mask and unknown tokens add no bytes. White space that the tokenizer does not keep
     is not there to count, and a character cut in two at a sequence's edge decodes to replacement characters of three
@@ -100,9 +101,10 @@ def decoded_bytes(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray) -> D
 
     Args:
         tokenizer: the sequences' own.
-        tokens: integers [num_sequences, length].
+        tokens: integers [num_sequences, length], see `halfstep.data.tokens.given`.
     """
-    texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    rows = [row[row >= 0].tolist() for row in tokens]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     unknown = tokenizer.unk_token_id
     # GPT-2's unknown token is its EOS, and nothing is unknown to it.
     is_own = unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
@@ -126,14 +128,14 @@ def denoiser_likelihood(
     device: torch.device,
     folder: Path | None = None,
 ) -> Likelihood:
-    """The negative ELBO of a denoiser, per token, all positions counted.
+    """The negative ELBO of a denoiser, per token, all positions counted that are not given.
 
     Each sequence is looked at num_draws times, at times spread evenly over the whole interval. Its noise
     depends on the seed and its row alone, so batches do not change the result, and sequences are independent.
 
     Args:
         logits_at: the denoiser in evaluation mode, see `LogitsAt`.
-        tokens: held-out sequences, integers [num_sequences, length].
+        tokens: held-out sequences, integers [num_sequences, length], see `halfstep.data.tokens.given`.
         schedule: the noise schedule.
         min_time: smallest time.
         mask_token_id: id of the absorbing state.
@@ -162,8 +164,9 @@ def denoiser_likelihood(
         nelbos += kept["nelbos"].tolist()
     per_look = np.asarray(nelbos).reshape(len(tokens), num_draws)
     nlls = _finite(per_look.mean(axis=1).tolist())
-    by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / tokens.shape[1])
-    return Likelihood(nlls, (tokens.shape[1],) * len(tokens), tuple(by_time))
+    num_tokens = (tokens >= 0).sum(axis=1)
+    by_time = loss_by_time(np.asarray(times).reshape(per_look.shape), per_look / num_tokens[:, None])
+    return Likelihood(nlls, tuple(num_tokens.tolist()), tuple(by_time))
 
 
 def _noised(
@@ -177,9 +180,11 @@ def _noised(
     """(x0, xt, t) of every look at every sequence, each without a batch dimension, on the CPU."""
     for row, ids in enumerate(tokens.astype(np.int64)):
         generator = torch.Generator().manual_seed(derive_seed(seed, "validation", row))
-        x0 = torch.from_numpy(ids).expand(num_draws, -1)
+        given = torch.from_numpy(ids).expand(num_draws, -1)
+        x0 = plain(given)
         t = antithetic_times(num_draws, min_time, generator=generator)
-        yield from zip(x0, mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator), t, strict=True)
+        xt = mask_tokens(x0, schedule.alpha(t), mask_token_id, generator=generator)
+        yield from zip(x0, torch.where(given < 0, x0, xt), t, strict=True)
 
 
 @torch.inference_mode()
@@ -214,15 +219,16 @@ def stepwise_likelihood(
     def looks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for row, ids in enumerate(tokens.astype(np.int64)):
             generator = torch.Generator().manual_seed(derive_seed(seed, "steps", num_steps, row))
-            x0 = torch.from_numpy(ids).expand(num_draws, -1)
-            u_time = torch.rand(x0.shape, generator=generator, dtype=torch.float64)
+            given = torch.from_numpy(ids).expand(num_draws, -1)
+            u_time = torch.rand(given.shape, generator=generator, dtype=torch.float64)
             start = torch.rand((), generator=generator, dtype=torch.float64)
             step = ((torch.arange(num_draws) + start) / num_draws * num_steps).long() + 1
-            yield from zip(x0, u_time, step, strict=True)
+            yield from zip(given, u_time, step, strict=True)
 
     def nlls_of(parts: list[Tensor]) -> Arrays:
-        x0, u_time, step = (part.to(device) for part in parts)
-        written_in = unmask_steps(u_time, num_steps)
+        given, u_time, step = (part.to(device) for part in parts)
+        x0 = plain(given)
+        written_in = unmask_steps(u_time, num_steps).masked_fill(given < 0, 0)
         xt = torch.where(written_in < step[:, None], x0, mask_token_id)
         at = written_in == step[:, None]
         hidden = model.hidden_at(xt, at, t=1 - (step.double() - 1) / num_steps)
@@ -240,17 +246,17 @@ def stepwise_likelihood(
     pieces = ([torch.stack(part) for part in zip(*batch, strict=True)] for batch in batched(looks(), batch_size))
     nlls = np.concatenate([kept["nlls"] for _, kept in cached(folder, pieces, nlls_of)])
     means = nlls.reshape(len(tokens), num_draws).mean(axis=1)
-    return Likelihood(_finite(means.tolist()), (tokens.shape[1],) * len(tokens))
+    return Likelihood(_finite(means.tolist()), tuple((tokens >= 0).sum(axis=1).tolist()))
 
 
 def autoregressive_likelihood(
     model: "PreTrainedModel", tokens: np.ndarray, *, batch_size: int, folder: Path | None = None
 ) -> Likelihood:
-    """The negative log-likelihood of an autoregressive model, per scored token: all but the first.
+    """The negative log-likelihood of an autoregressive model, per scored token: all but the first and those given.
 
     Args:
         model: causal language model in evaluation mode.
-        tokens: held-out sequences, integers [num_sequences, length].
+        tokens: held-out sequences, integers [num_sequences, length], see `halfstep.data.tokens.given`.
         batch_size: sequences per forward pass.
         folder: for the batches, see `cached`.
     Raises:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from halfstep.data.tokenizer import num_ids
+from halfstep.data.tokens.given import plain
 from halfstep.model.gpt2 import load_autoregressive
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
@@ -52,7 +53,7 @@ class TokenNlls:
 
     Attributes:
         nlls: negative log-likelihood of the scored tokens of each sequence, nats.
-        num_tokens: how many were scored: all but the first.
+        num_tokens: how many were scored: all but the first and those given.
         num_truncated: sequences longer than the model's context, scored up to it.
     """
 
@@ -120,12 +121,12 @@ def token_nlls(
 ) -> TokenNlls:
     """Negative log-likelihood of each sequence under a causal model.
 
-    The first token has no context and is not scored. Batches are padded on the right, where a causal model
-    does not look, and the padding is not counted.
+    The first token has no context and is not scored, nor are tokens that are given. Batches are padded on the right,
+    where a causal model does not look, and the padding is not counted.
 
     Args:
         model: causal language model in evaluation mode.
-        sequences: token ids, of any lengths, empty ones included.
+        sequences: token ids, of any lengths, empty ones included, see `halfstep.data.tokens.given`.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
         folder: for the batches, see `cached`.
@@ -136,7 +137,7 @@ def token_nlls(
     nlls: list[float] = []
     for _, kept in cached(folder, batched(cut, batch_size), partial(_batch_nlls, model)):
         nlls += kept["nlls"].tolist()
-    num_tokens = [max(len(ids) - 1, 0) for ids in cut]
+    num_tokens = [sum(token >= 0 for token in ids[1:]) for ids in cut]
     num_truncated = sum(len(short) < len(ids) for short, ids in zip(cut, sequences, strict=True))
     for index, nll in enumerate(nlls):
         if not math.isfinite(nll):
@@ -151,13 +152,13 @@ def _batch_nlls(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arr
     if max(map(len, sequences)) < 2:
         return {"nlls": np.zeros(len(sequences))}
     tokens, is_token = _pad(sequences, model.device)
-    logits = model(input_ids=tokens, attention_mask=is_token).logits
+    logits = model(input_ids=plain(tokens), attention_mask=is_token).logits
     nlls = []
     # Row by row: the log-softmax of a whole batch over a large vocabulary takes as much memory as the logits.
     for row_logits, row, ids in zip(logits, tokens, sequences, strict=True):
         end = max(len(ids), 1)
-        losses = F.cross_entropy(row_logits[: end - 1].float(), row[1:end], reduction="none")
-        nlls.append(losses.double().sum().item())
+        losses = F.cross_entropy(row_logits[: end - 1].float(), plain(row[1:end]), reduction="none")
+        nlls.append(losses.double()[row[1:end] >= 0].sum().item())
     return {"nlls": np.array(nlls)}
 
 
@@ -223,7 +224,7 @@ def text_features(
 
     A text without tokens is read as the scorer's EOS alone.
     """
-    ids, _ = to_scorer_ids(samples, tokenizer, scorer)
+    ids, _ = to_scorer_ids([[max(token, ~token) for token in ids] for ids in samples], tokenizer, scorer)
     nothing = [scorer.tokenizer.eos_token_id or 0]
     texts = [text or nothing for text in ids]
     return features(scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length, folder=folder).numpy()
@@ -244,19 +245,28 @@ def to_scorer_ids(
     """Samples as the scorer reads them.
 
     Args:
-        samples: token ids of `tokenizer`.
+        samples: token ids of `tokenizer`, see `halfstep.data.tokens.given`.
         tokenizer: the samples' own.
         scorer: who reads them.
     Returns:
         (token ids of the scorer's tokenizer, whether the text was tokenized anew). Text is tokenized anew,
-        without special tokens, where the vocabularies differ; else the ids are taken as they are.
+        without special tokens, where the vocabularies differ, what is given at a sample's beginning by itself; else
+        the ids are taken as they are.
     """
     if shares_vocabulary(tokenizer, scorer.tokenizer):
         return [list(ids) for ids in samples], False
-    texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in samples]
-    # `verbose` would warn about texts longer than the scorer's context, which are cut and counted when
-    # scored.
-    return [scorer.tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts], True
+
+    def anew(ids: Sequence[int]) -> list[int]:
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
+        # `verbose` would warn about texts longer than the scorer's context, which are cut and counted when scored.
+        return scorer.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def read(ids: Sequence[int]) -> list[int]:
+        num_given = next((place for place, token in enumerate(ids) if token >= 0), len(ids))
+        given = [~token for token in anew([~token for token in ids[:num_given]])] if num_given else []
+        return given + anew([max(token, ~token) for token in ids[num_given:]])
+
+    return [read(ids) for ids in samples], True
 
 
 def _meaning(tokenizer: "PreTrainedTokenizerBase") -> Any:

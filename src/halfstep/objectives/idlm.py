@@ -17,7 +17,7 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.joint import trunk_of
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Costs, Distillation
-from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, row_chunks, uniforms
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, num_maskable, row_chunks, uniforms
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import ask
 from halfstep.settings import base
@@ -130,7 +130,7 @@ def idlm_objective(
         own_weight, own_bias = network.projection()
         terms = map(term, row_chunks(network, len(tokens), x0.device))
         found = network.hidden_at(xs, again, t=s)
-        return projected_loss(found, own_weight, exclude_mask(own_bias, mask_token_id), terms), x0.numel()
+        return projected_loss(found, own_weight, exclude_mask(own_bias, mask_token_id), terms), num_maskable(drawn[1])
 
     def of_student(network: nn.Module, x0: Tensor, *drawn: Tensor) -> tuple[Tensor, int]:
         assert isinstance(network, MaskedModel)
@@ -152,10 +152,14 @@ def idlm_objective(
 
         weight, bias = network.projection()
         found = hidden[again[is_masked]]
-        return projected_loss(found, weight, exclude_mask(bias, mask_token_id), terms()), x0.numel()
+        return projected_loss(found, weight, exclude_mask(bias, mask_token_id), terms()), num_maskable(drawn[1])
 
     return Objective(
-        draw, {FAKE: of_fake, PRODUCT: of_student}, {FAKE: fake}, {FAKE: {"learning_rate": fake_learning_rate}}
+        draw,
+        {FAKE: of_fake, PRODUCT: of_student},
+        {FAKE: fake},
+        {FAKE: {"learning_rate": fake_learning_rate}},
+        masking=(1, 4),
     )
 
 

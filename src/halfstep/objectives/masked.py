@@ -22,6 +22,11 @@ def mask_noise(shape: Sequence[int], min_time: float, generator: torch.Generator
     return t, uniforms(shape, generator)
 
 
+def num_maskable(u_mask: Tensor) -> int:
+    """Tokens that are not given, see `Objective.inputs`."""
+    return int((u_mask >= 0).sum())
+
+
 def masked_share(min_time: float, schedule: LogLinearSchedule) -> float:
     """Share of the positions that are masked, on average over times evenly spread over [min_time, 1]."""
     return (1 - schedule.epsilon) * (1 + min_time) / 2

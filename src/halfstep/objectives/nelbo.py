@@ -13,7 +13,7 @@ from halfstep.diffusion.noise import mask_tokens_at
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.objectives.distillation import Distillation
-from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, row_chunks
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_loss, num_maskable, row_chunks
 from halfstep.settings import base
 
 
@@ -47,6 +47,6 @@ def nelbo_objective(*, schedule: LogLinearSchedule, min_time: float, mask_token_
             return rows, lambda logits: weighted_cross_entropy(log_softmax(logits), targets[rows], weight[rows]).sum()
 
         terms = map(term, row_chunks(model, len(targets), x0.device))
-        return masked_loss(model, xt, is_masked, mask_token_id, terms, t=t), x0.numel()
+        return masked_loss(model, xt, is_masked, mask_token_id, terms, t=t), num_maskable(u_mask)
 
     return Objective(draw, {PRODUCT: loss})

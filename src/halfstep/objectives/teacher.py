@@ -78,14 +78,14 @@ def own_states(
     """What a student has written by itself at time t, from nothing but masks, in ancestral steps of equal duration.
 
     A position is masked where it would be if it were data: see `mask_tokens_at`. What begins and ends a row, the same
-    in every text, is given.
+    in every text, is given, unless a prompt is.
 
     Args:
         student: asked `num_steps` times, whatever there is to write.
         x0: data, for its ends, int64 [batch, length].
         t: times in (0, 1], float64 [batch].
-        u_mask: decides when a position is written, uniform in [0, 1), float64 [batch, length].
-        u_token: decides which token it becomes, of the same kind.
+        u_mask: decides when a position is written, uniform in [0, 1), float64 [batch, length]; below 0 it is given.
+        u_token: decides which token it becomes, uniform in [0, 1), float64 [batch, length].
         num_steps: 1 or more.
         clock: of the steps.
         schedule: of the noise.
@@ -95,9 +95,10 @@ def own_states(
     """
     start = torch.ones_like(t)
     duration = start - t if clock == "even" else t.clamp(max=1).acos() * 2 / math.pi
-    xs = torch.full_like(x0, mask_token_id)
+    xs = torch.where(u_mask < 0, x0, mask_token_id)
     ends = [0, x0.shape[1] - 1]
-    xs[:, ends] = torch.where(u_mask[:, ends] < schedule.alpha(t)[:, None], x0[:, ends], mask_token_id)
+    is_known = (u_mask[:, ends] < schedule.alpha(t)[:, None]) & (u_mask[:, :1] >= 0)
+    xs[:, ends] = torch.where(is_known, x0[:, ends], xs[:, ends])
     at_time = start
     for i in range(1, num_steps + 1):
         until = t if i == num_steps else later(start, duration * i / num_steps, clock)

@@ -36,7 +36,8 @@ def sample_autoregressive(
         mask_token_id: never drawn.
         u_token: decides the tokens, float64 [batch, length].
         adjust, likeliest, on_step: as in `fill`; each token is a step.
-        given: tokens that are written as they are, and the mask token elsewhere, int64 [batch, length].
+        given: tokens that are written as they are and cost nothing, and the mask token elsewhere, int64
+            [batch, length].
     Returns:
         Samples, on the device of prefix; a token's unmask_step counts from 1 after the prefix.
     Raises:
@@ -60,8 +61,8 @@ def sample_autoregressive(
         new = tokens[:, position : position + 1]
         if on_step is not None:
             on_step(position - prefix_length + 1, tokens)
-    order = (torch.arange(length, device=prefix.device) - prefix_length + 1).clamp(min=0)
-    nfe = torch.full((batch_size,), length - prefix_length, dtype=torch.int64, device=prefix.device)
-    return Samples(
-        tokens=tokens, nfe=nfe, unmask_step=order.expand(batch_size, length), head_passes=torch.zeros_like(nfe)
-    )
+    order = (torch.arange(length, device=prefix.device) - prefix_length + 1).clamp(min=0).expand(batch_size, length)
+    if given is not None:
+        order = order.masked_fill(given != mask_token_id, 0)
+    nfe = (order > 0).sum(dim=1)
+    return Samples(tokens=tokens, nfe=nfe, unmask_step=order, head_passes=torch.zeros_like(nfe))

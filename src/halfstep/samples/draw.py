@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfstep.data.tokens.given import with_masks
 from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import fills_in, next_logits
 from halfstep.run.work import Arrays, cached
@@ -56,8 +57,17 @@ def requests_of(
     context_length: int,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Request]:
-    """What the settings ask for: texts from nothing, and continuations of the first validation sequences."""
+    """What the settings ask for: texts from nothing, and continuations of the first validation sequences.
+
+    Where prompts are given in these, both are answers to them.
+    """
     rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
+    if valid_tokens.has_given:
+        numbers = {"unconditional": [row % len(valid_tokens) for row in range(settings.num_samples)]}
+        return [
+            Request(kind, from_prompts_in(valid_tokens, chosen, tokenizer), chosen, 0)
+            for kind, chosen in (numbers | {"continuations": rows}).items()
+        ]
     prefixes = torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype(np.int64))
     unconditional = from_nothing(settings.num_samples, context_length, tokenizer, give_ends=settings.give_ends)
     continuations = from_nothing(len(rows), context_length, tokenizer, give_ends=settings.give_ends)
@@ -75,6 +85,12 @@ def from_nothing(num_samples: int, length: int, tokenizer: "PreTrainedTokenizerB
     if give_ends:
         x_init[:, 0], x_init[:, -1] = tokenizer.bos_token_id, tokenizer.eos_token_id
     return x_init
+
+
+def from_prompts_in(valid_tokens: "PackedTokens", rows: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> Tensor:
+    """The prompts that are given in some rows, and masks after them, int64 [num_rows, length]."""
+    tokens = torch.from_numpy(valid_tokens.stored(rows).astype(np.int64))
+    return with_masks(tokens, tokenizer.mask_token_id)
 
 
 def from_prompts(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase") -> Tensor:
@@ -97,8 +113,8 @@ def draw(
 
     Args:
         model: in evaluation mode.
-        sampler: of a masked model. A causal one writes from left to right what comes after the tokens that all rows
-            begin with, one at least; it is not given later ones, but by a model that `fills_in`, which reads all.
+        sampler: of a masked model. A causal one writes from left to right what comes after the tokens that a row
+            begins with, one at least; it is not given later ones, but by a model that `fills_in`, which reads all.
         x_init: on the model's device, int64 [batch, length].
         mask_token_id: never drawn.
         uniforms: of these samples.
@@ -108,13 +124,14 @@ def draw(
         return sampler.sample(model, x_init, mask_token_id=mask_token_id, uniforms=uniforms, **options)
     if fills_in(model):
         return _filled_in(model, x_init, mask_token_id=mask_token_id, u_token=uniforms.first[1], **options)
-    num_given = int((x_init != mask_token_id).all(dim=0).cumprod(dim=0).sum())
+    is_given = (x_init != mask_token_id).cumprod(dim=1).bool()
     return sample_autoregressive(
         partial(next_logits, model),
-        x_init[:, :num_given],
+        x_init[:, : int(is_given.all(dim=0).sum())],
         length=x_init.shape[1],
         mask_token_id=mask_token_id,
         u_token=uniforms.first[1],
+        given=torch.where(is_given, x_init, mask_token_id),
         **options,
     )
 

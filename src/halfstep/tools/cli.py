@@ -56,6 +56,9 @@ def generate(
         typer.Option(help="Another, with its settings: ancestral --num-steps 8, or confidence --threshold 0.9."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts from nothing.")] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="--prompt is a message, which the model answers by its chat template.")
+    ] = False,
     puzzle: Annotated[
         str,
         typer.Option(
@@ -76,6 +79,7 @@ def generate(
 ) -> None:
     """Print text from a model, optionally continuing a prompt."""
     from halfstep.data.corpora import sudoku
+    from halfstep.data.corpora.chat import answer_text
     from halfstep.model.base import MaskedModel
     from halfstep.model.gpt2 import length_of
     from halfstep.model.opening import open_with_tokenizer
@@ -116,8 +120,8 @@ def generate(
     else:
         if length and length > whole and (not is_masked or config.absolute_positions):
             raise UserError(f"--length is {length}, but {model} has {whole} positions: give {whole} or less")
-        x_init = _begun_with(prompt, num_samples, length or whole, tokenizer).to(target)
-        if is_masked and x_init.shape[1] == whole:
+        x_init = _begun_with(prompt, num_samples, length or whole, tokenizer, chat=chat).to(target)
+        if is_masked and x_init.shape[1] == whole and not chat:
             # Every sequence that the model knows ends so.
             x_init[:, -1] = tokenizer.eos_token_id
     uniforms = Uniforms(seed, range(num_samples), x_init.shape[1])
@@ -140,19 +144,27 @@ def generate(
         )
     else:
         drawn = tokens(None)
+    num_given = int((x_init[0] != mask_token_id).sum())
     for row in drawn.tolist():
-        text = tokenizer.decode(row, skip_special_tokens=True).strip()
+        text = (
+            answer_text(row[num_given:], tokenizer) if chat else tokenizer.decode(row, skip_special_tokens=True).strip()
+        )
         if not show:
             print(sudoku.as_lines(text) if cells else text)
         if cells:
             print("solved" if sudoku.is_solved(text, sudoku.as_prompt(cells)) else "not solved")
 
 
-def _begun_with(prompt: str, num_samples: int, length: int, tokenizer: Any) -> "Tensor":
-    """A text's BOS and beginning, and masks after it, int64 [num_samples, length]."""
+def _begun_with(prompt: str, num_samples: int, length: int, tokenizer: Any, *, chat: bool) -> "Tensor":
+    """A text's BOS and beginning, or a conversation's, and masks after it, int64 [num_samples, length]."""
     import torch
 
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
+    from halfstep.data.corpora.chat import prompt_ids
+
+    if chat:
+        ids = prompt_ids([{"role": "user", "content": prompt}], tokenizer)
+    else:
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
     if len(ids) >= length:
         raise UserError(
             f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
@@ -238,6 +250,55 @@ def _draw_shown(
         drawn = draw(on_step)
         live.update(frame(last, drawn), refresh=True)
     return drawn
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def respond(
+    context: typer.Context,
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS", help="Conversations in JSONL, as data=chat reads them.")
+    ],
+    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="The same with the model's answers, written.")],
+    model: Annotated[Path, typer.Option(help="A denoiser's folder.")] = Path("models/0"),
+    sampler: Annotated[str, typer.Option(help="With its settings, such as ancestral --num-steps 64.")] = "ordered",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: likeliest tokens.")] = 1.0,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer (the model's length).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the answers.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers drawn together.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write a model's own answers to prompts, which its students are trained on; killed, it goes on where it was.
+
+    By default the surest position of the leftmost block of 32 is written, one at a time.
+    """
+    from halfstep.data.tokenizer import load_tokenizer
+    from halfstep.model.opening import open_denoiser
+    from halfstep.run.device import select_device
+    from halfstep.run.errors import nan_as_user_error
+    from halfstep.samplers.sampler import sampler_of
+    from halfstep.tools.respond import respond as write_answers
+
+    values = _settings_in(context.args)
+    if sampler == "ordered" and not values:
+        values = {"num_steps": 32, "score": "confidence", "noise": 0.0, "counts": "even", "block_length": 32}
+    chosen = sampler_of(sampler, values, "--sampler")
+    opened, tokenizer, target = open_denoiser(model), load_tokenizer(model), select_device(device)
+    opened.to(target)
+    with nan_as_user_error(model):
+        num_answers, num_left_out = write_answers(
+            opened,
+            tokenizer,
+            chosen,
+            prompts,
+            answers,
+            model_path=model,
+            temperature=temperature,
+            length=length or opened.config.length,
+            seed=seed,
+            batch_size=batch_size,
+            device=target,
+        )
+    print(f"{answers}: {num_answers} answers; prompts left out as too long: {num_left_out}")
 
 
 @app.command()

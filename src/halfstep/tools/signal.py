@@ -10,7 +10,6 @@ from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.metrics.estimate import Estimate
 from halfstep.model.base import MaskedModel
-from halfstep.objectives.base import PRODUCT
 from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
 from halfstep.settings import Params
 from halfstep.training.fit import seed_weights
@@ -30,9 +29,8 @@ def first_gradients(params: Params, teacher: MaskedModel, tokens: PackedTokens, 
     batch = token_batches(tokens, settings.batch_size, seed=params.seed)
     found = []
     for number in range(num_batches):
-        x0 = batch(number)
-        drawn = objective.draw(x0.shape, torch.Generator().manual_seed(derive_seed(params.seed, "signal", number)))
-        total, count = objective.losses[PRODUCT](student, x0, *drawn)
+        generator = torch.Generator().manual_seed(derive_seed(params.seed, "signal", number))
+        total, count = objective(student, batch(number), generator)
         gradients = torch.autograd.grad(total / count, list(student.parameters()), allow_unused=True)
         found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
     return torch.stack(found)

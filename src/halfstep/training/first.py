@@ -11,14 +11,14 @@ from halfstep.run.errors import UserError
 
 
 @torch.no_grad()
-def check_bound(model: HubModel, x0: Tensor, objective: Objective, *, seed: int) -> None:
+def check_bound(model: HubModel, tokens: Tensor, objective: Objective, *, seed: int) -> None:
     """Check that a model predicts held-out text, and better as it is read than by the other shift.
 
     A wrong shift shows here, and a token that never masked in its training.
 
     Args:
         model: not to be trained any more.
-        x0: held-out sequences, int64 [batch, length].
+        tokens: held-out sequences, int64 [batch, length], see `halfstep.data.tokens.given`.
         objective: the bound, in nats per token.
         seed: of the noise, the same for all that is compared.
     Raises:
@@ -27,13 +27,13 @@ def check_bound(model: HubModel, x0: Tensor, objective: Objective, *, seed: int)
 
     def bound(is_shifted: bool) -> float:
         model.config = replace(model.config, is_shifted=is_shifted)
-        total, count = objective(model, x0, torch.Generator().manual_seed(seed))
+        total, count = objective(model, tokens, torch.Generator().manual_seed(seed))
         return float(total) / count
 
     stated = model.config.is_shifted
     # In this order, so that the model is left as it came.
     other, found = bound(not stated), bound(stated)
-    counts = torch.bincount(x0.flatten()).double()
+    counts = torch.bincount(tokens[tokens >= 0]).double()
     unigram = float(torch.special.entr(counts / counts.sum()).sum())
     if other < found:
         raise UserError(

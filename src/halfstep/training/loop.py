@@ -83,10 +83,9 @@ def train(
     with _stop_signals() as received, _lost_process(state, settings, hooks, updated):
         while state.step < settings.num_train_steps:
             # 1. The step's batch and randomness, of which each process computes its rows.
-            x0 = batch(state.step)
             generator = torch.Generator(device=accelerator.device).manual_seed(derive_seed(seed, "step", state.step))
-            drawn = objective.draw(x0.shape, generator)
-            inputs = [x0[ranks.share()].to(accelerator.device), *(tensor[ranks.share()] for tensor in drawn)]
+            drawn = objective.inputs(batch(state.step), generator)
+            inputs = [tensor[ranks.share()].to(accelerator.device) for tensor in drawn]
 
             # 2. One update of each network.
             point = CurvePoint(state.step + 1, None, 0.0, None, None, 0)

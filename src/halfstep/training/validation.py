@@ -42,6 +42,6 @@ def _noised_parts(
     generator: torch.Generator | None = None
     for x0 in batches:
         generator = generator or torch.Generator(device=x0.device).manual_seed(seed)
-        inputs = x0, *objective.draw(x0.shape, generator)
+        inputs = objective.inputs(x0, generator)
         for part in range(min(num_parts, len(x0))):
             yield tuple(tensor[part::num_parts] for tensor in inputs)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfstep.data.corpora import CORPORA
 from halfstep.data.packing.documents import Documents
 from halfstep.data.packing.shards import chosen_batches, num_documents_packed, pack_documents, split_documents
 from halfstep.data.texts.cloze import check_passage, passages_of, write_cloze
@@ -18,6 +19,7 @@ from halfstep.run.console import console, progress
 from halfstep.run.files import atomic_path, link_or_copy, write_json
 from halfstep.run.fits import check_fits, check_paths
 from halfstep.settings import Params
+from halfstep.settings.plugins import plugin_module
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +59,7 @@ def prepare(documents: Documents, params: Params, folder: Path) -> Manifest:
         context_length=data.context_length,
         num_sequences=texts.num_likelihood_sequences,
     )
+    rows_of = getattr(plugin_module(CORPORA, data.source), "rows", None)
     splits = {}
     # The small part first: it may be too small for what is asked of it.
     for name, is_chosen in (("valid", is_valid), ("train", ~is_valid)):
@@ -72,6 +75,7 @@ def prepare(documents: Documents, params: Params, folder: Path) -> Manifest:
                 tokens_per_shard=data.tokens_per_shard,
                 num_workers=data.num_workers,
                 on_documents=update,
+                rows_of=rows_of,
             )
         if name == "valid":
             check_fits(params, num_valid_sequences=splits[name].num_sequences, vocab_size=vocab_size_of(tokenizer))
@@ -82,11 +86,15 @@ def prepare(documents: Documents, params: Params, folder: Path) -> Manifest:
     )
     line = f"{data.source}: {counts}; vocabulary {vocab_size_of(tokenizer)}; {num_passages} cloze passages"
     console.print(line, markup=False, soft_wrap=True)
+    num_left_out = sum(split.num_documents - split.num_sequences for split in splits.values()) if rows_of else 0
+    if num_left_out:
+        line = f"left out: {num_left_out} whose prompt fills data.context_length {data.context_length}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     return Manifest(
         context_length=data.context_length,
         vocab_size=vocab_size_of(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
-        dtype=id_type(vocab_size_of(tokenizer)),
+        dtype="int32" if rows_of else id_type(vocab_size_of(tokenizer)),
         **splits,
     )
 

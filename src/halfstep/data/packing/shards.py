@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from halfstep.data.texts.encoding import Batch, Ids, as_rows, encode_batches, id_type
+from halfstep.data.texts.encoding import Batch, as_rows, encode_batches, id_type
 from halfstep.data.tokenizer import vocab_size_of
 from halfstep.data.tokens.manifest import PackedSplit, Shard
 from halfstep.run.console import console
@@ -29,6 +29,8 @@ BYTES_PER_PROCESS = 16_000_000
 """Text for which a further process is worth its start."""
 
 SECONDS_BETWEEN_NOTES = 5.0
+
+RowsOf = Callable[[list[str | None], "PreTrainedTokenizerFast", int], NDArray[np.int32]]
 
 
 def split_documents(num_documents: int, valid_fraction: float, *, seed: int) -> NDArray[np.bool_]:
@@ -68,6 +70,7 @@ def pack_documents(
     tokens_per_shard: int,
     num_workers: int | None,
     on_documents: Callable[[int, str], None],
+    rows_of: RowsOf | None = None,
 ) -> PackedSplit:
     """Write documents as rows of tokens: joined with an EOS each, cut, every chunk as `[BOS] chunk [EOS]`.
 
@@ -84,18 +87,24 @@ def pack_documents(
         num_workers: processes that tokenize, fewer for little text; 1 leaves it to the tokenizer's own threads, None
             takes as many as there are cores.
         on_documents: called with the number of documents done and a note, now and then.
+        rows_of: of a corpus whose documents are rows of their own, `rows`, see `halfstep.data.corpora`.
     Raises:
         UserError: the documents do not fill one row.
         MachineFault: a process died.
     """
-    backend, dtype = tokenizer.backend_tokenizer, np.dtype(id_type(vocab_size_of(tokenizer)))
+    dtype = np.dtype("int32" if rows_of else id_type(vocab_size_of(tokenizer)))
     num_chosen = int(np.count_nonzero(is_chosen))
     num_bytes = documents.num_bytes * num_chosen / max(len(documents), 1)
     num_processes = max(min(num_workers or num_cores(), int(num_bytes // BYTES_PER_PROCESS)), 1)
     with closing(_Shards(folder, name, context_length, tokens_per_shard, tokenizer, dtype)) as shards:
         done, started, num_tokens_before = shards.done, time.monotonic(), shards.done.num_tokens
         batches = chosen_batches(documents, is_chosen, done.next_document)
-        with closing(encode_batches(batches, backend, tokenizer.eos_token_id, dtype, num_processes)) as encoded:
+        encoding = (
+            ((batch, rows_of(batch[1], tokenizer, context_length)) for batch in batches)
+            if rows_of
+            else encode_batches(batches, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype, num_processes)
+        )
+        with closing(encoding) as encoded:
             for (numbers, texts), ids in encoded:
                 shards.append(ids, len(texts), numbers.stop)
                 rate = (done.num_tokens - num_tokens_before) / max(time.monotonic() - started, 1e-9)
@@ -170,15 +179,17 @@ class _Shards:
         if self._file is not None:
             self._file.close()
 
-    def append(self, ids: Ids, num_documents: int, next_document: int) -> None:
-        """Add the tokens of some more documents."""
-        rows, self._rest = as_rows(np.concatenate([self._rest, ids]), self._context_length, self._tokenizer)
+    def append(self, ids: NDArray[np.integer[Any]], num_documents: int, next_document: int) -> None:
+        """Add the tokens of some more documents, a stream of them or whole rows."""
+        rows = ids
+        if ids.ndim == 1:
+            rows, self._rest = as_rows(np.concatenate([self._rest, ids]), self._context_length, self._tokenizer)
         while len(rows):
             room = self._rows_per_shard - self.done.num_rows
             self._write(rows[:room])
             rows = rows[room:]
         self.done.num_documents += num_documents
-        self.done.num_tokens += len(ids)
+        self.done.num_tokens += ids.size
         self.done.next_document = next_document
         if time.monotonic() - self._noted_at >= SECONDS_BETWEEN_NOTES:
             self._note()
@@ -192,6 +203,11 @@ class _Shards:
         done = self.done
         if done.num_rows:
             self._finish_shard()
+        if not done.shards and self._dtype.kind == "i":
+            raise UserError(
+                f"the {self._name} split has {done.num_documents} prompts, none of which is shorter than"
+                f" data.context_length {self._context_length}: set a larger one"
+            )
         if not done.shards:
             raise UserError(
                 f"the {self._name} split has {done.num_tokens} tokens in {done.num_documents} documents, but one"
@@ -211,7 +227,7 @@ class _Shards:
         """Of the open shard."""
         return self._folder / f"{self._name}-{len(self.done.shards):05}.npy"
 
-    def _write(self, rows: Ids) -> None:
+    def _write(self, rows: NDArray[np.integer[Any]]) -> None:
         """Add rows to the open shard, which has room for them."""
         self._opened().write(rows.tobytes())
         self.done.num_rows += len(rows)

@@ -58,13 +58,15 @@ class PackedSplit(Split):
 class Manifest(_Entry):
     """`manifest.json`: nothing but what follows from the tokens; `vocab_size` counts the mask token.
 
+    Of `dtype` int32 are rows with tokens that are given, see `halfstep.data.tokens.given`.
+
     Whatever else changed in it would make every model stale.
     """
 
     context_length: Annotated[int, Field(ge=3, lt=2**31)]
     vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
     mask_token_id: Annotated[int, Field(ge=0, lt=2**31)]
-    dtype: Literal["uint16", "uint32"]
+    dtype: Literal["uint16", "uint32", "int32"]
     train: Split
     valid: Split
 

@@ -15,8 +15,9 @@ from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import file_hash
 from halfstep.run.retries import with_retries
 
-Tokens = NDArray[np.unsignedinteger[Any]]
-"""Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`."""
+Tokens = NDArray[np.integer[Any]]
+"""Token ids, uint16 or uint32 [num_sequences, context_length], each row `[BOS] chunk [EOS]`; or int32, where some are
+given, see `halfstep.data.tokens.given`."""
 
 WAY_OUT = "write it again: dvc repro -f prepare"
 
@@ -32,6 +33,7 @@ class PackedTokens:
 
     Attributes:
         shape: (rows, context_length).
+        has_given: whether tokens that are given are among them.
         num_rows_of_shards: rows of each shard, int64 [num_shards].
     """
 
@@ -40,6 +42,7 @@ class PackedTokens:
         self.num_rows_of_shards = np.array([shard.num_sequences for shard in split.shards])
         self._paths = [folder / shard.file for shard in split.shards]
         self._dtype = np.dtype(dtype)
+        self.has_given = self._dtype.kind == "i"
         # All shards but the last have as many rows, so that a division finds a row's shard.
         self._rows_per_shard = split.shards[0].num_sequences
         self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
@@ -48,6 +51,11 @@ class PackedTokens:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | ArrayLike) -> Tokens:
+        """`stored` rows, without a sign of what is given."""
+        tokens = self.stored(rows)
+        return np.maximum(tokens, ~tokens) if self.has_given else tokens
+
+    def stored(self, rows: slice | ArrayLike) -> Tokens:
         """The rows of a slice, or of row numbers [num_rows], as [num_rows, context_length].
 
         Raises:
@@ -154,7 +162,7 @@ def token_batches(tokens: PackedTokens, batch_size: int, *, seed: int) -> Callab
 
     def batch(step: int) -> Tensor:
         places = np.arange(step * batch_size, (step + 1) * batch_size)
-        return torch.from_numpy(tokens[row_numbers(places)].astype(np.int64))
+        return torch.from_numpy(tokens.stored(row_numbers(places)).astype(np.int64))
 
     return batch
 
@@ -209,4 +217,4 @@ def first_batches(tokens: PackedTokens, num_sequences: int, batch_size: int) -> 
     """
     num_rows = min(num_sequences, len(tokens))
     for start in range(0, num_rows, batch_size):
-        yield torch.from_numpy(tokens[start : min(start + batch_size, num_rows)].astype(np.int64))
+        yield torch.from_numpy(tokens.stored(slice(start, min(start + batch_size, num_rows))).astype(np.int64))

@@ -17,7 +17,7 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     """copied, of the unconditional samples."""
     sets = [unconditional for unconditional, _ in evaluated.sample_sets]
     shares = copied_share(
-        [samples.token_ids for samples in sets],
+        [evaluated.new(samples) for samples in sets],
         token_pieces(load_tokens(evaluated.tokens_path, "train")),
         evaluated.settings.longest_copy_tokens,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from halfstep.data.tokens.given import without_filling
 from halfstep.evaluation.evaluated import Evaluated, rows_of
 from halfstep.evaluation.scorer import TokenNlls
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
@@ -18,11 +19,11 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 4 (under GPT-2 large; Llama 3 8B in 4.3).
     """
     resampling = {"num_resamples": evaluated.settings.num_bootstrap_resamples, "seed": evaluated.seed}
-    data = evaluated.held_out.tolist()
+    data = without_filling(evaluated.held_out.tolist(), evaluated.tokenizer.eos_token_id)
     perplexity, entropy = quality(data, evaluated.scored(data, "held-out"), **resampling)
     yield from rows_of(None, data_generative_perplexity=perplexity, data_entropy=entropy)
     for (samples, _), scored in zip(evaluated.sample_sets, evaluated.scored_samples, strict=True):
-        perplexity, entropy = quality(samples.token_ids, scored, **resampling)
+        perplexity, entropy = quality(evaluated.whole(samples), scored, **resampling)
         yield from rows_of(samples, generative_perplexity=perplexity, entropy=entropy)
         yield from rows_of(samples, num_truncated=scored.num_truncated)
 
@@ -32,11 +33,12 @@ def quality(
 ) -> tuple[Estimate, Estimate]:
     """Generative perplexity and entropy of samples, with bootstrap intervals over samples.
 
-    Every token after the first counts, EOS included, as in the code of SDTT; that of MDLM leaves out EOS tokens and
-    what stands between a sample's first and second. A text that the scorer cuts into fewer than two tokens has none.
+    Every token after the first counts that is not given, EOS included, as in the code of SDTT; that of MDLM leaves out
+    EOS tokens and what stands between a sample's first and second. A text that the scorer cuts into fewer than two
+    tokens has none.
 
     Args:
-        samples: token ids of their own tokenizer.
+        samples: token ids of their own tokenizer, see `halfstep.data.tokens.given`.
         scored: what the scorer makes of them.
         num_resamples: of the bootstrap; 0 determines no interval.
         seed: of the bootstrap.
@@ -60,14 +62,15 @@ def unigram_entropy(token_ids: Sequence[int]) -> float:
     """Entropy of the token frequencies within one sample.
 
     Args:
-        token_ids: the sample, at least one token.
+        token_ids: the sample, at least one token that is not given.
     Returns:
         nats, from 0 (one token repeated) to log(len(token_ids)) (all different).
     Raises:
         ValueError: the sample is empty.
     Source: Zheng et al. 2024, arXiv:2409.02908, Section 5.1 and Appendix H.1.
     """
-    if not len(token_ids):
+    counts = Counter(token for token in token_ids if token >= 0)
+    total = counts.total()
+    if not total:
         raise ValueError("the entropy of an empty sample is undefined")
-    total = len(token_ids)
-    return math.fsum(-n / total * math.log(n / total) for n in Counter(token_ids).values())
+    return math.fsum(-n / total * math.log(n / total) for n in counts.values())

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from halfstep.data.tokens.given import without_filling
 from halfstep.evaluation.evaluated import Evaluated, rows_of, samples_name
 from halfstep.metrics.estimate import FEWEST_MAUVE_TEXTS, Estimate, mean_estimate
 from halfstep.metrics.record import Row
@@ -23,11 +24,12 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     settings = evaluated.settings
     texts = [continuations for _, continuations in evaluated.sample_sets]
     prefix_rows, length = sorted(set(texts[0].prefix_rows)), len(texts[0].token_ids[0])
-    references = evaluated.features(evaluated.valid_tokens[prefix_rows][:, :length].tolist(), "references")
+    rows = evaluated.valid_tokens.stored(prefix_rows)[:, :length].tolist()
+    references = evaluated.features(without_filling(rows, evaluated.tokenizer.eos_token_id), "references")
     for samples in texts:
         mauve = mauve_score(
             references,
-            evaluated.features(samples.token_ids, samples_name(samples)),
+            evaluated.features(evaluated.whole(samples), samples_name(samples)),
             scaling_factor=settings.mauve_scaling_factor,
             num_buckets=settings.mauve_num_buckets,
             seeds=range(evaluated.seed, evaluated.seed + settings.mauve_num_seeds),

@@ -13,7 +13,7 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     """self_bleu, of the continuations without their prefixes."""
     for _, samples in evaluated.sample_sets:
         by_prefix: dict[int, list[str]] = defaultdict(list)
-        for row, token_ids in zip(samples.prefix_rows, samples.token_ids, strict=True):
+        for row, token_ids in zip(samples.prefix_rows, evaluated.new(samples), strict=True):
             new = token_ids[samples.prefix_length :]
             by_prefix[row].append(evaluated.tokenizer.decode(new, skip_special_tokens=True))
         yield from rows_of(samples, self_bleu=self_bleu(by_prefix.values()))

@@ -1,0 +1,102 @@
+"""A model's own answers to prompts: what its students are trained on."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from halfstep.data.corpora.chat import Message, answer_text, prompt_ids, prompt_of, read_conversations
+from halfstep.run.console import progress
+from halfstep.run.errors import UserError
+from halfstep.run.files import atomic_path
+from halfstep.run.work import Arrays, batched, cached, open_work
+from halfstep.samplers.adjust import with_temperature
+from halfstep.samplers.base import Uniforms
+from halfstep.samplers.sampler import Sampler
+from halfstep.samples.draw import draw
+
+if TYPE_CHECKING:
+    from halfstep.model.base import MaskedModel
+
+
+def respond(
+    model: "MaskedModel",
+    tokenizer: Any,
+    sampler: Sampler,
+    prompts_path: Path,
+    answers_path: Path,
+    *,
+    model_path: Path,
+    temperature: float,
+    length: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[int, int]:
+    """Write conversations with a model's answers, as JSONL that the corpus `chat` reads, in the order of the prompts.
+
+    An answer that a conversation has already is left out. Cut off, the same call goes on after the last batch.
+
+    Args:
+        model, tokenizer: of `model_path`, in evaluation mode, on `device`.
+        sampler, temperature: how it writes.
+        prompts_path: JSONL, see `halfstep.data.corpora.chat`.
+        length: tokens of prompt and answer; a prompt that leaves none is left out.
+        seed: decides the answers, each by its number.
+    Returns:
+        (answers written, prompts left out).
+    Raises:
+        UserError: a line is no conversation, or no prompt leaves room.
+    """
+    asked: list[tuple[list[Message], list[int]]] = []
+    num_left_out = 0
+    for _, messages in read_conversations(prompts_path):
+        prompt = prompt_of(messages)
+        ids = prompt_ids(prompt, tokenizer)
+        if len(ids) < length:
+            asked.append((prompt, ids))
+        else:
+            num_left_out += 1
+    if not asked:
+        raise UserError(f"{prompts_path} has no prompt of fewer than {length} tokens: give a larger --length")
+    options: dict[str, Any] = {"likeliest": temperature == 0}
+    if temperature not in (0, 1):
+        options["adjust"] = partial(with_temperature, temperature=temperature)
+
+    def compute(numbers: list[int]) -> Arrays:
+        x_init = torch.full((len(numbers), length), tokenizer.mask_token_id)
+        for row, number in enumerate(numbers):
+            ids = asked[number][1]
+            x_init[row, : len(ids)] = torch.tensor(ids)
+        uniforms = Uniforms(seed, numbers, length)
+        drawn = draw(
+            model, sampler, x_init.to(device), mask_token_id=tokenizer.mask_token_id, uniforms=uniforms, **options
+        )
+        return {"tokens": drawn.tokens.cpu().numpy()}
+
+    values = {
+        "sampler": sampler.name,
+        "setting": sampler.setting,
+        "temperature": temperature,
+        "length": length,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    with (
+        open_work("respond", values, [model_path, prompts_path]) as work,
+        work.batches() as folder,
+        progress("respond", len(asked), unit="answer") as show,
+        atomic_path(answers_path) as path,
+        path.open("w", encoding="utf-8") as lines,
+    ):
+        done = 0
+        for numbers, kept in cached(folder, batched(range(len(asked)), batch_size), compute):
+            for number, row in zip(numbers, kept["tokens"].tolist(), strict=True):
+                messages, ids = asked[number]
+                answer = {"role": "assistant", "content": answer_text(row[len(ids) :], tokenizer)}
+                lines.write(json.dumps({"messages": [*messages, answer]}, ensure_ascii=False) + "\n")
+            show(done := done + len(numbers), f"{sampler.name} {sampler.setting}")
+        work.finish()
+    return len(asked), num_left_out
