@@ -67,7 +67,15 @@ LLADA = {
 """What a Llama's tensors are called in LLaDA's files; its layers are model.transformer.blocks."""
 LLADA_CONFIG = {
     "model_type": "llada",
-    "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
+    "architectures": ["LLaDAModelLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        "AutoModel": "modeling_llada.LLaDAModelLM",
+    },
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "residual_dropout": 0.0,
     "block_type": "llama",
     "layer_norm_type": "rms",
     "activation_type": "silu",
@@ -86,22 +94,48 @@ LLADA_CONFIG = {
     "max_sequence_length": 64,
     "weight_tying": False,
     "mask_token_id": MASK,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
 }
 
 
 def llada(folder: Path, vocab_size: int = VOCAB, **entries: Any) -> PreTrainedModel:
     """A Llama under LLaDA's names, in two files with an index, as the hub has it."""
-    network = published(folder, "llama", rms_norm_eps=1e-5, rope_theta=500000.0, vocab_size=vocab_size)
+    sizes = {"rms_norm_eps": 1e-5, "rope_theta": 500000.0, "vocab_size": vocab_size}
+    network = published(folder, "llama", **sizes, tie_word_embeddings=entries.get("weight_tying", False))
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         for ours, theirs in LLADA.items():
             name = name.replace(ours, theirs)
         tensors[name.replace("model.layers.", "model.transformer.blocks.")] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    split(folder)
+    (folder / "config.json").write_text(json.dumps({**LLADA_CONFIG, "embedding_size": vocab_size, **entries}))
+    return network
+
+
+def split(folder: Path) -> None:
+    """Write a folder's weights in two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     parts, index = [dict(list(tensors.items())[i::2]) for i in range(2)], {}
     for i, part in enumerate(parts, start=1):
         save_file(part, folder / f"model-0000{i}-of-00002.safetensors", metadata={"format": "pt"})
         index |= dict.fromkeys(part, f"model-0000{i}-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "config.json").write_text(json.dumps({**LLADA_CONFIG, "embedding_size": vocab_size, **entries}))
+
+
+def of_authors(folder: Path, model_type: str, **entries: Any) -> PreTrainedModel:
+    """A network under transformers' names of tensors and its authors' config.json, of the time of transformers 4."""
+    native = {"Dream": "qwen2"}.get(model_type, model_type.removeprefix("a2d-"))
+    network = published(folder, native, **entries)
+    values = json.loads((folder / "config.json").read_text())
+    theta = values.pop("rope_parameters")["rope_theta"]
+    values |= {"rope_theta": theta, "rope_scaling": None, "torch_dtype": values.pop("dtype"), "model_type": model_type}
+    if model_type == "Dream":
+        values |= {"architectures": ["DreamModel"], "mask_token_id": entries.get("mask_token_id", MASK)}
+        values["auto_map"] = {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"}
+    else:
+        values["architectures"] = [f"A2D{native.capitalize()}LMHeadModel"]
+    (folder / "config.json").write_text(json.dumps(values))
     return network

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.hub_folders import DECODERS, MASK, NUM_TOKENS, OWN, llada, published
+from tests.model.hub_folders import DECODERS, MASK, NUM_TOKENS, OWN, llada, of_authors, published
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.model.base import MaskedModel
 from halfstep.model.families import family_of
 from halfstep.model.hub import HubModel, open_hub, read_hub
 from halfstep.run.errors import UserError
-from halfstep.tools.export import export_denoiser
 
 
 def opened(folder: Path, **given: Any) -> HubModel:
@@ -83,11 +83,8 @@ def test_llada_is_a_llama_under_other_names(tmp_path: Path) -> None:
 def test_a_type_of_its_own_is_read_by_a_class_of_transformers(
     model_type: str, native: str, is_shifted: bool, tmp_path: Path
 ) -> None:
-    published(tmp_path, native)
+    of_authors(tmp_path, model_type)
     path = tmp_path / "config.json"
-    path.write_text(
-        json.dumps({**json.loads(path.read_text()), "model_type": model_type, "auto_map": {"AutoModel": "x.Y"}})
-    )
     xt, at = some_tokens()
     found = opened(tmp_path)
     assert found.config.is_shifted is is_shifted
@@ -109,11 +106,6 @@ def test_a_model_that_cannot_be_a_teacher_is_refused_in_a_line(tmp_path: Path) -
         opened(tmp_path / "roberta", length=17)
     masks = torch.full((1, 16), MASK)
     assert asked(opened(tmp_path / "roberta", length=16), masks, masks == MASK).shape == (16, 97)
-    model = opened(tmp_path / "bert")
-    (tmp_path / "own").mkdir()
-    model.save_pretrained(tmp_path / "own")
-    with pytest.raises(UserError, match=r"own is as plain transformers reads it already"):
-        export_denoiser(tmp_path / "own", tmp_path / "exported", "mdlm")
     published(tmp_path / "eurobert", "eurobert")
     with pytest.raises(UserError, match=r"masks with token 5, but the tokenizer with 6"):
         opened(tmp_path / "eurobert", mask_token_id=6)
@@ -155,3 +147,35 @@ def test_a_network_that_is_causal_or_bends_its_logits_is_refused(
     monkeypatch.setattr(type(network), "forward", capped)
     with pytest.raises(UserError, match=r"changes its logits after the projection"):
         opened(tmp_path, is_shifted=False)
+
+
+def test_the_token_that_pads_learns_too(tmp_path: Path) -> None:
+    """In LLaDA and Dream it is EOS."""
+    published(tmp_path, "llama", pad_token_id=2)
+    model = opened(tmp_path, is_shifted=False)
+    xt = torch.tensor([[2, 7, 8, 2]])
+    asked_for = model.hidden_at(xt, xt == 7)
+    asked_for.sum().backward()
+    assert bool(model.network.get_input_embeddings().weight.grad[2].any())
+
+
+@pytest.mark.parametrize("model_type", [*OWN, "llada", "Dream", "a2d-qwen3"])
+def test_plain_transformers_knows_the_token_that_masks(model_type: str, tmp_path: Path) -> None:
+    tokenizer = train_bpe_tokenizer(["a b c d e f g h"], 270)
+    tokenizer.save_pretrained(tmp_path / "own")
+    mask, sizes = tokenizer.mask_token_id, {"vocab_size": 280}
+    if model_type == "llada":
+        llada(tmp_path / "hub", 280, mask_token_id=mask)
+    elif model_type in OWN:
+        published(
+            tmp_path / "hub", model_type, **sizes, **({"mask_token_id": mask} if model_type == "eurobert" else {})
+        )
+    else:
+        of_authors(tmp_path / "hub", model_type, **sizes, mask_token_id=mask)
+    is_shifted = False if model_type in DECODERS else None
+    model = opened(tmp_path / "hub", mask_token_id=mask, num_tokens=len(tokenizer), is_shifted=is_shifted)
+    model.save_pretrained(tmp_path / "own")
+    again = AutoTokenizer.from_pretrained(tmp_path / "own")
+    assert (again.mask_token, again.mask_token_id) == (tokenizer.mask_token, mask)
+    assert again.encode("a b<|mask|> c") == tokenizer.encode("a b<|mask|> c")
+    assert AutoConfig.from_pretrained(tmp_path / "own").mask_token_id == mask

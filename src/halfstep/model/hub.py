@@ -1,18 +1,20 @@
 """Masked language models of the hub: classes of transformers that look at both sides, behind `MaskedModel`."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from halfstep.model.families import Family, family_of
+from halfstep.model.families import Family, family_in_layout, family_of
 from halfstep.model.gpt2 import load_pretrained
-from halfstep.model.loading import CONFIG_FILE, locate, read_values
+from halfstep.model.loading import CONFIG_FILE, locate, read_safetensors, read_values
 from halfstep.run.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class HubModel(nn.Module):
         super().__init__()
         self.head = network.get_output_embeddings()
         network.set_output_embeddings(_Passed())
+        # Rows are never padded: where EOS pads, its embedding would not learn.
+        network.get_input_embeddings().padding_idx = None
         self.network = network
         self.config = config
 
@@ -82,6 +86,7 @@ class HubModel(nn.Module):
         """Write config.json and the weights into an existing folder, as transformers reads them: its own class."""
         with self._whole() as network:
             setattr(network.config, ENTRY, asdict(self.config))
+            network.config.mask_token_id = self.config.mask_token_id
             network.save_pretrained(folder, save_original_format=False)
 
     @contextmanager
@@ -95,14 +100,52 @@ class HubModel(nn.Module):
 
 HUB_WEIGHTS = "model*.safetensors"
 """Names of the files of weights in a folder."""
+INDEX_FILE = "model.safetensors.index.json"
+"""Which of several such files a tensor is in."""
 
 NOT_PREDICTED_FROM = r"pooler|seq_relationship"
 """What BERT and its like were trained with beside the prediction of masked tokens."""
 
 
+def write_as_authors(source: Path, folder: Path, layout: str) -> None:
+    """Write config.json and the weights in the layout of a family's authors.
+
+    Args:
+        source: folder that `HubModel.save_pretrained` wrote.
+        folder: exists.
+        layout: one of `families.LAYOUTS`.
+    Raises:
+        UserError: the authors have no such models, or a file is broken.
+    """
+    values = read_values(source / CONFIG_FILE)
+    config = own_config(values, source / CONFIG_FILE)
+    del values[ENTRY]
+    family = family_in_layout(layout, values["model_type"], is_shifted=config.is_shifted, source=source)
+    try:
+        theirs = family.their_config(values, config.mask_token_id)
+    except ValueError as error:
+        raise UserError(f"{source} has no place in the layout {layout}: {error}; give --layout plain") from None
+    (folder / CONFIG_FILE).write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+    for file in source.glob(HUB_WEIGHTS):
+        tensors = {family.their_name(name): tensor for name, tensor in read_safetensors(file).items()}
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+    if (source / INDEX_FILE).is_file():
+        index = read_values(source / INDEX_FILE)
+        index["weight_map"] = {family.their_name(name): file for name, file in index["weight_map"].items()}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def is_own(values: Any) -> bool:
     """Whether a config.json is of a `HubModel` that was written here."""
     return isinstance(values, dict) and ENTRY in values
+
+
+def own_config(values: Mapping[str, Any], path: Path) -> HubConfig:
+    """What was written of a `HubModel` into a config.json at `path`; a `UserError` if it is broken."""
+    try:
+        return HubConfig(**values[ENTRY])
+    except TypeError as error:
+        raise UserError(f"{path}: {ENTRY} is not as halfstep writes it ({one_line(error)})") from None
 
 
 def read_hub(source: str | Path, revision: str | None = None) -> HubModel:
@@ -113,10 +156,7 @@ def read_hub(source: str | Path, revision: str | None = None) -> HubModel:
     """
     path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
     values = read_values(path)
-    try:
-        config = HubConfig(**values[ENTRY])
-    except TypeError as error:
-        raise UserError(f"{path}: {ENTRY} is not as halfstep writes it ({one_line(error)})") from None
+    config = own_config(values, path)
     return _checked(HubModel(_network(source, revision, values, family_of(values, source)), config), source)
 
 
