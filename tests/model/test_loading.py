@@ -180,7 +180,8 @@ def test_export_takes_the_tokenizer_along_and_overwrites_nothing(denoiser: Denoi
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "train_state.safetensors").write_bytes(b"")
     export_denoiser(tmp_path, tmp_path / "out", "mdlm")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS, "tokenizer.json"]
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["README.md", "config.json", WEIGHTS, "tokenizer.json"]
     with pytest.raises(UserError, match="is there already"):
         export_denoiser(tmp_path, tmp_path / "out", "mdlm")
 

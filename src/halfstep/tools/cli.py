@@ -305,20 +305,39 @@ def respond(
 def export(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A denoiser: folder, file of weights, or hub id.")],
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create.")],
-    layout: Annotated[str, typer.Option(help="mdlm or sdtt, as those are published, or plain, as ours.")] = "mdlm",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Of our own: mdlm (usual) or sdtt, as those are published, or plain. Of a model of others: llada,"
+            " dream or a2d, as their authors have it, or plain (usual), as transformers."
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub id: branch, tag or commit.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Of a training checkpoint: the raw, not the averaged weights.")] = (
         False
     ),
 ) -> None:
-    """Write a model in the layout of the published checkpoints; `pretrain.init_from` and this read them all."""
+    """Write a model in the layout of published ones, with a card; `pretrain.init_from` reads them all."""
+    from halfstep.model import families
     from halfstep.model.layouts import LAYOUTS
     from halfstep.tools.export import export_denoiser
 
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout is {layout!r}: {', '.join(LAYOUTS)} are known")
-    export_denoiser(source, target, layout, revision=revision, use_ema=not raw)
-    print(f"{target}: {layout} layout")
+    if layout not in (None, *LAYOUTS, *families.LAYOUTS):
+        raise UserError(f"--layout is {layout!r}: {', '.join((*LAYOUTS, *families.LAYOUTS))} are known")
+    written = export_denoiser(source, target, layout, revision=revision, use_ema=not raw)
+    print(f"{target}: {written} layout")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's, such as models/3 or what export wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub; created if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is created: for its owner alone.")] = False,
+) -> None:
+    """Send a model, its tokenizer and its card to the Hugging Face hub (HF_ENDPOINT, HF_TOKEN)."""
+    from halfstep.tools.push import push_model
+
+    print(push_model(folder, repo_id, is_private=private))
 
 
 @app.command()
