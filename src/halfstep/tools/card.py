@@ -79,12 +79,13 @@ def model_card(folder: Path, source: Path) -> ModelCard:
     values = read_values(folder / CONFIG_FILE)
     lost_head = (source / HEAD_CONFIG_FILE).is_file() and not (folder / HEAD_CONFIG_FILE).is_file()
     frontier = made.frontier if made and not lost_head else None
-    entries: dict[str, Any] = {"tags": ["halfstep"]}
+    entries: dict[str, Any] = {"tags": ["halfstep", "masked-diffusion"]}
     paragraphs = [f"# {folder.name}"]
     if made:
         entries |= _base_entries(made)
         paragraphs += _origin(made, entries)
     paragraphs += _loading(folder, values, entries)
+    paragraphs.append("MODEL is the id of this repository, FOLDER a folder with its files.")
     if lost_head:
         paragraphs.append("It was trained with a joint head, which is left out here: no other tools know one.")
     if frontier and made and made.record:
@@ -111,10 +112,9 @@ def _origin(made: _Made, entries: dict[str, Any]) -> list[str]:
         text = "A masked diffusion language model"
     elif name.isdigit():
         text = (
-            "A masked diffusion language model, distilled to need fewer steps: the student of round"
-            f" {name} of {params.rounds}, objective `{params.distill.objective}`"
+            f"A masked diffusion language model, the student of round {name} of {params.rounds}, objective"
+            f" `{params.distill.objective}`"
         )
-        entries["tags"] = [*entries["tags"], "distillation"]
     else:
         text = "An autoregressive language model"
     if made.base is None:
@@ -127,7 +127,9 @@ def _origin(made: _Made, entries: dict[str, Any]) -> list[str]:
         else f"[{source}](https://huggingface.co/{source}){at}"
     )
     terms = f"`{entries['license']}`, as that of the base" if "license" in entries else "that of the base: see there"
-    return [f"{text}. It began as {base} and saw `{params.data.source}`.", f"Licence: {terms}."]
+    is_untouched = name == FIRST_TEACHER and params.pretrain.num_train_steps == 0
+    seen = "is as it was there" if is_untouched else f"was trained on `{params.data.source}`"
+    return [f"{text}. It began as {base} and {seen}.", f"Licence: {terms}."]
 
 
 def _loading(folder: Path, values: Any, entries: dict[str, Any]) -> list[str]:
@@ -149,6 +151,7 @@ def _loading(folder: Path, values: Any, entries: dict[str, Any]) -> list[str]:
     if model_type == MODEL_TYPE:
         entries["library_name"] = "halfstep"
         return ["```python\nfrom halfstep.model.opening import open_denoiser\n\nmodel = open_denoiser(MODEL)\n```"]
+    entries["tags"] = ["halfstep"]
     return [_code("AutoModelForCausalLM")]
 
 
@@ -187,7 +190,7 @@ def _measured(frontier: Frontier, name: str, record: Record) -> list[str]:
     way = best_within(ways, ANSWER_BUDGET) or ways[0]
     if name.isdigit():
         options = [part.replace("_", "-").replace("=", " ") for part in way.setting.split(",")]
-        command = " --".join([f"halfstep generate --model MODEL --sampler {way.sampler}", *options])
+        command = " --".join([f"halfstep generate --model FOLDER --sampler {way.sampler}", *options])
         found.append(f"```\n{command} --temperature {way.temperature:.3g}\n```")
     return found
 

@@ -30,7 +30,8 @@ def push_model(folder: Path, repo_id: str, *, is_private: bool) -> str:
     additions = [CommitOperationAdd(file.name, file) for file in files] + [CommitOperationAdd(CARD_FILE, content)]
     api = HfApi()
     try:
-        api.create_repo(repo_id, private=is_private, exist_ok=True)
+        # Where nothing is said, an organization's own rule holds.
+        api.create_repo(repo_id, private=is_private or None, exist_ok=True)
         return str(api.create_commit(repo_id, additions, commit_message="Model made with halfstep").commit_url)
     except Exception as error:
         # What the hub answers is an OSError, what it finds wrong a ValueError; of the network it is the HTTP library's.
