@@ -89,8 +89,10 @@ def test_conversations_are_read_from_either_kind_of_line(tmp_path: Path) -> None
     assert [json.loads(text) for text in texts(data, 0)] == [TURN, TURN]
     path.write_text(json.dumps({"prompt": "a cat"}))
     assert [messages for _, messages in read_conversations(path)] == [TURN[:1]]
-    with pytest.raises(UserError, match=r"chat.jsonl line 1 ends without an answer.*halfstep respond writes it"):
-        list(texts(data, 0))
+    for line in ({"prompt": "a cat"}, {"messages": [*TURN, TURN[0]]}):
+        path.write_text(json.dumps(line))
+        with pytest.raises(UserError, match=r"chat.jsonl line 1 ends without an answer.*halfstep respond writes it"):
+            list(texts(data, 0))
 
 
 @pytest.mark.parametrize(
