@@ -1,7 +1,7 @@
 """Stage `distill@k`: one round of distillation."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,10 +63,12 @@ def main(
             raise UserError(f"{state_path} is not there: the round before writes it: dvc repro distill@{before}")
         files.append(state_path)
         carried_over = CarriedOver(state_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
-        if settings.next_teacher == "student":
-            load_raw_weights(teacher, state_path)
     seed_weights(params.seed, f"distill@{round_index}")
-    student = student_of(teacher, settings)
+    student: Any = student_of(teacher, settings)
+    if round_index > 1 and settings.next_teacher == "student":
+        # The state holds what the student trains; what is frozen both have.
+        load_raw_weights(student, state_path)
+        teacher.load_state_dict(student.state_dict())
     parallelize_teacher(teacher, stage.devices)
 
     # 2. What the student is trained and validated by.

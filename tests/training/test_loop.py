@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from halfstep.objectives.base import Objective
 from halfstep.run.errors import Interrupted, UserError
@@ -228,7 +229,7 @@ def test_a_stop_between_the_updates_of_a_step_keeps_the_checkpoint_before_it() -
     assert saved == []
 
 
-def test_what_is_frozen_is_saved_and_restored_with_the_rest(tmp_path: Path) -> None:
+def test_what_is_frozen_is_in_no_state_and_in_no_average(tmp_path: Path) -> None:
     def new() -> TrainState:
         model = _model()
         model[0].requires_grad_(False)
@@ -240,6 +241,11 @@ def test_what_is_frozen_is_saved_and_restored_with_the_rest(tmp_path: Path) -> N
     restored.load(tmp_path)
     assert _equal(_tensors(restored), _tensors(state))
     assert torch.equal(state.product.model[0].weight, _model()[0].weight)
+    groups = ("model", "ema", "exp_avg", "exp_avg_sq", "step")
+    expected = {f"{group}.2.{name}" for group in groups for name in ("weight", "bias")}
+    assert load_file(tmp_path / "train_state.safetensors").keys() == expected
+    with state.product.ema.applied(state.product.model):
+        assert torch.equal(state.product.model[0].weight, _model()[0].weight)
 
 
 @pytest.mark.parametrize("num_parts", [2, 4])

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from halfstep.training.parallel import shard_like
+from halfstep.training.parallel import shard_like, trained
 
 
 class EMA:
-    """Keeps decay * average + (1 - decay) * weight for every parameter, in float32.
+    """Keeps decay * average + (1 - decay) * weight for every parameter that is not frozen, in float32.
 
     The first updates use the smaller decay (1 + n) / (10 + n), so that a short run is not held at its start.
 
@@ -26,14 +26,14 @@ class EMA:
             raise ValueError(f"decay is {decay}, expected a value in [0, 1)")
         self.decay = decay
         self.num_updates = 0
-        self.average = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+        self.average = {name: weight.detach().float().clone() for name, weight in trained(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the model's current weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        parameters = dict(model.named_parameters())
+        parameters = trained(model)
         averages = list(self.average.values())
         weights = [parameters[name].detach().float() for name in self.average]
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -41,7 +41,7 @@ class EMA:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model has the averaged weights; afterwards its own again."""
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        own = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
         self.copy_to(model)
         try:
             yield
@@ -68,5 +68,5 @@ class EMA:
 
 @torch.no_grad()
 def _copy(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         parameter.copy_(tensors[name])

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from halfstep.training.parallel import trained
+
 LrSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -30,5 +32,5 @@ def build_optimizer(
     model: nn.Module, *, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW over the parameters that are not frozen, in one fused kernel; the loop sets the rate at every step."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)
+    parameters = trained(model).values()
+    return torch.optim.AdamW(parameters, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)

@@ -153,6 +153,11 @@ def _fully_shard(module: nn.Module, device: torch.device, *, reshard_after_forwa
     fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
 
 
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A network's parameters that are not frozen, by name: what a training state holds of it."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process has only a part of the network's parameters."""
     return any(_is_dtensor(parameter) for parameter in model.parameters())

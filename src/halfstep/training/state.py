@@ -16,7 +16,7 @@ from halfstep.run.files import read_json, write_json
 from halfstep.settings.training import TrainingSettings
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
-from halfstep.training.parallel import full_tensor, is_sharded, shard_like
+from halfstep.training.parallel import full_tensor, is_sharded, shard_like, trained
 
 TENSORS_FILE = "train_state.safetensors"
 VALUES_FILE = "train_state.json"
@@ -40,7 +40,7 @@ class CurvePoint:
 
 @dataclass
 class Trained:
-    """One network in training: raw weights, AdamW over those that are not frozen, average of the weights."""
+    """One network in training: raw weights, AdamW over those that are not frozen, their average."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,10 +56,11 @@ class Trained:
         return cls(model, optimizer, EMA(model, settings.ema_decay))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: `model.NAME`, `ema.NAME`, and the optimizer's moments if it has any."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        """What is not frozen, by name: `model.NAME`, `ema.NAME`, and the optimizer's moments if it has any."""
+        parameters = trained(self.model)
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
         tensors |= {f"ema.{name}": average for name, average in self.ema.average.items()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         return tensors
@@ -167,7 +168,7 @@ class TrainState:
 
         saved = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
         for name, network in self.networks.items():
-            for key, parameter in network.model.named_parameters():
+            for key, parameter in trained(network.model).items():
                 if f"{prefix_of(name)}{MOMENTS[0]}.{key}" in saved:
                     network.optimizer.state[parameter] = {
                         key: torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
@@ -195,13 +196,13 @@ def _group(tensors: Mapping[str, Tensor], network: str, group: str) -> dict[str,
 
 @torch.no_grad()
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], network: str = PRODUCT) -> None:
-    """Give a model the raw weights of a network in a training state.
+    """Give a model the raw weights of a network in a training state, which holds what is not frozen.
 
     Raises:
         ValueError: names or shapes are not the model's.
     """
     saved = _group(tensors, network, "model")
-    parameters = dict(model.named_parameters())
+    parameters = trained(model)
     if parameters.keys() != saved.keys():
         raise ValueError(f"tensors of another model: {sorted(parameters.keys() ^ saved.keys())[:3]} do not match")
     for name, parameter in parameters.items():
@@ -222,13 +223,13 @@ def load_moments(network: Trained, tensors: Mapping[str, Tensor], name: str) -> 
         ValueError: some parameters have moments and others do not, or they have another shape.
     """
     groups = {key: _group(tensors, name, key) for key in MOMENTS}
-    trained = {key: parameter for key, parameter in network.model.named_parameters() if parameter.requires_grad}
+    parameters = trained(network.model)
     if not any(groups.values()):
         return
     for moment, group in groups.items():
-        if group.keys() != trained.keys():
+        if group.keys() != parameters.keys():
             raise ValueError(f"the saved optimizer has no {moment} for some parameters")
-    for key, parameter in trained.items():
+    for key, parameter in parameters.items():
         if not groups["exp_avg"][key].shape == groups["exp_avg_sq"][key].shape == parameter.shape:
             raise ValueError(f"the saved moments of {key} have another shape")
         network.optimizer.state[parameter] = {
