@@ -32,7 +32,7 @@ def main(
     from halfstep.data.tokens.seeds import derive_seed
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.model.opening import open_denoiser
-    from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
+    from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.settings import load_params
@@ -51,7 +51,7 @@ def main(
     before = round_index - 1
     teacher_path, state_path = teacher_path or Path(f"models/{before}"), state_path or Path(f"states/{before}")
     stage = Stage.begin("distill", params, tokens_path, tokenizer_path)
-    teacher = open_denoiser(teacher_path)
+    teacher = open_denoiser(teacher_path, keeps_adapter=settings.lora.rank is not None)
     if teacher.config.num_tokens != stage.vocab_size:
         raise UserError(
             f"the teacher {teacher_path} has {teacher.config.num_tokens} tokens, but {tokens_path} are of"
@@ -64,6 +64,7 @@ def main(
         files.append(state_path)
         carried_over = CarriedOver(state_path, optimizer=not settings.reset_optimizer, ema=not settings.reset_ema)
     seed_weights(params.seed, f"distill@{round_index}")
+    adapt(teacher, teacher_path, settings.lora)
     student: Any = student_of(teacher, settings)
     if round_index > 1 and settings.next_teacher == "student":
         # The state holds what the student trains; what is frozen both have.

@@ -28,8 +28,9 @@ def main(
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser
-    from halfstep.model.hub import HUB_WEIGHTS, HubModel
+    from halfstep.model.hub import HubModel
     from halfstep.model.loading import CONFIG_FILE, locate
+    from halfstep.model.lora import HUB_WEIGHTS
     from halfstep.model.opening import open_first
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,25 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from stages import distill
+from tests.model.hub_folders import published
 
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.joint import JointModel
-from halfstep.model.opening import open_model
-from halfstep.objectives import nelbo
+from halfstep.model.hub import HubModel, open_hub
+from halfstep.model.joint import JointModel, trunk_of
+from halfstep.model.lora import ADAPTER_FILES
+from halfstep.model.opening import open_denoiser, open_model
+from halfstep.objectives import idlm, nelbo
+from halfstep.objectives.base import Objective
+from halfstep.objectives.distillation import Distillation, adapt
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params
 from halfstep.settings.graph import schedule_of
+from halfstep.settings.training import LoraSettings
 from halfstep.tools.planning.compose import composed_params
+from halfstep.training import parallel
 from halfstep.training.ema import EMA
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +211,138 @@ def test_a_round_that_is_cut_off_goes_on_bit_for_bit(
         shutil.rmtree(folder)
     run_round(1)
     assert {path: path.read_bytes() for path in files} == gone_on
+
+
+LORA = {"rank": 2, "alpha": 4, "targets": None}
+
+
+@pytest.fixture
+def hub_teacher(teacher: Denoiser) -> HubModel:
+    """In place of the other one, a network of transformers."""
+    published(Path("hub"), "llama", vocab_size=12, pad_token_id=None)
+    model = open_hub("hub", None, mask_token_id=11, num_tokens=12, length=16, noise_epsilon=EPSILON, is_shifted=False)
+    shutil.rmtree("models/0")
+    Path("models/0").mkdir()
+    model.save_pretrained(Path("models/0"))
+    choose_lora()
+    return model
+
+
+def choose_lora(**changes: object) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["pretrain"].update(init_from="hub")
+    values["distill"].update(lora={**LORA, **changes}, learning_rate=1e-2)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.mark.parametrize(
+    ("objective", "own"),
+    [
+        ("sdtt", {"divergence": "mse", **OF_SDTT}),
+        ("idlm", {"fake_learning_rate": 1e-3}),
+        ("joint", {**HEAD, "order": "both", "train_trunk": True}),
+        ("joint", {**HEAD, "order": "both", "train_trunk": False}),
+        ("joint_sdtt", {**HEAD, "order": "random", "train_trunk": True, "divergence": "kl_teacher_student", **STEPS}),
+    ],
+)
+def test_rounds_learn_adapters_and_hold_nothing_else(
+    hub_teacher: HubModel, monkeypatch: pytest.MonkeyPatch, objective: str, own: dict[str, object]
+) -> None:
+    """Cut off at any step they end in the same bytes; the next one's teacher is what the one before learned."""
+    choose(objective, **own)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["distill"].update(num_train_steps=4, checkpoint_every_steps=2)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    teachers: list[dict[str, torch.Tensor]] = []
+    parallelize_teacher = parallel.parallelize_teacher
+
+    def seen(teacher: torch.nn.Module, devices: parallel.Devices) -> None:
+        tensors = {f"model.{name}": tensor.clone() for name, tensor in parallel.trained(teacher).items()}
+        teachers.append(tensors)
+        parallelize_teacher(teacher, devices)
+
+    monkeypatch.setattr(parallel, "parallelize_teacher", seen)
+    for round_index in (1, 2):
+        run_round(round_index)
+    files = [path for k in (1, 2) for name in ("models", "states") for path in Path(f"{name}/{k}").iterdir()]
+    whole = {path: path.read_bytes() for path in files}
+
+    # 1. What lies where: nothing of the base, but in models/0.
+    state = load_file("states/1/train_state.safetensors")
+    is_trunk_trained = own.get("train_trunk", True)
+    assert any(".lora_" in name for name in state) is is_trunk_trained
+    assert all(".lora_" in name or ".joint_head." in name for name in state)
+    heads = {"joint_head.json", "joint_head.safetensors"} if "train_trunk" in own else set()
+    tokenizer = {path.name for path in Path("data/tokenizer").iterdir()}
+    assert {path.name for path in Path("models/1").iterdir()} == {*ADAPTER_FILES, *tokenizer, *heads}
+
+    # 2. The first teacher is the base; the second has the raw weights of the first round's student.
+    assert all(not tensor.any() for name, tensor in teachers[0].items() if ".lora_B." in name)
+    raw = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+    assert raw
+    assert all(torch.equal(teachers[1][name], raw[name]) for name in raw)
+    x0 = torch.arange(16).view(1, 16) % 11
+    at = torch.ones_like(x0, dtype=torch.bool)
+    before, *students = (trunk_of(open_denoiser(f"models/{k}")) for k in (0, 1, 2))
+    hidden = [model.hidden_at(x0, at) for model in (before, *students)]
+    assert torch.equal(hidden[0], hub_teacher.hidden_at(x0, at))
+    assert all(torch.equal(a, b) is not is_trunk_trained for a, b in pairwise(hidden))
+
+    # 3. The same, cut off twice.
+    for name in ("models/1", "models/2", "states/1", "states/2", ".halfstep"):
+        shutil.rmtree(name)
+    update, calls = EMA.update, []
+
+    def dies(ema: EMA, model: torch.nn.Module) -> None:
+        calls.append(0)
+        if len(calls) in (4, 9):
+            raise KeyboardInterrupt
+        update(ema, model)
+
+    monkeypatch.setattr(EMA, "update", dies)
+    for round_index in (1, 2):
+        while not Path(f"models/{round_index}").exists():
+            with suppress(KeyboardInterrupt):
+                run_round(round_index)
+    assert len(calls) > 9
+    assert {path: path.read_bytes() for path in files} == whole
+
+
+def test_the_frozen_weights_are_there_once(hub_teacher: HubModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of teacher, student and the network that learns beside it."""
+    choose("idlm", fake_learning_rate=1e-3)
+    seen: list[torch.nn.Module] = []
+    built = idlm.build
+
+    def build(given: Distillation) -> Objective:
+        objective = built(given)
+        seen.extend((given.teacher, given.student, *objective.networks.values()))
+        return objective
+
+    monkeypatch.setattr(idlm, "build", build)
+    run_round(1)
+    frozen, *others = (
+        {name: p.data_ptr() for name, p in network.named_parameters() if ".lora_" not in name} for network in seen
+    )
+    assert len(others) == 2
+    assert len(set(frozen.values())) == len(frozen) > 10
+    assert others == [frozen, frozen]
+    base = open_denoiser("models/0").state_dict()
+    now = {name.replace(".base_layer", ""): tensor for name, tensor in seen[1].state_dict().items()}
+    assert all(torch.equal(now[name], tensor) for name, tensor in base.items())
+    learned = [{name: p for name, p in network.named_parameters() if ".lora_B" in name} for network in seen]
+    assert not any(p.any() for p in learned[0].values())
+    assert all(p.any() for network in learned[1:] for p in network.values())
+
+
+def test_what_has_no_adapter_is_one_line(hub_teacher: HubModel) -> None:
+    run_round(1)
+    choose_lora(rank=3)
+    with pytest.raises(UserError, match=r"^models/1 has an adapter of other sizes or layers than distill\.lora's"):
+        run_round(2)
+    teacher = Denoiser(DenoiserConfig(12, 11, 16, 8, 1, 2, 8, 0.0, EPSILON))
+    with pytest.raises(UserError, match=r"rank is 2, but models/0 is no network of transformers: -S distill\.lora"):
+        adapt(teacher, Path("models/0"), LoraSettings(**LORA))
 
 
 def test_features_that_the_teacher_has_not_are_one_line(teacher: Denoiser) -> None:

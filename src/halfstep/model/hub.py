@@ -1,11 +1,12 @@
 """Masked language models of the hub: classes of transformers that look at both sides, behind `MaskedModel`."""
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,16 @@ from torch.nn import functional as F
 from halfstep.model.families import Family, family_in_layout, family_of
 from halfstep.model.gpt2 import load_pretrained
 from halfstep.model.loading import CONFIG_FILE, locate, read_safetensors, read_values
+from halfstep.model.lora import (
+    HUB_WEIGHTS,
+    Adapter,
+    add_adapter,
+    load_adapter,
+    matrices_of,
+    merge_adapter,
+    read_adapter,
+    write_adapter,
+)
 from halfstep.run.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -52,7 +63,10 @@ class _Passed(nn.Module):
 
 
 class HubModel(nn.Module):
-    """A network of transformers, without its projection, and that projection: a `MaskedModel`."""
+    """A network of transformers, without its projection, and that projection: a `MaskedModel`.
+
+    One with an adapter learns nothing else; its copies have the other weights in common with it, as the same tensors.
+    """
 
     def __init__(self, network: "PreTrainedModel", config: HubConfig) -> None:
         super().__init__()
@@ -62,6 +76,7 @@ class HubModel(nn.Module):
         network.get_input_embeddings().padding_idx = None
         self.network = network
         self.config = config
+        self.adapter: Adapter | None = None
 
     def hidden_at(self, xt: Tensor, at: Tensor, *, t: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
         """See `MaskedModel`. Such networks are not conditioned on time.
@@ -82,8 +97,46 @@ class HubModel(nn.Module):
             bias = bias.masked_fill(unknown, -torch.inf)
         return weight, bias
 
+    def adapt(self, base: Path, *, rank: int, alpha: int, targets: Sequence[str] | None) -> None:
+        """Give it an adapter that changes nothing yet; see `add_adapter`."""
+        self.adapter = add_adapter(self.network, base, rank=rank, alpha=alpha, targets=targets)
+        self.requires_grad_()
+
+    def merge(self) -> None:
+        """Make what its adapter changes its own weights, if it has one."""
+        if self.adapter is not None:
+            merge_adapter(self.network)
+            self.adapter = None
+            self.requires_grad_()
+
+    def _frozen(self) -> list[nn.Parameter]:
+        """What it does not learn because it has an adapter."""
+        if self.adapter is None:
+            return []
+        learned = set(map(id, matrices_of(self.network).values()))
+        return [parameter for parameter in self.parameters() if id(parameter) not in learned]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """See `nn.Module`; what is frozen stays so."""
+        super().requires_grad_(requires_grad)
+        for parameter in self._frozen():
+            parameter.requires_grad_(False)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HubModel":
+        memo |= {id(parameter): parameter for parameter in self._frozen()}
+        memo[id(self)] = new = HubModel.__new__(HubModel)
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and the weights into an existing folder, as transformers reads them: its own class."""
+        """Write config.json and the weights into an existing folder, as transformers reads them: its own class.
+
+        Of one with an adapter that alone is written, as peft reads it.
+        """
+        if self.adapter is not None:
+            write_adapter(self.adapter, self.network, folder)
+            return
         with self._whole() as network:
             setattr(network.config, ENTRY, asdict(self.config))
             network.config.mask_token_id = self.config.mask_token_id
@@ -98,8 +151,6 @@ class HubModel(nn.Module):
             self.network.set_output_embeddings(_Passed())
 
 
-HUB_WEIGHTS = "model*.safetensors"
-"""Names of the files of weights in a folder."""
 INDEX_FILE = "model.safetensors.index.json"
 """Which of several such files a tensor is in."""
 
@@ -158,6 +209,19 @@ def read_hub(source: str | Path, revision: str | None = None) -> HubModel:
     values = read_values(path)
     config = own_config(values, path)
     return _checked(HubModel(_network(source, revision, values, family_of(values, source)), config), source)
+
+
+def read_adapted(folder: Path) -> HubModel:
+    """Read an adapter that `HubModel.save_pretrained` wrote, with its base.
+
+    Raises:
+        UserError: a file is broken, the base is not there or another one, or peft is not installed.
+    """
+    adapter, base = read_adapter(folder)
+    model = read_hub(base)
+    load_adapter(adapter, model.network, folder)
+    model.adapter = adapter
+    return model.requires_grad_()
 
 
 def open_hub(

@@ -7,14 +7,17 @@ student has `costs`, by which `halfstep plan` counts that.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
+from halfstep.model.hub import HubModel
 from halfstep.model.joint import trunk_of
 from halfstep.objectives import OBJECTIVES
 from halfstep.objectives.base import Objective
+from halfstep.run.errors import UserError
 from halfstep.settings.plugins import plugin_module
-from halfstep.settings.training import DistillSettings
+from halfstep.settings.training import DistillSettings, LoraSettings
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,30 @@ class Costs:
     passes: Sequence[tuple[float, float]] = ()
     num_trained: int = 1
     num_at_once: int = 1
+
+
+def adapt(teacher: MaskedModel, path: Path, settings: LoraSettings) -> None:
+    """Give a teacher an adapter, in place, if it has none and its student is to have one: the student copies it.
+
+    Args:
+        path: folder that the teacher was read from.
+    Raises:
+        UserError: it is no network of transformers, or has an adapter of other sizes.
+    """
+    if settings.rank is None:
+        return
+    trunk, targets = trunk_of(teacher), settings.targets
+    if not isinstance(trunk, HubModel):
+        raise UserError(
+            f"distill.lora.rank is {settings.rank}, but {path} is no network of transformers: -S distill.lora.rank=null"
+        )
+    if trunk.adapter is None:
+        trunk.adapt(path, rank=settings.rank, alpha=settings.alpha, targets=targets)
+    found = trunk.adapter
+    assert found is not None
+    wanted = settings.rank, settings.alpha, found.targets if targets is None else tuple(sorted(targets))
+    if (found.rank, found.alpha, found.targets) != wanted:
+        raise UserError(f"{path} has an adapter of other sizes or layers than distill.lora's: dvc repro distill@1")
 
 
 def student_of(teacher: MaskedModel, settings: DistillSettings) -> MaskedModel:

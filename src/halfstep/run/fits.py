@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,11 @@ def check_fits(params: Params, *, num_valid_sequences: int, vocab_size: int) -> 
     """Ask all that is known once the corpus is tokenized.
 
     Raises:
-        UserError: see `check_prefixes`, `check_baseline` and `check_paths`.
+        UserError: see `check_prefixes`, `check_peft`, `check_baseline` and `check_paths`.
     """
     check_paths(params)
+    if params.distill.lora.rank is not None:
+        check_peft()
     check_prefixes(params, num_valid_sequences)
     source = params.baseline.init_from
     if source is not None and os.path.isdir(resolve_user_path(source)):
@@ -53,6 +56,16 @@ def check_paths(params: Params) -> None:
         for key, value in named.items() if stage != "prepare" else ():
             if key != "evaluate.scorer" or Path(os.path.normpath(str(value))).parts[:1] != (OUTPUTS,):
                 find_input(key, value)
+
+
+def check_peft() -> None:
+    """Ask for peft, which reads and makes adapters.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec("peft") is None:
+        raise UserError("adapters (distill.lora) need peft, which is not installed: pip install 'halfstep[lora]'")
 
 
 def check_prefixes(params: Params, num_valid_sequences: int) -> None:

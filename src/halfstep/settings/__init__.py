@@ -165,6 +165,17 @@ def _contradictions(params: Params) -> Iterator[str]:
             num_parts_of(getattr(params, section), section, params.launch.num_processes)
         except UserError as error:
             yield f": {error}"
+    if rounds and (rank := params.distill.lora.rank) is not None:
+        if params.pretrain.init_from is None:
+            yield (
+                f": distill.lora.rank is {rank}, but the first teacher is none of transformers': dvc exp run -S"
+                " distill.lora.rank=null, or pretrain.init_from=MODEL"
+            )
+        if params.launch.strategy == "fsdp":
+            yield (
+                f": distill.lora.rank is {rank}, and launch.strategy is fsdp, but what is frozen is whole on every"
+                " device: dvc exp run -S launch.strategy=ddp"
+            )
     students_serve = not rounds or getattr(params.distill.own, "makes_head", False)
     for key, samplers, has_head in (
         ("sample.samplers", params.sample.samplers, False),

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from halfstep.run.errors import UserError
-from halfstep.settings.base import MAX_INT, NonNegativeInt, NumBlocks, PositiveInt, Probability, Settings, each_once
+from halfstep.settings.base import (
+    MAX_INT,
+    NonNegativeInt,
+    NumBlocks,
+    PositiveInt,
+    Probability,
+    Settings,
+    Several,
+    each_once,
+)
 
 
 class ModelSettings(Settings):
@@ -134,6 +143,16 @@ class BaselineSettings(TrainingSettings):
         return self
 
 
+class LoraSettings(Settings):
+    """`rank` of the matrices that a student learns beside its teacher's, which stay as they are (null: it learns all);
+    `alpha` / rank times their product is added; `targets` are linear layers, by the ends of their names (null: all but
+    the head)."""
+
+    rank: PositiveInt | None
+    alpha: PositiveInt
+    targets: Several[str] | None
+
+
 class DistillSettings(TrainingSettings):
     """One round of distillation; every round has the same settings.
 
@@ -147,6 +166,7 @@ class DistillSettings(TrainingSettings):
     next_teacher: Literal["student", "ema"]
     reset_optimizer: bool
     reset_ema: bool
+    lora: LoraSettings
 
     @property
     def own(self) -> Any:
