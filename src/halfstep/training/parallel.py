@@ -100,13 +100,29 @@ def parallelize_teacher(teacher: nn.Module, devices: Devices) -> None:
     """Bring a frozen network to the devices, in place.
 
     With strategy fsdp and shard_teacher its blocks are spread over the processes; they must then all ask it equally
-    often. A joint head stays whole: how often it is asked depends on what it draws.
+    often. A joint head stays whole: how often it is asked depends on what it draws. What was frozen before, the base of
+    an adapter, is held as autocast makes it.
     """
+    if devices.accelerator.mixed_precision == "bf16":
+        hold_in_bf16(teacher)
     teacher.to(devices.device).requires_grad_(False)
     if devices.runtime.compile:
         compile_blocks(teacher)
     if devices.shards_teacher:
         _shard_blocks(teacher.trunk if isinstance(teacher, JointModel) else teacher, devices.device)
+
+
+def hold_in_bf16(model: nn.Module) -> None:
+    """Hold the frozen matrices of a network's linear layers in bf16, in place, in which autocast multiplies them.
+
+    No result differs, and they need not be cast at every pass. A projection may be an embedding, too, and stays.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kept = model.projection()[0]  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and module.weight is not kept:
+            module.weight.data = module.weight.bfloat16()
 
 
 def without_sync(model_loss: nn.Module) -> AbstractContextManager[None]:
