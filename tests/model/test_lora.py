@@ -16,6 +16,7 @@ from halfstep.model.hub import HubModel
 from halfstep.model.lora import ADAPTER_FILES, matrices_of
 from halfstep.model.opening import open_denoiser
 from halfstep.run.errors import UserError
+from halfstep.tools.export import export_denoiser
 
 
 def adapted(root: Path, model_type: str = "qwen2", **given: object) -> HubModel:
@@ -61,10 +62,11 @@ def test_an_adapter_is_nothing_at_first_and_then_what_peft_makes_of_it(model_typ
     assert {name for name, _ in merged.named_parameters()} == {name for name, _ in base.named_parameters()}
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
-    # By peft, on what transformers reads; and the merged model by transformers alone.
+    # By peft, on what transformers reads; and what is exported by transformers alone.
     auto_class = AutoModelForCausalLM if model_type in DECODERS else AutoModelForMaskedLM
     by_peft = PeftModel.from_pretrained(auto_class.from_pretrained(tmp_path / "0").eval(), folder)
-    alone = auto_class.from_pretrained(saved(merged, tmp_path / "merged")).eval()
+    export_denoiser(folder, tmp_path / "exported", "mdlm")
+    alone = auto_class.from_pretrained(tmp_path / "exported").eval()
     with torch.no_grad():
         for network in (by_peft, alone):
             logits = network(input_ids=xt).logits[at]

@@ -475,7 +475,7 @@ def signal(
 
     params = composed_params(overrides, Path.cwd()) if overrides else load_params(Path("params.yaml"))
     set_num_threads(params.runtime.num_threads)
-    gradients = first_gradients(params, open_denoiser(model), load_tokens(tokens_path, "train"), num_batches)
+    gradients = first_gradients(params, open_denoiser(model), model, load_tokens(tokens_path, "train"), num_batches)
     found = mean_cosine(gradients)
     print(
         f"{params.distill.objective}: mean cosine {found.value:.4f} ± {found.standard_error:.4f} of the gradients of"

@@ -2,13 +2,19 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.hub import HUB_WEIGHTS, INDEX_FILE, is_own, write_as_authors
 from halfstep.model.joint import HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE, read_head, save_head
 from halfstep.model.layouts import LAYOUTS
 from halfstep.model.loading import CONFIG_FILE, locate, locate_weights, read_values, save_denoiser
+from halfstep.model.lora import ADAPTER_CONFIG_FILE
+from halfstep.model.opening import open_model
 from halfstep.run.errors import UserError
 from halfstep.run.files import atomic_path
 from halfstep.tools.card import CARD_FILE, model_card
@@ -32,6 +38,8 @@ def export_denoiser(
 
     A joint head goes along, except into the layouts of other authors, whose tools know none.
 
+    An adapter is written with its base, as one model.
+
     Args:
         source, revision, use_ema: as `Denoiser.from_pretrained`.
         target: folder to create; it must not exist.
@@ -44,13 +52,12 @@ def export_denoiser(
     """
     if target.exists():
         raise UserError(f"{target} is there already: give a new folder, or remove it first")
-    config_path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
-    if config_path.is_file() and is_own(read_values(config_path)):
+    folder = locate(source, revision, *MODEL_FILES)
+    if (folder / ADAPTER_CONFIG_FILE).is_file() or is_own(_values(folder / CONFIG_FILE)):
         layout = layout or "plain"
-        folder = locate(source, revision, *MODEL_FILES)
-        with atomic_path(target) as made:
+        with atomic_path(target) as made, _whole(folder, target.parent) as whole:
             made.mkdir()
-            _write_hub(folder, made, layout)
+            _write_hub(whole, made, layout)
             _write_card(made, source)
         return layout
     layout = layout or "mdlm"
@@ -66,6 +73,23 @@ def export_denoiser(
         _copy(weights_path.parent, made, TOKENIZER_FILES)
         _write_card(made, source)
     return layout
+
+
+def _values(path: Path) -> Any:
+    return read_values(path) if path.is_file() else None
+
+
+@contextmanager
+def _whole(folder: Path, place: Path) -> Iterator[Path]:
+    """A folder of the same model without an adapter, which for the block lies in `place`."""
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        yield folder
+        return
+    merged: Any = open_model(folder)
+    with TemporaryDirectory(dir=place) as name:
+        merged.save_pretrained(Path(name))
+        _copy(folder, Path(name), TOKENIZER_FILES)
+        yield Path(name)
 
 
 def _write_hub(source: Path, folder: Path, layout: str) -> None:

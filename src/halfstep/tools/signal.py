@@ -1,6 +1,7 @@
 """`halfstep signal`: how much of a gradient of distillation is signal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,20 +11,24 @@ from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.metrics.estimate import Estimate
 from halfstep.model.base import MaskedModel
-from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
+from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
 from halfstep.settings import Params
 from halfstep.training.fit import seed_weights
+from halfstep.training.parallel import trained
 
 
-def first_gradients(params: Params, teacher: MaskedModel, tokens: PackedTokens, num_batches: int) -> Tensor:
-    """Gradients of a first round's student before its first step, each of a batch of its own, [num_batches, n]."""
+def first_gradients(params: Params, teacher: MaskedModel, path: Path, tokens: PackedTokens, num_batches: int) -> Tensor:
+    """Gradients of a first round's student before its first step, each of a batch of its own, [num_batches, n].
+
+    `path` is the folder that the teacher was read from.
+    """
     assert isinstance(teacher, torch.nn.Module)
     settings = params.distill
-    teacher.requires_grad_(False)
     seed_weights(params.seed, "distill@1")
+    adapt(teacher, path, settings.lora)
     student = student_of(teacher, settings)
     assert isinstance(student, torch.nn.Module)
-    student.requires_grad_(True)
+    teacher.requires_grad_(False)
     schedule = LogLinearSchedule(teacher.config.noise_epsilon)
     objective = distillation_objective(Distillation(1, teacher, student, schedule, settings))
     batch = token_batches(tokens, settings.batch_size, seed=params.seed)
@@ -31,7 +36,7 @@ def first_gradients(params: Params, teacher: MaskedModel, tokens: PackedTokens, 
     for number in range(num_batches):
         generator = torch.Generator().manual_seed(derive_seed(params.seed, "signal", number))
         total, count = objective(student, batch(number), generator)
-        gradients = torch.autograd.grad(total / count, list(student.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(total / count, list(trained(student).values()), allow_unused=True)
         found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
     return torch.stack(found)
 
