@@ -94,6 +94,15 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
         # What later stages would refuse.
         (lambda v: v["launch"].update(processes_per_node=3), r"pretrain\.batch_size is 64, .* 3 processes .*=66"),
         (lambda v: v["launch"].update(num_nodes=2, processes_per_node=3), r"batch_size is 64, which 6 processes"),
+        (lambda v: v["distill"]["lora"].update(rank=8), r"distill\.lora\.rank is 8, but the first teacher is none of"),
+        (
+            lambda v: (
+                v["distill"]["lora"].update(rank=8),
+                v["pretrain"].update(init_from="hub"),
+                v["launch"].update(strategy="fsdp"),
+            ),
+            r"distill\.lora\.rank is 8, and launch\.strategy is fsdp",
+        ),
         (lambda v: v["baseline"].update(batch_size=1) or v["launch"].update(num_nodes=2), r"baseline\.batch_size is 1"),
         (
             lambda v: v["evaluate"].update(metrics=["rouge"]),

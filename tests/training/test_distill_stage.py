@@ -11,16 +11,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from stages import distill
+from stages import distill, pretrain
 from tests.model.hub_folders import published
 
 from halfstep.data.tokenizer import train_word_tokenizer
+from halfstep.data.tokens.packed import load_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.hub import HubModel, open_hub
 from halfstep.model.joint import JointModel, trunk_of
-from halfstep.model.lora import ADAPTER_FILES
+from halfstep.model.lora import ADAPTER_FILES, matrices_of
 from halfstep.model.opening import open_denoiser, open_model
 from halfstep.objectives import idlm, nelbo
 from halfstep.objectives.base import Objective
@@ -30,6 +31,7 @@ from halfstep.settings import load_params
 from halfstep.settings.graph import schedule_of
 from halfstep.settings.training import LoraSettings
 from halfstep.tools.planning.compose import composed_params
+from halfstep.tools.signal import first_gradients
 from halfstep.training import parallel
 from halfstep.training.ema import EMA
 
@@ -333,6 +335,25 @@ def test_the_frozen_weights_are_there_once(hub_teacher: HubModel, monkeypatch: p
     learned = [{name: p for name, p in network.named_parameters() if ".lora_B" in name} for network in seen]
     assert not any(p.any() for p in learned[0].values())
     assert all(p.any() for network in learned[1:] for p in network.values())
+
+
+def test_the_signal_is_that_of_what_is_learned(hub_teacher: HubModel) -> None:
+    """Before a step that is one of a pair: the other is multiplied by zero."""
+    tokens = load_tokens(Path("data/tokens"), "train")
+    path = Path("models/0")
+    gradients = first_gradients(load_params(Path("params.yaml")), open_denoiser(path), path, tokens, 3)
+    hub_teacher.adapt(path, **LORA)
+    sizes = {name: p.numel() for name, p in matrices_of(hub_teacher.network).items()}
+    assert gradients.shape == (3, sum(sizes.values()))
+    parts = dict(zip(sizes, gradients.split(list(sizes.values()), dim=1), strict=True))
+    assert all(part.any() == (".lora_B." in name) for name, part in parts.items())
+
+
+def test_peft_is_missed_before_anything_is_trained(hub_teacher: HubModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halfstep.run.fits.find_spec", lambda name: None)
+    paths = Path("params.yaml"), Path("data/tokens"), Path("data/tokenizer")
+    with pytest.raises(UserError, match=r"need peft, which is not installed: pip install 'halfstep\[lora\]'$"):
+        pretrain.main(*paths, Path("models/0"), Path("curves/0.csv"))
 
 
 def test_what_has_no_adapter_is_one_line(hub_teacher: HubModel) -> None:

@@ -53,7 +53,7 @@ CONFIG = DenoiserConfig(
 )  # fmt: skip
 
 
-KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint", "hub")
+KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint", "hub", "lora")
 HEAD_SETTINGS = HeadSettings(hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
 
 DATA = Data(
@@ -125,11 +125,17 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
         objective = idlm_objective(teacher, model, fake_learning_rate=1e-3, **common)
     elif kind == "rivals":
         objective = with_rival(objective)
-    elif kind == "hub":
+    elif kind in ("hub", "lora"):
         # Its embedding is its projection, too.
-        model = open_hub(
-            folder.parent / "hub", None, mask_token_id=12, num_tokens=13, length=10, noise_epsilon=1e-3, is_shifted=True
-        )
+        hub = folder.parent / "hub"
+        model = open_hub(hub, None, mask_token_id=12, num_tokens=13, length=10, noise_epsilon=1e-3, is_shifted=True)
+        if kind == "lora":
+            hub_teacher = model
+            hub_teacher.adapt(hub, rank=2, alpha=4, targets=None)
+            model = copy.deepcopy(hub_teacher)
+            parallelize_teacher(hub_teacher, devices)
+            steps = TeacherSteps(1 / 8, 2, schedule)
+            objective = sdtt_objective(hub_teacher, steps, divergence=kl_student_teacher, **without_schedule)
     work = Work(kind, folder / "work")
     log: Callable[..., None] = lambda step, values: None  # noqa: E731
     state = fit(work, model, objective, settings, devices, DATA, seed=0, log=log, valid_objective=valid_objective)
@@ -183,6 +189,7 @@ def _all_with_two(root: Path) -> None:
     train(root / "rivals-2", "rivals", num_train_steps=4)
     train(root / "idlm-2", "idlm", num_train_steps=4)
     train(root / "hub-2", "hub", num_train_steps=4, strategy="fsdp")
+    train(root / "lora-2", "lora", num_train_steps=4)
     train(root / "head-2", "head", num_train_steps=4)
     train(root / "joint-2", "joint", num_train_steps=4, strategy="fsdp", shard_teacher=True)
 
@@ -227,6 +234,7 @@ def curve(folder: Path) -> np.ndarray:
         ("rivals-1", "rivals-2"),
         ("idlm-1", "idlm-2"),
         ("hub-1", "hub-2"),
+        ("lora-1", "lora-2"),
         ("head-1", "head-2"),
         ("joint-1", "joint-2"),
     ],
