@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -113,16 +114,18 @@ def parallelize_teacher(teacher: nn.Module, devices: Devices) -> None:
 
 
 def hold_in_bf16(model: nn.Module) -> None:
-    """Hold the frozen matrices of a network's linear layers in bf16, in place, in which autocast multiplies them.
+    """Hold a network's frozen matrices in bf16, in place, in which autocast multiplies them: no result differs."""
+    for matrix in frozen_matrices(model):
+        matrix.data = matrix.bfloat16()
 
-    No result differs, and they need not be cast at every pass. A projection may be an embedding, too, and stays.
-    """
+
+def frozen_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Those of a network's linear layers, without the projection, which may be an embedding, too."""
     from transformers.pytorch_utils import Conv1D
 
     kept = model.projection()[0]  # type: ignore[operator]
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and module.weight is not kept:
-            module.weight.data = module.weight.bfloat16()
+    weights: list[Any] = [module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    return [weight for weight in weights if not weight.requires_grad and weight is not kept]
 
 
 def without_sync(model_loss: nn.Module) -> AbstractContextManager[None]:

@@ -129,6 +129,12 @@ def test_evaluations_are_the_mean_number_of_steps_in_which_anything_unmasks(num_
     assert expected_evaluations(num_steps, num_masked) == pytest.approx(mean)
 
 
+def test_a_plan_says_that_it_does_not_count_by_adapters() -> None:
+    assert not any("adapters" in line for line in plan_of("preset=paper").left_out)
+    lora = plan_of("preset=paper", "distill.lora.rank=8", "pretrain.init_from=a/b").left_out
+    assert any("adapters" in line for line in lora)
+
+
 def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:
     """The header, which names the tensors, and each one's count of steps take the rest."""
     model = torch.nn.Linear(100, 300)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, fields
 
 from halfstep.diffusion.projection import MAX_LOGITS
 from halfstep.diffusion.schedule import LogLinearSchedule
+from halfstep.model.hub import HubModel
 from halfstep.objectives import OBJECTIVES
 from halfstep.objectives.distillation import Costs
 from halfstep.settings import Params
 from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.networks import Network, count_parameters
+from halfstep.training.parallel import frozen_matrices, trained
 
 FLOAT = 4
 """Bytes of a float32: weights, gradients, moments and averages."""
@@ -29,6 +31,30 @@ from five products."""
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Parameters of a network that learns an adapter.
+
+    Attributes:
+        base: frozen, which teacher and student have in common.
+        matrices: of those, what autocast multiplies in bf16 and is held so.
+        projection: of those, what is cast at every use.
+        adapter: of one of its copies.
+    """
+
+    base: int
+    matrices: int
+    projection: int
+    adapter: int
+
+    @classmethod
+    def of(cls, model: HubModel) -> "Lora":
+        """Those of a model that has an adapter; it may be on the meta device."""
+        total, adapter = (sum(p.numel() for p in some) for some in (model.parameters(), trained(model).values()))
+        matrices = sum(matrix.numel() for matrix in frozen_matrices(model))
+        return cls(total - adapter, matrices, model.projection()[0].numel(), adapter)
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes of a device's memory, by what they are for; all of it is there at the fullest moment of a step.
 
@@ -37,7 +63,7 @@ class Memory:
         average: of the weights.
         gradients: where they outlive the backward pass's activations, or are kept from part to part of a batch.
         optimizer: both moments of AdamW.
-        teacher: of a round.
+        teacher: of a round, with what its student has in common with it.
         activations: what the blocks keep for the backward pass.
         logits: everything with a vocabulary axis but weights and gradients.
     """
@@ -71,7 +97,9 @@ def distillation_costs(params: Params, round_index: int, num_blocks: int) -> Cos
     return of(params.distill, round_index, schedule, length, num_blocks) if of else Costs()
 
 
-def training_memory(params: Params, network: Network, stage: str, num_accumulation_steps: int) -> Memory:
+def training_memory(
+    params: Params, network: Network, stage: str, num_accumulation_steps: int, lora: Lora | None = None
+) -> Memory:
     """What a step of pretrain, baseline or distill takes on a device.
 
     Args:
@@ -79,6 +107,7 @@ def training_memory(params: Params, network: Network, stage: str, num_accumulati
         network: that is trained; its teacher, if there is one, has the same sizes.
         stage: which.
         num_accumulation_steps: parts of a batch, in place of the stage's own.
+        lora: of a round that learns adapters; then nothing but activations and logits goes by the network's sizes.
     """
     settings: TrainingSettings = getattr(params, stage)
     launch, (kind, precision) = params.launch, device_of(params)
@@ -89,14 +118,17 @@ def training_memory(params: Params, network: Network, stage: str, num_accumulati
     is_spread = launch.strategy == "fsdp" and num_devices > 1
     # While FSDP computes, what is in no block and two of the blocks are whole.
     whole = model.total - model.blocks + 2 * model.blocks / network.num_blocks
-    own = FLOAT * (model.total / num_devices if is_spread else model.total)
+    own = FLOAT * (lora.adapter if lora else model.total / num_devices if is_spread else model.total)
     weights = own + (FLOAT * whole if is_spread else 0)
     if precision == "bf16":
-        weights += 2 * (model.blocks + (model.projection or model.embedding))
+        weights += 2 * (lora.adapter if lora else model.blocks + (model.projection or model.embedding))
     costs = distillation_costs(params, 1, network.num_blocks) if stage == "distill" else Costs()
     teacher: float = FLOAT * model.total if stage == "distill" else 0
     if teacher and is_spread and launch.shard_teacher:
         teacher = FLOAT * (whole + model.blocks / num_devices)
+    if lora:
+        teacher = FLOAT * (lora.base + lora.adapter)
+        teacher += 2 * (lora.projection - lora.matrices) if precision == "bf16" else 0
 
     width = network.hidden_size * num_tokens
     kept = (KEPT_BY_DENOISER if network.is_denoiser else KEPT_BY_GPT2)[precision]

@@ -167,8 +167,16 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         works=list(_works(params, denoiser, autoregressive, scorer)),
         loads=list(_loads(params, denoiser, autoregressive)),
         disk=_disk(params, denoiser, autoregressive, num_tokens),
-        left_out=[*(() if scorer else (f"evaluate.scorer {params.evaluate.scorer}, of unknown size",)), *LEFT_OUT],
+        left_out=list(_left_out(params, scorer)),
     )
+
+
+def _left_out(params: Params, scorer: Network | None) -> Iterator[str]:
+    if scorer is None:
+        yield f"evaluate.scorer {params.evaluate.scorer}, of unknown size"
+    if params.distill.lora.rank is not None:
+        yield "distill: that students learn adapters, for which less is held and written"
+    yield from LEFT_OUT
 
 
 def training_flops(params: Params, network: Network, stage: str, round_index: int = 1) -> float:
