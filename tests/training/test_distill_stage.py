@@ -22,7 +22,7 @@ from halfstep.model.denoiser import Denoiser
 from halfstep.model.hub import HubModel, open_hub
 from halfstep.model.joint import JointModel, trunk_of
 from halfstep.model.lora import ADAPTER_FILES, matrices_of
-from halfstep.model.opening import open_denoiser, open_model
+from halfstep.model.opening import open_denoiser, open_model, open_with_tokenizer
 from halfstep.objectives import idlm, nelbo
 from halfstep.objectives.base import Objective
 from halfstep.objectives.distillation import Distillation, adapt
@@ -285,8 +285,9 @@ def test_rounds_learn_adapters_and_hold_nothing_else(
     assert all(torch.equal(teachers[1][name], raw[name]) for name in raw)
     x0 = torch.arange(16).view(1, 16) % 11
     at = torch.ones_like(x0, dtype=torch.bool)
-    before, *students = (trunk_of(open_denoiser(f"models/{k}")) for k in (0, 1, 2))
-    hidden = [model.hidden_at(x0, at) for model in (before, *students)]
+    # As stages after this one open them.
+    models = [open_denoiser("models/0"), *(open_with_tokenizer(Path(f"models/{k}"))[0] for k in (1, 2))]
+    hidden = [trunk_of(model).hidden_at(x0, at) for model in models]
     assert torch.equal(hidden[0], hub_teacher.hidden_at(x0, at))
     assert all(torch.equal(a, b) is not is_trunk_trained for a, b in pairwise(hidden))
 
