@@ -124,6 +124,7 @@ class HubModel(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HubModel":
+        """A copy that has what is frozen in common with it."""
         memo |= {id(parameter): parameter for parameter in self._frozen()}
         memo[id(self)] = new = HubModel.__new__(HubModel)
         new.__dict__ = copy.deepcopy(self.__dict__, memo)

@@ -139,7 +139,7 @@ def read_adapter(folder: Path) -> tuple[Adapter, Path]:
     if base is None:
         raise UserError(
             f"{folder} is an adapter of {adapter.base}, which is not there: put that model beside it (dvc pull"
-            f" {adapter.base}), or export {folder} where it is"
+            f" {adapter.base})"
         )
     if hashes_of(base) != adapter.hashes:
         raise UserError(f"{folder} is an adapter of another {base}: put back the one it was trained on, or dvc repro")
