@@ -29,8 +29,7 @@ def main(
     from halfstep.model.config import DenoiserConfig
     from halfstep.model.denoiser import Denoiser
     from halfstep.model.hub import HubModel
-    from halfstep.model.loading import CONFIG_FILE, locate
-    from halfstep.model.lora import HUB_WEIGHTS
+    from halfstep.model.loading import CONFIG_FILE, HUB_WEIGHTS, locate
     from halfstep.model.opening import open_first
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError

@@ -65,7 +65,7 @@ def test_an_adapter_is_nothing_at_first_and_then_what_peft_makes_of_it(model_typ
     # By peft, on what transformers reads; and what is exported by transformers alone.
     auto_class = AutoModelForCausalLM if model_type in DECODERS else AutoModelForMaskedLM
     by_peft = PeftModel.from_pretrained(auto_class.from_pretrained(tmp_path / "0").eval(), folder)
-    export_denoiser(folder, tmp_path / "exported", "mdlm")
+    export_denoiser(folder, tmp_path / "exported", None)
     alone = auto_class.from_pretrained(tmp_path / "exported").eval()
     with torch.no_grad():
         for network in (by_peft, alone):

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from halfstep.model.families import Family, family_in_layout, family_of
 from halfstep.model.gpt2 import load_pretrained
-from halfstep.model.loading import CONFIG_FILE, locate, read_safetensors, read_values
+from halfstep.model.loading import CONFIG_FILE, HUB_WEIGHTS, INDEX_FILE, locate, read_safetensors, read_values
 from halfstep.model.lora import (
-    HUB_WEIGHTS,
     Adapter,
     add_adapter,
     load_adapter,
@@ -152,31 +151,29 @@ class HubModel(nn.Module):
             self.network.set_output_embeddings(_Passed())
 
 
-INDEX_FILE = "model.safetensors.index.json"
-"""Which of several such files a tensor is in."""
-
 NOT_PREDICTED_FROM = r"pooler|seq_relationship"
 """What BERT and its like were trained with beside the prediction of masked tokens."""
 
 
-def write_as_authors(source: Path, folder: Path, layout: str) -> None:
+def write_as_authors(source: Path, folder: Path, layout: str, *, name: object) -> None:
     """Write config.json and the weights in the layout of a family's authors.
 
     Args:
         source: folder that `HubModel.save_pretrained` wrote.
         folder: exists.
         layout: one of `families.LAYOUTS`.
+        name: of the model, for messages.
     Raises:
         UserError: the authors have no such models, or a file is broken.
     """
     values = read_values(source / CONFIG_FILE)
     config = own_config(values, source / CONFIG_FILE)
     del values[ENTRY]
-    family = family_in_layout(layout, values["model_type"], is_shifted=config.is_shifted, source=source)
+    family = family_in_layout(layout, values["model_type"], is_shifted=config.is_shifted, source=name)
     try:
         theirs = family.their_config(values, config.mask_token_id)
     except ValueError as error:
-        raise UserError(f"{source} has no place in the layout {layout}: {error}; give --layout plain") from None
+        raise UserError(f"{name} has no place in the layout {layout}: {error}; give --layout plain") from None
     (folder / CONFIG_FILE).write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
     for file in source.glob(HUB_WEIGHTS):
         tensors = {family.their_name(name): tensor for name, tensor in read_safetensors(file).items()}

@@ -28,6 +28,10 @@ from halfstep.settings.base import MAX_CONTEXT_LENGTH
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+HUB_WEIGHTS = "model*.safetensors"
+"""Names of the files of weights in a folder of transformers."""
+INDEX_FILE = "model.safetensors.index.json"
+"""Which of several such files a tensor is in."""
 WRAPPERS = ("module", "_orig_mod", "backbone", "model", "ema", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of tensors' names that are of what was around the network, or a part of it, when it was saved."""
 SAFETENSORS_SUFFIX = ".safetensors"

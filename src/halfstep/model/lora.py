@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 from torch import nn
 
-from halfstep.model.loading import ANOTHER, CONFIG_FILE, check_tensors, read_safetensors, read_values
+from halfstep.model.loading import ANOTHER, CONFIG_FILE, HUB_WEIGHTS, check_tensors, read_safetensors, read_values
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.files import file_hash, write_json
 from halfstep.run.fits import check_peft
@@ -23,9 +23,6 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FILE = "base.json"
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE_FILE)
-
-HUB_WEIGHTS = "model*.safetensors"
-"""Names of the files of weights in a folder."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.hub import HUB_WEIGHTS, INDEX_FILE, is_own, write_as_authors
+from halfstep.model.hub import is_own, write_as_authors
 from halfstep.model.joint import HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE, read_head, save_head
 from halfstep.model.layouts import LAYOUTS
-from halfstep.model.loading import CONFIG_FILE, locate, locate_weights, read_values, save_denoiser
+from halfstep.model.loading import (
+    CONFIG_FILE,
+    HUB_WEIGHTS,
+    INDEX_FILE,
+    locate,
+    locate_weights,
+    read_values,
+    save_denoiser,
+)
 from halfstep.model.lora import ADAPTER_CONFIG_FILE
 from halfstep.model.opening import open_model
 from halfstep.run.errors import UserError
@@ -57,7 +65,7 @@ def export_denoiser(
         layout = layout or "plain"
         with atomic_path(target) as made, _whole(folder, target.parent) as whole:
             made.mkdir()
-            _write_hub(whole, made, layout)
+            _write_hub(whole, made, layout, source)
             _write_card(made, source)
         return layout
     layout = layout or "mdlm"
@@ -92,14 +100,14 @@ def _whole(folder: Path, place: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _write_hub(source: Path, folder: Path, layout: str) -> None:
+def _write_hub(source: Path, folder: Path, layout: str, name: object) -> None:
     if layout == "plain":
         _copy(source, folder, MODEL_FILES)
         return
-    write_as_authors(source, folder, layout)
+    write_as_authors(source, folder, layout, name=name)
     _copy(source, folder, (GENERATION_FILE, *TOKENIZER_FILES))
     if (source / HEAD_CONFIG_FILE).is_file():
-        _LOG.warning("%s: its joint head is left out, since tools of the layout %s know none", source, layout)
+        _LOG.warning("%s: its joint head is left out, since tools of the layout %s know none", name, layout)
 
 
 def _copy(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:
