@@ -19,11 +19,12 @@ def main(
 ) -> None:
     """Record the SHA-256 of the files that a stage's parameters name, so that DVC runs it again when they are edited.
 
+    A model that the first teacher is to begin as is asked for, before anything is made, whether it will do.
     Files that did not change since they were last read are not read again. Where a parameter's files are not on this
     machine, the hashes recorded before are kept.
     """
     from halfstep.run.errors import UserError
-    from halfstep.run.files import read_json, write_json
+    from halfstep.run.files import read_json, resolve_user_path, write_json
     from halfstep.run.inputs import fingerprint, inputs_of
     from halfstep.settings import load_params, named_inputs
 
@@ -50,7 +51,32 @@ def main(
             line = f"{name} is not on this machine: the hashes recorded before are kept"
             console.console.print(line)
             found[name] = recorded[name]
+    if stage == "pretrain" and params.pretrain.init_from is not None:
+        _check_teacher(params, resolve_user_path(params.pretrain.init_from))
     write_json(inputs_path, found)
+
+
+def _check_teacher(params: Any, folder: Path) -> None:
+    """By its config.json and its tokenizer; one of the hub waits until `pretrain` asks for it, maybe elsewhere."""
+    from halfstep.data.tokenizer import make_tokenizer, vocab_size_of
+    from halfstep.model.hub import check_shards
+    from halfstep.model.loading import CONFIG_FILE
+    from halfstep.model.opening import describe_first
+
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    mask_token_id, num_tokens = None, 0
+    if not params.data.tokenizer.source.startswith("train-"):
+        tokenizer = make_tokenizer(params.data.tokenizer, ())
+        mask_token_id, num_tokens = tokenizer.mask_token_id, vocab_size_of(tokenizer)
+    describe_first(
+        params.pretrain,
+        mask_token_id=mask_token_id,
+        num_tokens=num_tokens,
+        length=params.data.context_length,
+        noise_epsilon=params.noise.epsilon,
+    )
+    check_shards(folder)
 
 
 def _is_there(value: Any) -> bool:

@@ -10,21 +10,21 @@ from halfstep.run import console
 
 def main(
     params_path: Annotated[Path, typer.Option("--params", help="Composed parameters, read.")] = Path("params.yaml"),
-    tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
+    teacher_path: Annotated[
+        Path, typer.Option("--teacher", help="First teacher, of which config.json is read.")
+    ] = Path("models/0"),
     metrics_path: Annotated[Path, typer.Option("--metrics", help="Written.")] = Path("metrics/latency.json"),
 ) -> None:
-    """Time a denoiser with several samplers against GPT-2 of the same size with a KV cache.
+    """Time a denoiser with several samplers against GPT-2 of the baseline's size with a KV cache.
 
-    Reads the parameters and the vocabulary's size; writes seconds, spread and tokens per second. The weights are
+    Reads the parameters and the first teacher's sizes; writes seconds, spread and tokens per second. The weights are
     random: an evaluation takes the same time, but a sampler that goes by what is predicted takes the most steps.
     """
     import torch
 
-    from halfstep.data.tokens.manifest import read_manifest
     from halfstep.evaluation.latency import time_generation
-    from halfstep.model.config import DenoiserConfig
-    from halfstep.model.denoiser import Denoiser
     from halfstep.model.gpt2 import new_gpt2
+    from halfstep.model.opening import new_as
     from halfstep.run.device import autocast, select_device, select_precision, set_num_threads
     from halfstep.run.files import write_json
     from halfstep.run.stage_times import record_stage
@@ -37,27 +37,18 @@ def main(
     set_num_threads(params.runtime.num_threads)
     device = select_device(params.runtime.device)
     precision = select_precision(params.runtime.precision, device)
-    vocab_size = read_manifest(tokens_path).vocab_size
     length = settings.length or params.data.context_length
     torch.manual_seed(params.seed)
-    denoiser = Denoiser(
-        DenoiserConfig(
-            vocab_size=vocab_size,
-            mask_token_id=vocab_size - 1,
-            length=length,
-            noise_epsilon=params.noise.epsilon,
-            **params.model.model_dump(),
-        )
-    )
-    autoregressive = new_gpt2(vocab_size=vocab_size, length=length, **params.model.of_baseline)
+    denoiser = new_as(teacher_path)
+    autoregressive = new_gpt2(vocab_size=denoiser.config.num_tokens, length=length, **params.model.of_baseline)
     with autocast(device, precision):
         times = time_generation(
-            denoiser.eval().to(device).logits_at,
+            denoiser.to(device),
             autoregressive.eval().to(device),
             samplers=samplers,
             batch_size=settings.batch_size,
             length=length,
-            mask_token_id=vocab_size - 1,
+            mask_token_id=denoiser.config.mask_token_id,
             num_warmups=settings.num_warmups,
             num_repeats=settings.num_repeats,
             device=device,
@@ -73,7 +64,7 @@ def main(
             "batch_size": settings.batch_size,
             "length": length,
             "num_parameters": {
-                "denoiser": denoiser.num_parameters(),
+                "denoiser": sum(parameter.numel() for parameter in denoiser.parameters()),
                 "autoregressive": autoregressive.num_parameters(),
             },
             **times,

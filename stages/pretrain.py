@@ -32,7 +32,6 @@ def main(
     from halfstep.model.loading import CONFIG_FILE, HUB_WEIGHTS, locate
     from halfstep.model.opening import open_first
     from halfstep.objectives.nelbo import nelbo_objective
-    from halfstep.run.errors import UserError
     from halfstep.run.files import local_or_hub
     from halfstep.settings import load_params
     from halfstep.training.first import check_bound
@@ -45,32 +44,17 @@ def main(
     # New are all weights, or those of a token that a model of others lacks.
     seed_weights(params.seed, "pretrain")
     if settings.init_from is not None:
-        source = local_or_hub(settings.init_from)
-        length, mask_token_id = params.data.context_length, stage.mask_token_id
+        length = params.data.context_length
         model = open_first(
-            source,
-            settings.init_revision,
+            settings,
             num_tokens=vocab_size,
-            mask_token_id=mask_token_id,
+            mask_token_id=stage.mask_token_id,
             length=length,
             noise_epsilon=params.noise.epsilon,
-            is_shifted=settings.init_shift,
-            is_trained=settings.num_train_steps > 0,
         )
         # Of a hub id; the content of local files is part of the key already.
-        found = locate(source, settings.init_revision, CONFIG_FILE, HUB_WEIGHTS)
+        found = locate(local_or_hub(settings.init_from), settings.init_revision, CONFIG_FILE, HUB_WEIGHTS)
         files = [found] if found.is_file() else sorted(found.glob(HUB_WEIGHTS))
-        if (model.config.num_tokens, model.config.mask_token_id) != (vocab_size, mask_token_id):
-            raise UserError(
-                f"pretrain.init_from {settings.init_from} has {model.config.num_tokens} tokens, of which"
-                f" {model.config.mask_token_id} masks, but the tokenizer in {tokenizer_path} has {vocab_size}, of which"
-                f" {mask_token_id} masks: set data.tokenizer.source to the one it was trained with"
-            )
-        if isinstance(model, Denoiser) and model.config.absolute_positions and model.config.length != length:
-            raise UserError(
-                f"pretrain.init_from {settings.init_from} has {model.config.length} absolute positions, but"
-                f" data.context_length is {length}: dvc exp run -S data.context_length={model.config.length}"
-            )
         # It is used at this length from here on; positions that are only rotary have no end.
         model.config = dataclasses.replace(model.config, length=length)
         if settings.num_train_steps:

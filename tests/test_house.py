@@ -252,10 +252,10 @@ NETWORKS_RUN_IN = {"pretrain", "baseline", "rival", "distill", "sample", "latenc
     ],
 )
 def test_a_file_makes_only_the_stages_stale_whose_results_it_decides(file: str, stages: set[str]) -> None:
-    """Besides the report and MLflow's runs, which are made anew in seconds."""
+    """Besides the report and MLflow's runs, which are made anew in seconds, and `inputs`, which always runs."""
     listed = {name: filter(is_code, stage["deps"]) for name, stage in dvc_stages().items()}
     stale = {name for name, deps in listed.items() if any(covers(dep, f"src/halfstep/{file}") for dep in deps)}
-    assert stale - {"report", "track"} == stages
+    assert stale - {"report", "track", "inputs"} == stages
 
 
 def test_params_yaml_is_what_the_groups_compose_to() -> None:
@@ -264,7 +264,9 @@ def test_params_yaml_is_what_the_groups_compose_to() -> None:
     assert composed() == (ROOT / "params.yaml").read_text()
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "gpu", "paper", "paper-medium", "paper-large"])
+@pytest.mark.parametrize(
+    "preset", ["smoke", "laptop", "gpu", "hub", "hub-smoke", "paper", "paper-medium", "paper-large"]
+)
 @pytest.mark.parametrize("data", ["stories", "pydocs", "text", "openwebtext", "hub"])
 def test_every_preset_composes_with_every_corpus_into_parameters_that_load(preset: str, data: str) -> None:
     from halfstep.tools.planning.compose import composed_params
@@ -272,6 +274,7 @@ def test_every_preset_composes_with_every_corpus_into_parameters_that_load(prese
     if preset.startswith("paper") and data == "stories":
         pytest.skip("the paper's continuations are longer than a story's context")
     missing = {"text": ["data.path=a.txt"], "hub": ["data.hub_id=a/b"]}.get(data, [])
+    missing += ["pretrain.init_from=a/c"] if preset.startswith("hub") else []
     params = composed_params([f"preset={preset}", f"data={data}", "rounds=4", *missing], ROOT)
     assert params.preset == preset
     assert (params.schedule, params.models) == (schedule_of(4), models_of(4))

@@ -45,7 +45,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_tokens: Calla
     values["data"].update(context_length=LENGTH)
     values["sample"].update(prefix_length=4, continuation_length=LENGTH, give_ends=True)
     values["runtime"].update(device="cpu", num_threads=1)
-    values["model"].update(num_blocks=2)
     values["evaluate"].update(scorer="models/ar", num_bootstrap_resamples=50, mauve_num_buckets=2, batch_size=4)
     values["frontier"].update(
         samplers=SAMPLERS, student_samplers=SAMPLERS[:1], temperatures=[0.8, 1.0], num_samples=NUM_SAMPLES, batch_size=2

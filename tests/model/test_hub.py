@@ -15,6 +15,7 @@ from halfstep.data.tokenizer import train_bpe_tokenizer
 from halfstep.model.base import MaskedModel
 from halfstep.model.families import family_of
 from halfstep.model.hub import HubModel, open_hub, read_hub
+from halfstep.model.opening import config_of, new_as
 from halfstep.run.errors import UserError
 
 
@@ -57,12 +58,27 @@ def test_what_is_asked_is_the_networks_own_logits(model_type: str, is_shifted: b
     model.save_pretrained(tmp_path / "own")
     assert torch.equal(asked(model, xt, at), found)
     again = read_hub(tmp_path / "own")
-    assert again.config == model.config
+    assert again.config == config_of(tmp_path / "own") == model.config
+    sizes = [
+        {name: weight.shape for name, weight in each.named_parameters()} for each in (model, new_as(tmp_path / "own"))
+    ]
+    assert sizes[0] == sizes[1]
     assert torch.equal(asked(again, xt, at), found)
     auto_class = AutoModelForCausalLM if model_type in DECODERS else AutoModelForMaskedLM
     with torch.no_grad():
         alone = auto_class.from_pretrained(tmp_path / "own").eval()(input_ids=xt).logits
     assert torch.allclose(alone, network(input_ids=xt, **sees_all).logits, atol=1e-5)
+
+
+def test_what_ends_a_text_is_not_taken_for_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = published(tmp_path, "gpt2", pad_token_id=2)
+    warned: list[str] = []
+    monkeypatch.setattr("transformers.modeling_utils.logger.warning_once", warned.append)
+    ends = torch.tensor([[1, MASK, 2]])
+    network(input_ids=ends)
+    assert len(warned) == 1
+    asked(opened(tmp_path, is_shifted=True), ends, ends == MASK)
+    assert len(warned) == 1
 
 
 def test_llada_is_a_llama_under_other_names(tmp_path: Path) -> None:
@@ -134,7 +150,7 @@ def test_a_network_that_is_causal_or_bends_its_logits_is_refused(
 ) -> None:
     network = published(tmp_path, "llama")
     with monkeypatch.context() as patch:
-        patch.setattr("halfstep.model.hub._network", lambda *arguments: network)
+        patch.setattr("halfstep.model.hub.load_pretrained", lambda *arguments, **options: network)
         with pytest.raises(UserError, match=r"is causal: its first position does not see the last token"):
             opened(tmp_path, is_shifted=False)
     forward = type(network).forward

@@ -34,14 +34,6 @@ def params_path(tmp_path: Path) -> Path:
     return path
 
 
-def test_adapters_are_not_tried(params_path: Path) -> None:
-    params = load_params(params_path)
-    lora = params.distill.lora.model_copy(update={"rank": 8})
-    params = params.model_copy(update={"distill": params.distill.model_copy(update={"lora": lora})})
-    with pytest.raises(UserError, match=r"which learn no adapters: -S distill\.lora\.rank=null$"):
-        fit_batch(params, "distill", limit_bytes=GIB, vocab_size=20)
-
-
 def _known(monkeypatch: pytest.MonkeyPatch, peak_of) -> None:
     def known(params, stage, limit_bytes, vocab_size):
         settings = getattr(params, stage)

@@ -68,6 +68,13 @@ def test_a_rival_has_a_run_without_metrics_or_samples(project: Any) -> None:
     assert project.histories(runs.run_ids["ar-1"])["loss"] == [(10, 3.0)]
 
 
+def test_sizes_are_noted_of_what_was_made_from_them(project: Any) -> None:
+    project.params["pretrain"]["init_from"] = "OWNER/NAME"
+    runs, client = project.complete(), project.client()
+    noted = {name: "model.hidden_size" in client.get_run(id).data.params for name, id in runs.run_ids.items()}
+    assert noted == {"ar": True, "0": False, "1": False}
+
+
 def test_runs_hold_what_the_files_hold(project: Any) -> None:
     runs = project.complete()
     mlflow = project.client()

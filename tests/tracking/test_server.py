@@ -28,7 +28,8 @@ CREATE = """
 import sys
 from halfstep.tracking import live
 assert "mlflow" not in sys.modules
-params = {"preset": "smoke", "seed": 0, "model": {}, "baseline": {}, "pretrain": {}, "distill": {},
+params = {"preset": "smoke", "seed": 0, "model": {}, "baseline": {"init_from": None},
+          "pretrain": {"init_from": None}, "distill": {},
           "tracking": {"experiment": "halfstep", "log_models": False}}
 live.FLUSH_SECONDS = 120
 with live.live_run(params, model=sys.argv[1]) as log:

@@ -1,6 +1,7 @@
 """A first teacher or a baseline that starts from another model."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stages import baseline, distill, pretrain
+from stages import baseline, distill, inputs, pretrain
 from tests.model.hub_folders import llada, published
 
 from halfstep.data.tokenizer import train_word_tokenizer
@@ -22,6 +23,8 @@ from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
+from halfstep.tools.planning.compose import composed_params
+from halfstep.training.ema import EMA
 from halfstep.training.first import check_bound
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +97,43 @@ def test_a_teacher_of_the_hub_is_trained_distilled_and_drawn_from(project: Path,
     assert not bool((texts >= 11).any())
 
 
+def test_a_round_of_a_hubs_model_that_is_cut_off_goes_on_bit_for_bit(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its projection is its embedding, too."""
+    values = composed_params(["objective=sdtt"], ROOT).model_dump(mode="json")
+    given = yaml.safe_load(Path("params.yaml").read_text())
+    values |= {name: given[name] for name in ("data", "sample", "runtime", "pretrain", "baseline")}
+    values["pretrain"].update(init_shift=True, num_valid_sequences=4)
+    values["distill"].update(
+        num_train_steps=6, num_warmup_steps=0, batch_size=4, num_valid_sequences=4, checkpoint_every_steps=2
+    )
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    published(Path("my/pretrain"), "qwen2", vocab_size=14)
+    pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+    update, calls = EMA.update, []
+
+    def dies(ema: EMA, model: torch.nn.Module) -> None:
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        update(ema, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EMA, "update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(1, params_path=PATHS[0], tokens_path=PATHS[1], tokenizer_path=PATHS[2])
+    assert not Path("models/1").exists()
+    distill.main(1, params_path=PATHS[0], tokens_path=PATHS[1], tokenizer_path=PATHS[2])
+    files = [*Path("models/1").iterdir(), *Path("states/1").iterdir()]
+    gone_on = {path: path.read_bytes() for path in files}
+    assert Path("models/1/model.safetensors").read_bytes() != Path("models/0/model.safetensors").read_bytes()
+    for folder in ("models/1", "states/1", ".halfstep"):
+        shutil.rmtree(folder)
+    distill.main(1, params_path=PATHS[0], tokens_path=PATHS[1], tokenizer_path=PATHS[2])
+    assert {path: path.read_bytes() for path in files} == gone_on
+
+
 def test_a_teacher_that_does_not_know_its_text_is_refused_untrained(project: Path) -> None:
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["pretrain"].update(num_train_steps=0)
@@ -102,6 +142,43 @@ def test_a_teacher_that_does_not_know_its_text_is_refused_untrained(project: Pat
     # One token alone has no entropy.
     with pytest.raises(UserError, match=r"nats per token, more than the 0\.00 of single tokens"):
         pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "line"),
+    [
+        ("bert", {"max_position_embeddings": 8}, r"my/pretrain has 8 positions: .* -S data\.context_length=8$"),
+        ("bert", {"vocab_size": 11}, r"my/pretrain has 11 tokens, but its tokenizer 12"),
+        ("qwen2", {}, r"is a qwen2: say whether .* pretrain\.init_shift=true or false"),
+        ("llada", {"mask_token_id": 3}, r"masks with token 3, but the tokenizer with 11"),
+        ("llada", {"alibi": True}, r"config\.json that is not one of a llama \(alibi is True"),
+        ("llada", {"model_type": "mystery"}, r"of the type mystery, which cannot be a teacher: known are"),
+        ("llada", {"shard": None}, r"pretrain lacks model-00002-of-00002\.safetensors, which its model.*json names"),
+    ],
+)
+def test_a_teacher_that_will_not_do_is_refused_before_anything_is_made(
+    project: Path, kind: str, entries: dict[str, object], line: str
+) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["data"]["tokenizer"].update(source="data/tokenizer", vocab_size=None)
+    values["pretrain"].update(num_train_steps=0)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    if kind == "llada":
+        llada(Path("my/pretrain"), 14, **{"mask_token_id": 11, **entries})
+    else:
+        published(Path("my/pretrain"), kind, **{"vocab_size": 14, **entries})
+    if "shard" in entries:
+        Path("my/pretrain/model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=line):
+        inputs.main("pretrain", Path("params.yaml"), Path("inputs/pretrain.json"))
+    with pytest.raises(UserError):
+        pretrain.main(*PATHS, Path("models/0"), Path("curves/0.csv"))
+
+
+def test_a_teacher_that_will_do_is_not(project: Path) -> None:
+    published(Path("my/pretrain"), "bert", vocab_size=14)
+    inputs.main("pretrain", Path("params.yaml"), Path("inputs/pretrain.json"))
+    assert Path("inputs/pretrain.json").is_file()
 
 
 @pytest.mark.parametrize("is_shifted", [False, True])

@@ -133,9 +133,15 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
             hub_teacher = model
             hub_teacher.adapt(hub, rank=2, alpha=4, targets=None)
             model = copy.deepcopy(hub_teacher)
-            parallelize_teacher(hub_teacher, devices)
-            steps = TeacherSteps(1 / 8, 2, schedule)
-            objective = sdtt_objective(hub_teacher, steps, divergence=kl_student_teacher, **without_schedule)
+        else:
+            hub_teacher = copy.deepcopy(model).eval()
+            torch.nn.init.normal_(hub_teacher.head.weight, std=0.5)
+        parallelize_teacher(hub_teacher, devices)
+        step_size = 1 / 8 if kind == "lora" else 1 / 128
+        objective = sdtt_objective(
+            hub_teacher, TeacherSteps(step_size, 2, schedule, asks_in_every_step=devices.shards_teacher),
+            divergence=kl_student_teacher, **without_schedule,
+        )  # fmt: skip
     work = Work(kind, folder / "work")
     log: Callable[..., None] = lambda step, values: None  # noqa: E731
     state = fit(work, model, objective, settings, devices, DATA, seed=0, log=log, valid_objective=valid_objective)
@@ -188,7 +194,7 @@ def _all_with_two(root: Path) -> None:
     train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
     train(root / "rivals-2", "rivals", num_train_steps=4)
     train(root / "idlm-2", "idlm", num_train_steps=4)
-    train(root / "hub-2", "hub", num_train_steps=4, strategy="fsdp")
+    train(root / "hub-2", "hub", num_train_steps=4, strategy="fsdp", shard_teacher=True)
     train(root / "lora-2", "lora", num_train_steps=4)
     train(root / "head-2", "head", num_train_steps=4)
     train(root / "joint-2", "joint", num_train_steps=4, strategy="fsdp", shard_teacher=True)

@@ -3,7 +3,7 @@
 DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becomes the mapping that `foreach` in
 `dvc.yaml` expands into `distill@1` ... `distill@N`, `${models:N}` the list behind `sample@m` and `evaluate@m`, and
 `${frontiers:N}` that of `frontier@m`, with the further autoregressive models. `${inputs:}` becomes the list behind
-`inputs@STAGE`, the stages that read files which parameters name.
+`inputs@STAGE`, the stages that read files which parameters name. `${given:KEY}` is KEY, which must not be null.
 """
 
 import os
@@ -74,6 +74,14 @@ def inputs(_root_: DictConfig) -> DictConfig:
     )
 
 
+def given(key: str, _root_: DictConfig) -> object:
+    """A parameter that only the user can say."""
+    if (value := OmegaConf.select(_root_, key)) is None:
+        raise ValueError(f"{key} is null: only you know its value, so it has to be given, as -S {key}=FOLDER")
+    return value
+
+
+OmegaConf.register_new_resolver("given", given, replace=True)
 OmegaConf.register_new_resolver("rounds", schedule, replace=True)
 OmegaConf.register_new_resolver("models", models, replace=True)
 OmegaConf.register_new_resolver("frontiers", frontiers, replace=True)

@@ -26,7 +26,7 @@ from halfstep.evaluation.scorer import Scorer, load_scorer, scorer_of, text_feat
 from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, write_frontier
 from halfstep.model.base import MaskedModel
 from halfstep.model.joint import JointModel
-from halfstep.model.opening import open_with_tokenizer
+from halfstep.model.opening import config_of, open_with_tokenizer
 from halfstep.run import console, ranks
 from halfstep.run.device import autocast, select_device, select_precision
 from halfstep.run.errors import nan_as_user_error
@@ -69,7 +69,7 @@ def draw_way(
         model: in evaluation mode, on `device`, whose name is `name`.
         sampler, temperature: the way.
         x_init: tokens given, and the mask token everywhere else, int64 [num_samples, length].
-        relative_depth: the model's blocks over those of a denoiser, which all rounds share.
+        relative_depth: the model's blocks over those of the first teacher, which all rounds share.
         mask_token_id: of x_init.
         seed: of the samples.
         batch_size: samples drawn together.
@@ -208,10 +208,14 @@ def share_solved(
     return sum(is_solved(documents_of(ids, tokenizer)[0], prompt) for ids, prompt in pairs) / len(samples)
 
 
-def measure_model(model_name: str, params: Params, *, model_path: Path, frontier_path: Path, tokens_path: Path) -> None:
+def measure_model(
+    model_name: str, params: Params, *, model_path: Path, teacher_path: Path, frontier_path: Path, tokens_path: Path
+) -> None:
     """Measure a model in every way that the parameters name, and write its rows and samples to `frontier_path`.
 
-    Cut off, it goes on after the last batch. Where several processes share the work, the main one writes.
+    Evaluations of an autoregressive model are weighted by its blocks over those of the first teacher, of which
+    config.json is read. Cut off, it goes on after the last batch. Where several processes share the work, the main one
+    writes.
     """
     settings = params.frontier
     device = select_device(params.runtime.device)
@@ -226,7 +230,7 @@ def measure_model(model_name: str, params: Params, *, model_path: Path, frontier
         if isinstance(model, MaskedModel):
             samplers = samplers_of(settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers)
         else:
-            relative_depth = model.config.num_hidden_layers / params.model.num_blocks
+            relative_depth = model.config.num_hidden_layers / config_of(teacher_path).num_blocks
         puzzles = puzzles_of(params, tokenizer)
         kinds: Sequence[Puzzles | None] = puzzles or [None]
         ways = [*product(samplers, settings.temperatures, kinds)]

@@ -25,7 +25,7 @@ from halfstep.model.lora import (
     read_adapter,
     write_adapter,
 )
-from halfstep.run.errors import UserError, one_line
+from halfstep.run.errors import UserError, first_of, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -61,6 +61,10 @@ class _Passed(nn.Module):
         return x
 
 
+def _nothing_is_padded(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    pass
+
+
 class HubModel(nn.Module):
     """A network of transformers, without its projection, and that projection: a `MaskedModel`.
 
@@ -73,6 +77,8 @@ class HubModel(nn.Module):
         network.set_output_embeddings(_Passed())
         # Rows are never padded: where EOS pads, its embedding would not learn.
         network.get_input_embeddings().padding_idx = None
+        # Every call would wait for the device, to warn of what ends a text and pads elsewhere.
+        network.base_model.warn_if_padding_and_no_attention_mask = _nothing_is_padded
         self.network = network
         self.config = config
         self.adapter: Adapter | None = None
@@ -96,7 +102,7 @@ class HubModel(nn.Module):
             bias = bias.masked_fill(unknown, -torch.inf)
         return weight, bias
 
-    def adapt(self, base: Path, *, rank: int, alpha: int, targets: Sequence[str] | None) -> None:
+    def adapt(self, base: Path | None, *, rank: int, alpha: int, targets: Sequence[str] | None) -> None:
         """Give it an adapter that changes nothing yet; see `add_adapter`."""
         self.adapter = add_adapter(self.network, base, rank=rank, alpha=alpha, targets=targets)
         self.requires_grad_()
@@ -197,16 +203,77 @@ def own_config(values: Mapping[str, Any], path: Path) -> HubConfig:
         raise UserError(f"{path}: {ENTRY} is not as halfstep writes it ({one_line(error)})") from None
 
 
+@dataclass(frozen=True)
+class Description:
+    """A model as its config.json has it, which costs nothing to read.
+
+    Attributes:
+        source, revision: where its weights are.
+        family: how they are read.
+        network: transformers' configuration.
+        config: ours.
+    """
+
+    source: str | Path
+    revision: str | None
+    family: Family
+    network: "PreTrainedConfig"
+    config: HubConfig
+
+    def with_weights(self) -> HubModel:
+        """The model, on the CPU, float32, in evaluation mode, with new weights of the tokens that it lacks.
+
+        Raises:
+            UserError: tensors are missing or left over, it is causal, or its logits are not a projection.
+        """
+        network = load_pretrained(
+            self._auto_class,
+            self.source,
+            self.revision,
+            config=lambda: self.network,
+            what="masked language model",
+            key_mapping=self.family.key_mapping,
+            may_be_left=NOT_PREDICTED_FROM,
+        )
+        if self.network.vocab_size < self.config.vocab_size:
+            network.resize_token_embeddings(self.config.vocab_size)
+        return _checked(HubModel(network, self.config), self.source)
+
+    def without_weights(self) -> HubModel:
+        """A model of these sizes with random weights, which torch's own generator draws, in evaluation mode."""
+        configuration = copy.deepcopy(self.network)
+        configuration.vocab_size = self.config.vocab_size
+        network = self._auto_class.from_config(configuration, dtype=torch.float32).eval()
+        # Not tied are those that transformers was asked not to draw.
+        network.tie_weights()
+        return HubModel(network, self.config)
+
+    @property
+    def _auto_class(self) -> Any:
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+        return AutoModelForCausalLM if self.family.is_decoder else AutoModelForMaskedLM
+
+
+def describe_own(source: str | Path, revision: str | None = None) -> Description:
+    """What `HubModel.save_pretrained` wrote, in a folder or on the hub.
+
+    Raises:
+        UserError: config.json is broken.
+    """
+    path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
+    values = read_values(path)
+    family = family_of(values, source)
+    return Description(source, revision, family, _configuration(source, values, family), own_config(values, path))
+
+
 def read_hub(source: str | Path, revision: str | None = None) -> HubModel:
     """Read what `HubModel.save_pretrained` wrote, from a folder or the hub.
 
     Raises:
         UserError: a file is broken, or the network is not what config.json says.
     """
-    path = locate(source, revision, CONFIG_FILE) / CONFIG_FILE
-    values = read_values(path)
-    config = own_config(values, path)
-    return _checked(HubModel(_network(source, revision, values, family_of(values, source)), config), source)
+    return describe_own(source, revision).with_weights()
 
 
 def read_adapted(folder: Path) -> HubModel:
@@ -222,34 +289,33 @@ def read_adapted(folder: Path) -> HubModel:
     return model.requires_grad_()
 
 
-def open_hub(
+def describe_hub(
     source: str | Path,
     revision: str | None,
     *,
-    mask_token_id: int,
+    mask_token_id: int | None,
     num_tokens: int,
     length: int,
     noise_epsilon: float,
     is_shifted: bool | None = None,
     is_trained: bool = False,
-) -> HubModel:
-    """Open a masked language model of the hub.
+) -> Description:
+    """A masked language model of the hub, without its weights.
 
     Args:
         source: folder or hub id.
         revision: branch, tag or commit of a hub id.
-        mask_token_id, num_tokens: of the tokenizer.
+        mask_token_id, num_tokens: of the tokenizer; None where it is not known, for the model's own.
         length, noise_epsilon: see `HubConfig`.
         is_shifted: whether a position's state predicts the token after it, where the model's type does not settle it.
         is_trained: it will be: then tokens are added that it lacks, such as one that masks.
     Raises:
-        UserError: it is of a kind that cannot be read, masks with another token, has too few rows or positions, is
-            causal, or makes its logits in a way that is not a projection; or whether it is shifted must be said, or was
-            said wrongly.
+        UserError: it is of a kind that cannot be read, masks with another token, or has too few rows or positions; or
+            whether it is shifted must be said, or was said wrongly.
     """
     values = read_values(locate(source, revision, CONFIG_FILE) / CONFIG_FILE)
     if is_own(values):
-        return read_hub(source, revision)
+        return describe_own(source, revision)
     family = family_of(values, source)
     if family.is_shifted is None and is_shifted is None:
         raise UserError(
@@ -259,56 +325,74 @@ def open_hub(
     if None not in (family.is_shifted, is_shifted) and is_shifted != family.is_shifted:
         raise UserError(f"pretrain.init_shift is {is_shifted}, but models of the kind of {source} have it otherwise")
     named = values.get("mask_token_id")
+    if mask_token_id is None:
+        mask_token_id = num_tokens - 1 if named is None else named
     if named not in (None, mask_token_id):
         raise UserError(
             f"{source} masks with token {named}, but the tokenizer with {mask_token_id}: set data.tokenizer.source to"
             " the model's own"
         )
-    network = _network(source, revision, values, family)
-    most = getattr(network.config, "max_position_embeddings", length)
+    network = _configuration(source, values, family)
+    most = getattr(network, "max_position_embeddings", length)
     # RoBERTa and its like count positions from behind the one of padding.
     if "roberta" in family.model_type or family.model_type == "camembert":
-        most -= network.config.pad_token_id + 1
+        most -= network.pad_token_id + 1
     if length > most:
         raise UserError(f"{source} has {most} positions: dvc exp run -S data.context_length={most}")
-    rows = network.get_output_embeddings().weight.shape[0]
-    if rows < num_tokens and is_trained:
-        network.resize_token_embeddings(rows := num_tokens)
-    if rows < num_tokens:
+    rows = network.vocab_size
+    if rows < num_tokens and not is_trained:
         raise UserError(
             f"{source} has {rows} tokens, but its tokenizer {num_tokens}: set data.tokenizer.source to the model's"
             " own, or train it to know them: pretrain.num_train_steps"
         )
     config = HubConfig(
-        vocab_size=rows,
+        vocab_size=max(rows, num_tokens),
         mask_token_id=mask_token_id,
         length=length,
         noise_epsilon=noise_epsilon,
-        num_blocks=network.config.num_hidden_layers,
+        num_blocks=network.num_hidden_layers,
         num_tokens=num_tokens,
         is_shifted=bool(is_shifted if family.is_shifted is None else family.is_shifted),
     )
-    return _checked(HubModel(network, config), source)
+    return Description(source, revision, family, network, config)
 
 
-def _network(source: str | Path, revision: str | None, values: dict[str, Any], family: Family) -> "PreTrainedModel":
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+def check_shards(folder: Path) -> None:
+    """Check that the files of weights are there which a model's index names, if it has one.
 
-    def config() -> "PreTrainedConfig":
-        left_out = ("model_type", "auto_map", "architectures", ENTRY)
+    Raises:
+        UserError: some are not.
+    """
+    path = folder / INDEX_FILE
+    named = set(read_values(path)["weight_map"].values()) if path.is_file() else set()
+    if lacking := [name for name in sorted(named) if not (folder / name).is_file()]:
+        raise UserError(f"{folder} lacks {first_of(lacking)}, which its {INDEX_FILE} names: copy the model again")
+
+
+def open_hub(source: str | Path, revision: str | None, **given: Any) -> HubModel:
+    """Open a masked language model of the hub; see `describe_hub` and `Description.with_weights`."""
+    return describe_hub(source, revision, **given).with_weights()
+
+
+def _configuration(source: str | Path, values: dict[str, Any], family: Family) -> "PreTrainedConfig":
+    """Transformers' own, of a network that looks at both sides.
+
+    Raises:
+        UserError: config.json does not make one.
+    """
+    from transformers import AutoConfig
+
+    left_out = ("model_type", "auto_map", "architectures", ENTRY)
+    # Nobody says what the configurations of all kinds of models raise.
+    try:
         own = family.config({name: value for name, value in values.items() if name not in left_out})
         # transformers' attention looks at both sides where a configuration says so.
         return AutoConfig.for_model(family.model_type, **{**own, "is_causal": False, "use_cache": False})
-
-    return load_pretrained(
-        AutoModelForCausalLM if family.is_decoder else AutoModelForMaskedLM,
-        source,
-        revision,
-        config=config,
-        what="masked language model",
-        key_mapping=family.key_mapping,
-        may_be_left=NOT_PREDICTED_FROM,
-    )
+    except Exception as error:
+        raise UserError(
+            f"{source} has a config.json that is not one of a {family.model_type} ({one_line(error)}); give another"
+            " model"
+        ) from None
 
 
 @torch.no_grad()

@@ -47,12 +47,12 @@ class Adapter:
 
 
 def add_adapter(
-    network: "PreTrainedModel", base: Path, *, rank: int, alpha: int, targets: Sequence[str] | None
+    network: "PreTrainedModel", base: Path | None, *, rank: int, alpha: int, targets: Sequence[str] | None
 ) -> Adapter:
     """Freeze a network and give it an adapter, in place, that changes nothing yet; torch's own generator draws it.
 
     Args:
-        base: folder that the network was read from.
+        base: folder that the network was read from; None where nothing is written.
         rank, alpha, targets: see `Adapter`; None are all linear layers.
     Raises:
         UserError: it has no layer of a name, or peft is not installed.
@@ -64,10 +64,12 @@ def add_adapter(
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             ends = sorted({name.rpartition(".")[2] for name in layers})
             raise UserError(
-                f"distill.lora.targets has {target}, but the linear layers of {base} are {', '.join(ends)}; null is all"
+                f"distill.lora.targets has {target}, but the linear layers of {base or 'the teacher'} are"
+                f" {', '.join(ends)}; null is all"
             )
     is_transposed = any(isinstance(module, Conv1D) for module in layers.values())
-    adapter = Adapter(str(base), hashes_of(base), rank, alpha, tuple(sorted(targets or layers)), is_transposed)
+    hashes = {} if base is None else hashes_of(base)
+    adapter = Adapter(str(base), hashes, rank, alpha, tuple(sorted(targets or layers)), is_transposed)
     _inject(adapter, network)
     return adapter
 

@@ -57,11 +57,11 @@ class Costs:
     num_at_once: int = 1
 
 
-def adapt(teacher: MaskedModel, path: Path, settings: LoraSettings) -> None:
+def adapt(teacher: MaskedModel, path: Path | None, settings: LoraSettings) -> None:
     """Give a teacher an adapter, in place, if it has none and its student is to have one: the student copies it.
 
     Args:
-        path: folder that the teacher was read from.
+        path: folder that the teacher was read from; None where nothing is written.
     Raises:
         UserError: it is no network of transformers, or has an adapter of other sizes.
     """

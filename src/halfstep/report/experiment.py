@@ -92,7 +92,7 @@ class Experiment:
             folder,
             params.frontiers,
             entropy.value,
-            num_blocks=params.model.num_blocks,
+            num_blocks=None if params.baseline.init_from else params.model.num_blocks,
             num_resamples=params.evaluate.num_bootstrap_resamples,
             seed=params.seed,
         )

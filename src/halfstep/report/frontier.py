@@ -21,7 +21,7 @@ from halfstep.metrics.frontier import (
 )
 from halfstep.report.records import ANCESTRAL, MISSING, format_number
 from halfstep.run.files import write_csv, write_json
-from halfstep.settings.graph import BASELINE, FIRST_TEACHER
+from halfstep.settings.graph import BASELINE, FIRST_TEACHER, depth_of
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
 """Numbers of evaluations that the table asks about."""
@@ -52,13 +52,13 @@ class Frontier:
     Attributes:
         curves: of every model.
         entropy: of the validation text, at which curves are compared.
-        num_blocks: of the first teacher.
+        num_blocks: of the baseline; None where it is of others.
         num_resamples, seed: of the intervals.
     """
 
     curves: Sequence[Curve]
     entropy: float
-    num_blocks: int
+    num_blocks: int | None
     num_resamples: int
     seed: int
 
@@ -112,9 +112,8 @@ class Frontier:
             is_family: without the budget.
         """
         if way.model.startswith(BASELINE):
-            row = self._curve(way).rows[0]
-            depth = round(self.num_blocks * row.equivalent_evaluations / row.evaluations)
-            return f"autoregressive, {depth} block{'s' * (depth != 1)}"
+            depth = depth_of(way.model) or self.num_blocks
+            return f"autoregressive, {depth} block{'s' * (depth != 1)}" if depth else "autoregressive"
         return name_of(way, self._shared, is_family=is_family)
 
     def value(self, way: AtEntropy | None) -> str:
@@ -151,7 +150,7 @@ class Frontier:
 
 
 def read_frontier(
-    folder: Path, models: Sequence[str], entropy: float, *, num_blocks: int, num_resamples: int, seed: int
+    folder: Path, models: Sequence[str], entropy: float, *, num_blocks: int | None, num_resamples: int, seed: int
 ) -> Frontier:
     """Read what the stages `frontier@MODEL` wrote; a model that is not there was not drawn.
 

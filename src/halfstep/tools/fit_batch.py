@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 
 from halfstep.run.device import select_device
-from halfstep.run.errors import UserError
 from halfstep.settings import Params
 from halfstep.tools.trial import EXIT_TOO_MUCH
 
@@ -44,13 +43,7 @@ def fit_batch(
         stage: one of `STAGES`.
         limit_bytes: memory a process may have; None, on an accelerator, is all of it.
         vocab_size: tokens, the mask token included.
-    Raises:
-        UserError: a round is to learn adapters, which is not tried.
     """
-    if stage == "distill" and params.distill.lora.rank is not None:
-        raise UserError(
-            "fit-batch tries networks of the section model, which learn no adapters: -S distill.lora.rank=null"
-        )
     trials: list[Trial] = []
 
     def largest(candidates: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from halfstep.diffusion.schedule import LogLinearSchedule
-from halfstep.model.config import DenoiserConfig
-from halfstep.model.denoiser import Denoiser
+from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation, distillation_objective, student_of
+from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
@@ -28,6 +27,7 @@ from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import Uniforms
 from halfstep.settings import Params
 from halfstep.settings.training import TrainingSettings
+from halfstep.tools.planning.teacher import new_teacher
 from halfstep.training.loop import Hooks, train
 from halfstep.training.parallel import Devices, make_devices, parallelize, parallelize_teacher
 from halfstep.training.state import Trained, TrainState
@@ -75,17 +75,6 @@ def _be_the_first_to_go() -> None:
         score.write_text("1000")
 
 
-def _denoiser(params: Params, vocab_size: int) -> Denoiser:
-    config = DenoiserConfig(
-        vocab_size=vocab_size,
-        mask_token_id=vocab_size - 1,
-        length=params.data.context_length,
-        noise_epsilon=params.noise.epsilon,
-        **params.model.model_dump(),
-    )
-    return Denoiser(config)
-
-
 def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: bool = True) -> None:
     """A stage's own loop on made-up tokens: two steps, the second with the optimizer's moments beside it, a validation.
 
@@ -101,6 +90,9 @@ def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: 
     at_once = settings.batch_size // num_parts if masks_most else None
     model, objective, valid_objective = _objectives(params, stage, vocab_size, at_once, devices)
     x0 = torch.randint(vocab_size - 1, (settings.batch_size, params.data.context_length))
+    if isinstance(model, MaskedModel):
+        # No text holds the token that masks.
+        x0 += x0 == model.config.mask_token_id
     two_steps = {
         "num_train_steps": 2, "learning_rate": 0.0, "validate_every_steps": 2, "on_nonfinite": "stop",
         "checkpoint_every_seconds": float("inf"), "checkpoint_every_steps": None,
@@ -139,7 +131,7 @@ def _objectives(
         model = new_gpt2(vocab_size=vocab_size, length=length, fills_in=bool(numbers), **sizes)
         objective = autoregressive_objective(numbers, mask_token_id=vocab_size - 1)
         return model, objective, objective
-    denoiser = _denoiser(params, vocab_size)
+    denoiser = new_teacher(params, vocab_size)
     schedule = LogLinearSchedule(params.noise.epsilon)
     settings = params.distill if stage == "distill" else params.pretrain
     # The times of n sequences lie in n equal parts of [min_time, 1]; leaving the first out masks about as many tokens
@@ -149,6 +141,7 @@ def _objectives(
     valid = nelbo_objective(schedule=schedule, min_time=settings.min_time, mask_token_id=mask_token_id)
     if stage == "pretrain":
         return denoiser, nelbo_objective(schedule=schedule, min_time=min_time, mask_token_id=mask_token_id), valid
+    adapt(denoiser, None, params.distill.lora)
     student = student_of(denoiser, params.distill)
     assert isinstance(student, nn.Module)
     teacher = denoiser.eval()
@@ -159,8 +152,8 @@ def _objectives(
 
 def _sample(params: Params, vocab_size: int, device: torch.device) -> None:
     """One batch in the fewest denoising steps asked for, which unmask the most tokens at once."""
-    denoiser = _denoiser(params, vocab_size).eval().to(device)
-    shape, mask = (params.sample.batch_size, params.data.context_length), vocab_size - 1
+    denoiser = new_teacher(params, vocab_size).eval().to(device)
+    shape, mask = (params.sample.batch_size, params.data.context_length), denoiser.config.mask_token_id
     u_time, u_token = Uniforms(0, range(shape[0]), shape[1]).first
     x_init = torch.full(shape, mask, device=device)
     num_steps = min(params.sample.num_steps)

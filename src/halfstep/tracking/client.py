@@ -246,12 +246,14 @@ class Pipeline:
         """The run of one model, with the parameters that it is made with; another one is deleted for it."""
         if instead_of is not None:
             self.client.delete_run(instead_of.info.run_id)
-        values = {name: self._params[name] for name in ("model", "seed")}
         name = {BASELINE: "autoregressive", FIRST_TEACHER: "teacher"}.get(model, f"round {model}")
         section = {BASELINE: "baseline", FIRST_TEACHER: "pretrain"}.get(model, "distill")
+        # What a model of others begins as has sizes of its own.
+        taken = self._params["baseline" if section == "baseline" else "pretrain"]["init_from"]
+        values = {key: self._params[key] for key in (("seed",) if taken else ("model", "seed"))}
         if depth := depth_of(model):
             name, section = f"autoregressive, {depth} block{'s' * (depth != 1)}", "baseline"
-            values["model"] = {**values["model"], "num_blocks": depth}
+            values["model"] = {**self._params["model"], "num_blocks": depth}
         key = {PARENT_TAG: self.parent.info.run_id, MODEL_TAG: model, KIND_TAG: "model"}
         tags = {tag: self.parent.data.tags.get(tag) for tag in (EXPERIMENT_TAG, PRESET_TAG, USER_TAG, COMMIT_TAG)}
         tags[ROUND_TAG] = model if model.isdigit() else None

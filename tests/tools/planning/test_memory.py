@@ -18,6 +18,7 @@ from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.planning.memory import Lora, Memory, training_memory
 from halfstep.tools.planning.networks import Network, count_parameters
 from halfstep.tools.planning.plan import GPUS, USABLE_SHARE
+from halfstep.tools.planning.teacher import teacher_network
 from halfstep.tools.trial import train_two_steps
 from halfstep.training.parallel import hold_in_bf16
 from halfstep.training.state import Trained
@@ -65,6 +66,16 @@ def test_the_formula_is_right_to_a_quarter(network: Network, stage: str, batch_s
     assert planned.total == pytest.approx(measured_bytes(params, stage), rel=0.25)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_the_formula_is_right_to_a_quarter_for_a_hubs_model(kind: str, tmp_path: Path) -> None:
+    """Of other sizes than `model` has."""
+    published(tmp_path, kind, hidden_size=64, num_hidden_layers=5, intermediate_size=160, vocab_size=512)
+    given = [f"pretrain.init_from={tmp_path}", "pretrain.init_shift=true"]
+    params = params_of(NETWORK, 8, *given)
+    planned = training_memory(params, teacher_network(params, NETWORK.vocab_size), "distill", 1)
+    assert planned.total == pytest.approx(measured_bytes(params, "distill"), rel=0.25)
+
+
 def distilled(*overrides: str) -> Memory:
     return training_memory(params_of(NETWORK, 16, *overrides), NETWORK, "distill", 1)
 
@@ -101,7 +112,7 @@ def wide_llama(folder: Path, rank: int) -> HubModel:
 
 @pytest.mark.parametrize("rank", [8, 64])
 def test_a_round_of_adapters_takes_what_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setattr("halfstep.tools.trial._denoiser", lambda *given: wide_llama(tmp_path, rank))
+    monkeypatch.setattr("halfstep.tools.trial.new_teacher", lambda *given: wide_llama(tmp_path, rank))
     params = params_of(WIDE, 4, "objective=sdtt")
     planned = training_memory(params, WIDE, "distill", 1, Lora.of(wide_llama(tmp_path, rank)))
     assert planned.total == pytest.approx(measured_bytes(params, "distill"), rel=0.1)

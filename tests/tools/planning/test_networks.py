@@ -1,16 +1,20 @@
 """Parameters and arithmetic of the closed forms against the networks themselves."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tests.model.hub_folders import MASK, NUM_TOKENS, SIZES, published
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import FREQUENCY_EMBEDDING_SIZE, Denoiser
 from halfstep.model.gpt2 import new_gpt2
+from halfstep.model.hub import describe_hub
 from halfstep.tools.planning.networks import Network, count_parameters, forward_flops
+from halfstep.tools.planning.teacher import count_hub
 
 TINY = Network(vocab_size=37, hidden_size=24, num_blocks=3, num_heads=2, length=10, cond_dim=5)
 PLACED = replace(TINY, absolute_positions=True)
@@ -75,3 +79,27 @@ def test_flops_of_a_forward_pass_are_those_that_torch_counts() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         new_baseline(baseline_of(TINY))(xt)
     assert counter.get_total_flops() == forward_flops(baseline_of(TINY), xt.numel(), xt.numel(), TINY.length)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "modernbert", "bert", "gpt2"])
+def test_a_hubs_model_has_and_computes_what_torch_counts(kind: str, tmp_path: Path) -> None:
+    """At a length at which it was not counted; grouped heads, gated MLPs, a tied projection, a transform before it."""
+    published(tmp_path, kind)
+    given = {"mask_token_id": MASK, "num_tokens": NUM_TOKENS, "length": 24, "noise_epsilon": 1e-3}
+    described = describe_hub(tmp_path, None, **given, is_shifted=False)
+    counted = count_hub(described)
+    model = described.with_weights()
+    xt = torch.randint(NUM_TOKENS, (3, 24))
+    at = torch.rand(xt.shape) < 0.4
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.hidden_at(xt, at)
+        body = counter.get_total_flops()
+    assert forward_flops(counted, xt.numel(), 0, 24) == body
+    assert forward_flops(counted, 0, 1, 24) == 2 * 32 * SIZES["vocab_size"]
+    parts = count_parameters(counted)
+    assert parts.total == sum(parameter.numel() for parameter in model.parameters())
+    blocks = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    assert parts.blocks == sum(parameter.numel() for parameter in blocks.parameters())
+    assert parts.embedding == SIZES["vocab_size"] * 32
+    is_tied = kind in ("qwen2", "gpt2", "bert", "modernbert")
+    assert parts.projection == sum(p.numel() for p in model.head.parameters()) - (parts.embedding if is_tied else 0)

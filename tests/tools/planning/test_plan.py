@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.model.hub_folders import MASK, VOCAB, published
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from halfstep.data.tokenizer import train_word_tokenizer, with_mask_token
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.hub import open_hub
 from halfstep.objectives import nelbo
 from halfstep.objectives.distillation import Costs, Distillation, distillation_objective, student_of
 from halfstep.run.errors import UserError
@@ -23,7 +25,7 @@ from halfstep.settings import load_params
 from halfstep.tools.cli import app
 from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
-from halfstep.tools.planning.memory import FLOAT
+from halfstep.tools.planning.memory import FLOAT, Lora
 from halfstep.tools.planning.networks import Network, forward_flops
 from halfstep.tools.planning.plan import GPUS, STATE, Plan, expected_evaluations, make_plan, training_flops
 from halfstep.training.ema import EMA
@@ -77,10 +79,20 @@ def test_what_is_said_to_fit_does(paper: Plan) -> None:
     assert pretrain.memory.total > 80e9
 
 
-def test_a_run_that_trains_no_teacher_needs_nothing_for_it() -> None:
-    plan = plan_of("preset=paper", "pretrain.num_train_steps=0", "pretrain.init_from=a/b")
+def test_a_run_is_planned_by_the_teacher_that_is_opened_and_needs_nothing_to_train_it(tmp_path: Path) -> None:
+    model = published(tmp_path, "modernbert", max_position_embeddings=2048)
+    teacher = ["pretrain.num_train_steps=0", f"pretrain.init_from={tmp_path}", "data.tokenizer.source=a/b"]
+    params = composed_params(["preset=paper", *teacher], ROOT)
+    vocab_size = known_vocab_size(params, None, None)
+    assert vocab_size.value == model.config.vocab_size
+    plan = make_plan(params, vocab_size, None)
+    assert plan.denoiser.total == sum(parameter.numel() for parameter in model.parameters())
+    assert plan.autoregressive.blocks == 12 * (12 * 768**2 + 13 * 768), "as `model` says"
     assert plan.works[0].flops == 0
     assert plan.loads[0].stage == "baseline"
+    assert plan.disk["states"] == 7 * FLOAT * STATE * plan.denoiser.total
+    Denoiser(DenoiserConfig(9, 8, 1024, 8, 1, 2, 8, 0.0, 1e-3)).save_pretrained(tmp_path)
+    assert make_plan(params, Known(9, "a test"), None).denoiser.embedding == 9 * 8
 
 
 def test_an_objective_says_in_its_file_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +141,26 @@ def test_evaluations_are_the_mean_number_of_steps_in_which_anything_unmasks(num_
     assert expected_evaluations(num_steps, num_masked) == pytest.approx(mean)
 
 
-def test_a_plan_says_that_it_does_not_count_by_adapters() -> None:
-    assert not any("adapters" in line for line in plan_of("preset=paper").left_out)
-    lora = plan_of("preset=paper", "distill.lora.rank=8", "pretrain.init_from=a/b").left_out
-    assert any("adapters" in line for line in lora)
+def test_rounds_that_learn_adapters_are_planned_by_them(tmp_path: Path) -> None:
+    """Against an adapter that was made."""
+    published(tmp_path, "llama", max_position_embeddings=1024)
+    overrides = ["preset=paper", f"pretrain.init_from={tmp_path}", "pretrain.init_shift=false"]
+    whole, adapted = (
+        make_plan(composed_params([*overrides, *more], ROOT), Known(VOCAB, "a test"), None)
+        for more in ((), ("distill.lora.rank=4", "distill.lora.targets=[q_proj]"))
+    )
+    model = open_hub(
+        tmp_path, None, mask_token_id=MASK, num_tokens=VOCAB, length=1024, noise_epsilon=1e-3, is_shifted=False
+    )
+    model.adapt(tmp_path, rank=4, alpha=4, targets=["q_proj"])
+    lora = Lora.of(model)
+    assert (lora.base, lora.adapter) == (whole.denoiser.total, 2 * 2 * 4 * 32)
+    by_stage = {load.stage: load.memory for load in adapted.loads}
+    assert by_stage["distill"].optimizer == 2 * FLOAT * lora.adapter
+    assert by_stage["pretrain"] == next(load.memory for load in whole.loads if load.stage == "pretrain")
+    assert adapted.disk["states"] == 7 * FLOAT * STATE * lora.adapter
+    assert whole.disk["models"] - adapted.disk["models"] == 7 * FLOAT * (lora.base - lora.adapter)
+    assert any("frozen" in line for line in adapted.left_out)
 
 
 def test_a_training_state_has_the_size_that_is_planned(tmp_path: Path) -> None:

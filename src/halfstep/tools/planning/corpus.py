@@ -8,6 +8,7 @@ from halfstep.run.errors import UserError
 from halfstep.run.files import resolve_user_path
 from halfstep.settings import Params, load_params
 from halfstep.tools.planning.networks import GPT2_SIZES, GPT2_VOCAB_SIZE
+from halfstep.tools.planning.teacher import teacher_vocab_size
 
 HUB_CORPORA = {"Skylion007/openwebtext": 9_000_000_000}
 """Tokens of public corpora under GPT-2's tokenizer, by hub id: OpenWebText has about nine billion."""
@@ -59,6 +60,8 @@ def known_vocab_size(params: Params, manifest: Manifest | None, given: int | Non
         return Known(len(loaded) + (loaded.mask_token is None), f"{tokenizer.source} and a mask token")
     if tokenizer.source.removeprefix("openai-community/") in GPT2_SIZES:
         return Known(GPT2_VOCAB_SIZE + 1, f"{tokenizer.source}'s tokenizer and a mask token")
+    if params.pretrain.init_from is not None:
+        return Known(teacher_vocab_size(params), "rows of pretrain.init_from's projection")
     raise UserError(
         f"how many tokens the tokenizer {tokenizer.source} has is known when it is loaded: give --vocab-size, the mask"
         " token included, or a local folder in data.tokenizer.source"

@@ -13,7 +13,7 @@ from halfstep.objectives.distillation import Costs
 from halfstep.settings import Params
 from halfstep.settings.plugins import plugin_module
 from halfstep.settings.training import TrainingSettings, num_parts
-from halfstep.tools.planning.networks import Network, count_parameters
+from halfstep.tools.planning.networks import HubNetwork, Network, count_parameters
 from halfstep.training.parallel import frozen_matrices, trained
 
 FLOAT = 4
@@ -98,7 +98,7 @@ def distillation_costs(params: Params, round_index: int, num_blocks: int) -> Cos
 
 
 def training_memory(
-    params: Params, network: Network, stage: str, num_accumulation_steps: int, lora: Lora | None = None
+    params: Params, network: Network | HubNetwork, stage: str, num_accumulation_steps: int, lora: Lora | None = None
 ) -> Memory:
     """What a step of pretrain, baseline or distill takes on a device.
 
@@ -130,11 +130,14 @@ def training_memory(
         teacher = FLOAT * (lora.base + lora.adapter)
         teacher += 2 * (lora.projection - lora.matrices) if precision == "bf16" else 0
 
-    width = network.hidden_size * num_tokens
-    kept = (KEPT_BY_DENOISER if network.is_denoiser else KEPT_BY_GPT2)[precision]
+    if isinstance(network, HubNetwork):
+        kept = network.kept[precision] / network.num_blocks
+    else:
+        kept = (KEPT_BY_DENOISER if network.is_denoiser else KEPT_BY_GPT2)[precision] * network.hidden_size
     # With gradient checkpointing the input of each block, and all of the one that is computed again.
-    per_width = FLOAT * network.num_blocks + kept if launch.gradient_checkpointing else kept * network.num_blocks
-    activations = per_width * width * costs.num_at_once
+    residuals = FLOAT * network.hidden_size * network.num_blocks
+    per_token = residuals + kept if launch.gradient_checkpointing else kept * network.num_blocks
+    activations = per_token * num_tokens * costs.num_at_once
     # GPT-2's logits are made for all tokens, a denoiser's for those that are masked, half of them, in chunks.
     rows = (
         min(costs.num_at_once * num_tokens / 2, MAX_LOGITS[kind] // network.vocab_size)

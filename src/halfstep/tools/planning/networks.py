@@ -1,6 +1,8 @@
 """How many parameters a network has, and how much a pass through it computes: closed forms of its sizes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from halfstep.model.denoiser import FREQUENCY_EMBEDDING_SIZE
 
@@ -47,8 +49,34 @@ class Parameters:
     total: int
 
 
-def count_parameters(network: Network) -> Parameters:
-    """Parameters of a `Denoiser`, or of transformers' GPT-2, of these sizes."""
+@dataclass(frozen=True)
+class HubNetwork:
+    """A masked model of transformers, counted; see `halfstep.tools.planning.teacher`.
+
+    Attributes:
+        vocab_size: rows of the projection.
+        hidden_size: of what is projected.
+        num_blocks: its layers.
+        parameters: by part; those of a projection that is the embedding, too, count as the latter.
+        flops_per_token, flops_per_pair: of a forward pass without the projection: for each position, and for each
+            position that it attends to.
+        kept: bytes for the backward pass, for each position, by precision.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_blocks: int
+    parameters: Parameters
+    flops_per_token: float
+    flops_per_pair: float
+    kept: Mapping[str, float]
+    is_denoiser: ClassVar[bool] = True
+
+
+def count_parameters(network: Network | HubNetwork) -> Parameters:
+    """Parameters of a `Denoiser`, or of transformers' GPT-2, of these sizes, or as they were counted."""
+    if isinstance(network, HubNetwork):
+        return network.parameters
     h, v, c = network.hidden_size, network.vocab_size, network.cond_dim
     # Attention and MLP have matrices of 4 and 8 h^2 entries; the MLP has biases, the attention of GPT-2 too.
     if c is None:
@@ -61,7 +89,7 @@ def count_parameters(network: Network) -> Parameters:
     return Parameters(*parts, total=sum(parts))
 
 
-def body_flops(network: Network, num_tokens: float, num_wanted: float, num_keys: float) -> float:
+def body_flops(network: Network | HubNetwork, num_tokens: float, num_wanted: float, num_keys: float) -> float:
     """Floating-point operations of the blocks' matrix products in a forward pass, two for a multiply-add.
 
     Embedding, norms and activation functions are not counted, nor is a denoiser's conditioning, which is made once for
@@ -73,6 +101,8 @@ def body_flops(network: Network, num_tokens: float, num_wanted: float, num_keys:
         num_wanted: positions whose result is wanted: a denoiser's last block computes beyond its attention only these.
         num_keys: positions that each attends to.
     """
+    if isinstance(network, HubNetwork):
+        return num_tokens * (network.flops_per_token + network.flops_per_pair * num_keys)
     h, num_blocks = network.hidden_size, network.num_blocks
     attention = 6 * h**2 + 4 * h * num_keys
     rest = 18 * h**2
@@ -80,7 +110,7 @@ def body_flops(network: Network, num_tokens: float, num_wanted: float, num_keys:
     return num_blocks * attention * num_tokens + rest * ((num_blocks - 1) * num_tokens + last)
 
 
-def forward_flops(network: Network, num_tokens: float, num_wanted: float, num_keys: float) -> float:
+def forward_flops(network: Network | HubNetwork, num_tokens: float, num_wanted: float, num_keys: float) -> float:
     """`body_flops`, and those of projecting the positions that are wanted to the vocabulary."""
     head = 2 * network.hidden_size * network.vocab_size * num_wanted
     return body_flops(network, num_tokens, num_wanted, num_keys) + head

@@ -1,7 +1,7 @@
 """A plan: what each stage computes, holds and writes, from the parameters alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from halfstep.diffusion.schedule import LogLinearSchedule
@@ -10,16 +10,18 @@ from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE
 from halfstep.settings.training import TrainingSettings, num_parts
 from halfstep.tools.planning.corpus import Known
-from halfstep.tools.planning.memory import FLOAT, Memory, device_of, distillation_costs, training_memory
+from halfstep.tools.planning.memory import FLOAT, Lora, Memory, device_of, distillation_costs, training_memory
 from halfstep.tools.planning.networks import (
     GPT2_SIZES,
     GPT2_VOCAB_SIZE,
+    HubNetwork,
     Network,
     Parameters,
     body_flops,
     count_parameters,
     forward_flops,
 )
+from halfstep.tools.planning.teacher import lora_of, teacher_network
 from halfstep.training.checkpoint import NUM_KEPT
 
 STATE = 4
@@ -151,10 +153,11 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         vocab_size: tokens, the mask token included.
         num_tokens: of the corpus; None where it is not known.
     """
-    sizes = params.model.model_dump(exclude={"dropout"})
-    denoiser = Network(vocab_size.value, length=params.data.context_length, **sizes)
-    autoregressive = replace(denoiser, cond_dim=None)
+    denoiser = teacher_network(params, vocab_size.value)
+    sizes = params.model.model_dump(include={"hidden_size", "num_blocks", "num_heads"})
+    autoregressive = Network(vocab_size.value, length=params.data.context_length, cond_dim=None, **sizes)
     scorer = _scorer(params, autoregressive)
+    lora = lora_of(params, vocab_size.value)
     return Plan(
         preset=params.preset,
         vocab_size=vocab_size,
@@ -165,8 +168,8 @@ def make_plan(params: Params, vocab_size: Known, num_tokens: Known | None) -> Pl
         num_devices=params.launch.num_processes,
         strategy=params.launch.strategy,
         works=list(_works(params, denoiser, autoregressive, scorer)),
-        loads=list(_loads(params, denoiser, autoregressive)),
-        disk=_disk(params, denoiser, autoregressive, num_tokens),
+        loads=list(_loads(params, denoiser, autoregressive, lora)),
+        disk=_disk(params, denoiser, autoregressive, lora, num_tokens),
         left_out=list(_left_out(params, scorer)),
     )
 
@@ -175,11 +178,11 @@ def _left_out(params: Params, scorer: Network | None) -> Iterator[str]:
     if scorer is None:
         yield f"evaluate.scorer {params.evaluate.scorer}, of unknown size"
     if params.distill.lora.rank is not None:
-        yield "distill: that students learn adapters, for which less is held and written"
+        yield "distill: that what is frozen has no gradient, which saves a part of the FLOPs"
     yield from LEFT_OUT
 
 
-def training_flops(params: Params, network: Network, stage: str, round_index: int = 1) -> float:
+def training_flops(params: Params, network: Network | HubNetwork, stage: str, round_index: int = 1) -> float:
     """Floating-point operations of an optimizer step, on average over the noise.
 
     An objective of distillation says itself what it computes beside the student, see `Costs`.
@@ -208,7 +211,9 @@ def training_flops(params: Params, network: Network, stage: str, round_index: in
     return flops
 
 
-def _works(params: Params, denoiser: Network, autoregressive: Network, scorer: Network | None) -> Iterator[Work]:
+def _works(
+    params: Params, denoiser: Network | HubNetwork, autoregressive: Network, scorer: Network | None
+) -> Iterator[Work]:
     trained = [("pretrain", denoiser, 1), ("baseline", autoregressive, 1)]
     trained += [("distill", denoiser, round_index) for round_index in range(1, params.rounds + 1)]
     for stage, network, round_index in trained:
@@ -233,7 +238,7 @@ def expected_evaluations(num_steps: int, num_masked: int) -> float:
     return num_steps * (1 - (1 - 1 / num_steps) ** num_masked)
 
 
-def _sampling(params: Params, network: Network, name: str, num_models: int) -> Work:
+def _sampling(params: Params, network: Network | HubNetwork, name: str, num_models: int) -> Work:
     settings = params.sample
     num_continuations = settings.num_prefixes * settings.continuations_per_prefix
     # (samples, tokens of each, tokens of them given)
@@ -259,7 +264,9 @@ def _sampling(params: Params, network: Network, name: str, num_models: int) -> W
     return Work(name, num_models, None, num_tokens, flops, bytes_read)
 
 
-def _evaluating(params: Params, network: Network, scorer: Network | None, name: str, num_models: int) -> Work:
+def _evaluating(
+    params: Params, network: Network | HubNetwork, scorer: Network | None, name: str, num_models: int
+) -> Work:
     """Likelihood of the held-out text, and the scorer's reading of it and of all samples."""
     sample, length = params.sample, params.data.context_length
     held_out = params.evaluate.num_valid_sequences * length
@@ -287,7 +294,9 @@ def _scorer(params: Params, autoregressive: Network) -> Network | None:
     return autoregressive if source == f"models/{BASELINE}" else None
 
 
-def _loads(params: Params, denoiser: Network, autoregressive: Network) -> Iterator[Load]:
+def _loads(
+    params: Params, denoiser: Network | HubNetwork, autoregressive: Network, lora: Lora | None
+) -> Iterator[Load]:
     num_devices = params.launch.num_processes
     stages = [("pretrain", denoiser), ("baseline", autoregressive), *([("distill", denoiser)] if params.rounds else [])]
     for stage, network in stages:
@@ -296,7 +305,8 @@ def _loads(params: Params, denoiser: Network, autoregressive: Network) -> Iterat
         if settings.num_train_steps:
             size, now = settings.batch_size, settings.num_accumulation_steps
             finer = [n for n in range(now, size + 1) if not size % num_parts(n, num_devices)]
-            tried = {n: training_memory(params, network, stage, n) for n in finer}
+            own = lora if stage == "distill" else None
+            tried = {n: training_memory(params, network, stage, n, own) for n in finer}
             fits = {gpu.name: _fewest(tried, gpu) for gpu in GPUS}
             yield Load(stage, size // num_parts(now, num_devices), now, tried[now], fits)
 
@@ -306,7 +316,11 @@ def _fewest(tried: dict[int, Memory], gpu: Gpu) -> int | None:
 
 
 def _disk(
-    params: Params, denoiser: Network, autoregressive: Network, num_tokens: Known | None
+    params: Params,
+    denoiser: Network | HubNetwork,
+    autoregressive: Network,
+    lora: Lora | None,
+    num_tokens: Known | None,
 ) -> dict[str, float | None]:
     """Bytes that a run of the whole pipeline writes, by what they are; None where the corpus's size is not known."""
     sizes: Sequence[int] = [count_parameters(network).total for network in (denoiser, autoregressive)]
@@ -314,8 +328,10 @@ def _disk(
     # Every row has BOS and EOS around its tokens.
     id_bytes = 2 if denoiser.vocab_size <= 2**16 else 4
     tokens = None if num_tokens is None else num_tokens.value * length / (length - 2) * id_bytes
-    models = FLOAT * (sizes[0] * (params.rounds + 1) + sizes[1])
-    states = FLOAT * STATE * sizes[0] * params.rounds
+    student = lora.adapter if lora else sizes[0]
+    models = FLOAT * (sizes[0] + student * params.rounds + sizes[1])
+    states = FLOAT * STATE * student * params.rounds
+    trained = [student, sizes[1], sizes[0] if params.pretrain.num_train_steps else 0]
     drawn = sample.num_samples * length
     drawn += sample.num_prefixes * sample.continuations_per_prefix * sample.continuation_length
     # An id in four bytes, its step in two, its text; the baseline's are drawn once.
@@ -326,7 +342,7 @@ def _disk(
         "models": models,
         "states": states,
         "samples": samples,
-        "checkpoints": (NUM_KEPT + 1) * FLOAT * STATE * max(sizes),
+        "checkpoints": (NUM_KEPT + 1) * FLOAT * STATE * max(trained),
         "DVC's cache": (tokens or 0) + models + states + samples,
         "MLflow": models if params.tracking.log_models else 0,
     }
