@@ -16,6 +16,7 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.families import family_of
 from halfstep.model.hub import HubModel, open_hub, read_hub
 from halfstep.model.opening import config_of, new_as
+from halfstep.objectives.mmd import HasFeatures
 from halfstep.run.errors import UserError
 
 
@@ -68,6 +69,24 @@ def test_what_is_asked_is_the_networks_own_logits(model_type: str, is_shifted: b
     with torch.no_grad():
         alone = auto_class.from_pretrained(tmp_path / "own").eval()(input_ids=xt).logits
     assert torch.allclose(alone, network(input_ids=xt, **sees_all).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", OWN)
+def test_features_are_the_states_within(model_type: str, tmp_path: Path) -> None:
+    """Before all blocks a state knows its own token alone, after one all tokens; a decoder's last are projected."""
+    published(tmp_path, model_type)
+    model = opened(tmp_path, **({"is_shifted": False} if model_type in DECODERS else {}))
+    assert isinstance(model, HasFeatures)
+    xt, _ = some_tokens()
+    other = xt.clone()
+    other[:, 3] = xt[:, 4]
+    with torch.no_grad():
+        same = [(model.features(xt, n) - model.features(other, n)).abs().amax(dim=2) < 1e-6 for n in range(3)]
+        assert torch.equal(same[0], xt == other)
+        assert not same[2].any()
+        if model_type in DECODERS:
+            everywhere = torch.ones_like(xt, dtype=torch.bool)
+            assert torch.equal(model.features(xt, 2).flatten(0, 1), model.hidden_at(xt, everywhere))
 
 
 def test_what_ends_a_text_is_not_taken_for_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

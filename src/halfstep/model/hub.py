@@ -93,6 +93,14 @@ class HubModel(nn.Module):
         row, column = at.nonzero(as_tuple=True)
         return hidden[row, (column - int(self.config.is_shifted)).clamp(min=0)]
 
+    def features(self, x: Tensor, num_blocks: int) -> Tensor:
+        """The state of each position after some blocks, float [batch, length, hidden_size] of int64 [batch, length].
+
+        The blocks after them are computed, too.
+        """
+        states: Tensor = self.network(input_ids=x, output_hidden_states=True).hidden_states[num_blocks]
+        return states
+
     def projection(self) -> tuple[Tensor, Tensor]:
         """See `MaskedModel`."""
         weight, bias = self.head.weight, self.head.bias
