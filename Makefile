@@ -1,4 +1,4 @@
-# `make run` rebuilds everything, `make test` passes the tests (`make test-unit` the quick ones, `make test-slow` the long ones), `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests (`make test-unit` the quick ones, `make test-slow` the long ones), `make scorer` makes a judge of English, `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-unit test-slow ui server lint audit setup clean-venv
+.PHONY: run test test-unit test-slow scorer ui server lint audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -24,6 +24,9 @@ test-unit: setup
 # The long versions of some tests: more kills, more rounds, more stages.
 test-slow: setup
 	python -m pytest -m slow
+
+scorer: setup
+	python scripts/scorer.py
 
 lint: setup
 	ruff check .
