@@ -207,3 +207,27 @@ def test_own_states_are_what_a_student_writes_in_steps_to_the_same_masks(
     other = x0.clone()
     other[:, 1:-1] = 7 - other[:, 1:-1]
     assert objective.loss(student, other, *inputs) == (total, count)
+
+
+@pytest.mark.parametrize("clock", ["even", "cosine"])
+def test_a_teacher_is_asked_at_the_times_at_which_its_steps_begin(clock: Clock, generator: torch.Generator) -> None:
+    """No model of ours is conditioned on time; one that is would be asked so."""
+    teacher, times = Denoiser(CONFIG).eval(), []
+    hidden_at = teacher.hidden_at
+
+    def recorded(xt: torch.Tensor, at: torch.Tensor, *, t: torch.Tensor, **more: Any) -> torch.Tensor:
+        times.append(t)
+        return hidden_at(xt, at, **more)
+
+    teacher.hidden_at = recorded  # type: ignore[method-assign, assignment]
+    t = 0.5 + torch.rand(40, dtype=torch.float64, generator=generator) / 2
+    xs = torch.full((40, 6), 8)
+    u_time = torch.rand(40, 6, dtype=torch.float64, generator=generator)
+    steps = [
+        (taken.rows, xs.masked_fill_(taken.writes, 0))
+        for taken in TeacherSteps(0.2, 3, SCHEDULE, clock).taken(teacher, xs, 8, t, u_time)
+    ]
+    assert len(steps) == len(times) == 3
+    for before, ((rows, _), found) in enumerate(zip(steps, times, strict=True)):
+        begun = t - 0.2 * before if clock == "even" else (t.acos() + math.pi / 2 * 0.2 * before).cos()
+        torch.testing.assert_close(found, begun[rows].clamp(min=0))
