@@ -131,7 +131,18 @@ def test_one_place_at_a_time_with_a_cache_is_all_at_once(num_layers: int) -> Non
 
 
 def test_contents_learn_of_each_other_in_all_layers_but_the_last() -> None:
-    assert [layer.is_last for layer in joint_model(num_layers=3).joint_head.layers] == [False, False, True]
+    layers = joint_model(num_layers=3).joint_head.layers
+    assert [layer.is_last for layer in layers] == [False, False, True]
+    generator = torch.Generator().manual_seed(0)
+    query, content = torch.randn(2, 1, 4, 8, generator=generator)
+    still = torch.ones(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
+    other = content.clone()
+    other[:, 1] = -content[:, 1]
+    for layer in layers:
+        (_, found), (_, of_other) = (layer(query, each, still, still) for each in (content, other))
+        changes = ((found - of_other).abs() > 1e-6).any(dim=2)[0]
+        # That of a place changes with the places before it.
+        assert changes.tolist() == ([False, True, False, False] if layer.is_last else [False, True, True, True])
 
 
 def test_a_sequence_does_not_depend_on_those_beside_it() -> None:
