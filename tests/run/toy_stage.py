@@ -22,7 +22,7 @@ NUM_STEPS = 14
 
 
 def _batch(step: int) -> torch.Tensor:
-    return torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+    return torch.randint(3, (8, 3), generator=torch.Generator().manual_seed(step))
 
 
 def _loss(model: torch.nn.Module, x0: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -74,7 +74,7 @@ def main(
         if step == stop_at and ranks.is_main():
             _stop_all()
 
-    objective, data = Objective(_draw, {"model": _loss}), Data(_batch, lambda: [torch.ones(2, 3)])
+    objective, data = Objective(_draw, {"model": _loss}), Data(_batch, lambda: [torch.ones(2, 3, dtype=torch.int64)])
     devices = make_devices(params.runtime, params.launch)
     with open_work("toy", {}, []) as work:
         state = fit(work, model, objective, settings, devices, data, seed=0, log=log)
