@@ -1,5 +1,6 @@
 """Masked language models of transformers as the house asks them, each against transformers' own logits."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def test_what_is_asked_is_the_networks_own_logits(model_type: str, is_shifted: b
     # Both sides without trusting a flag: nothing is hidden from anything.
     sees_all = {"attention_mask": torch.zeros(3, 1, 24, 24)} if model_type in DECODERS else {}
     with torch.no_grad():
-        expected = network(input_ids=xt, **sees_all).logits
+        exactly = {name: mask.double() for name, mask in sees_all.items()}
+        expected = copy.deepcopy(network).double()(input_ids=xt, **exactly).logits
     if is_shifted:
         expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)
+    exact = asked(copy.deepcopy(model).double(), xt, at)
+    assert torch.allclose(exact[:, :NUM_TOKENS], expected[at][:, :NUM_TOKENS], rtol=0, atol=1e-6)
     found = asked(model, xt, at)
-    assert torch.allclose(found[:, :NUM_TOKENS], expected[at][:, :NUM_TOKENS], atol=1e-5)
+    assert torch.allclose(found.double()[:, :NUM_TOKENS], expected[at][:, :NUM_TOKENS], atol=1e-5)
     assert bool((found[:, NUM_TOKENS:] == -torch.inf).all())
 
     # Written and read again, here and by transformers alone.
