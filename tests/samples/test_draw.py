@@ -133,7 +133,7 @@ def test_what_is_asked_for_of_prompts_are_answers_to_them(tmp_path: Path, write_
     tokens = load_tokens(tmp_path, "valid")
     assert tokens[:].tolist() == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9]]
     assert tokens.stored(slice(None)).tolist() == rows.tolist()
-    settings = SimpleNamespace(num_samples=3, num_prefixes=2, continuations_per_prefix=2)
+    settings = SimpleNamespace(num_samples=3, num_prefixes=2, continuations_per_prefix=2, give_ends=False)
     unconditional, continuations = requests_of(settings, tokens, 5, Tokenizer())
     first, second = [1, 2, 96, 96, 96], [1, 6, 7, 96, 96]
     assert unconditional.x_init.tolist() == [first, second, first]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from halfstep.data.tokens.given import answers
+from halfstep.data.tokens.given import answers, without_given
 from halfstep.data.tokens.packed import PackedTokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
@@ -80,7 +80,7 @@ class Evaluated:
 
     def new(self, samples: SampleSet) -> list[list[int]]:
         """`whole` without prompts."""
-        return [[token for token in ids if token >= 0] for ids in self.whole(samples)]
+        return without_given(self.whole(samples))
 
     @cached_property
     def held_out_likelihood(self) -> Likelihood:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from halfstep.data.corpora import CORPORA
 from halfstep.data.texts.puzzles import prompts_of
-from halfstep.data.tokens.given import answers, without_filling
+from halfstep.data.tokens.given import answers, without_filling, without_given
 from halfstep.data.tokens.manifest import MANIFEST_FILE
 from halfstep.data.tokens.packed import load_tokens
 from halfstep.data.tokens.seeds import derive_seed
@@ -34,10 +33,10 @@ from halfstep.run.files import atomic_path
 from halfstep.run.inputs import inputs_of
 from halfstep.run.stage_times import record_stage
 from halfstep.run.work import Arrays, batched, cached, open_work
-from halfstep.samplers.adjust import with_temperature
+from halfstep.samplers.adjust import at_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler, samplers_of
-from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_nothing, from_prompts, from_prompts_in
+from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_prompts, to_be_written
 from halfstep.settings import Params
 from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
@@ -77,9 +76,7 @@ def draw_way(
     Returns:
         (token ids of each sample, what `FrontierRow` says of how they were drawn and what they cost).
     """
-    options: dict[str, Any] = {"mask_token_id": mask_token_id, "likeliest": temperature == 0}
-    if temperature not in (0, 1):
-        options["adjust"] = partial(with_temperature, temperature=temperature)
+    options = {"mask_token_id": mask_token_id, **at_temperature(temperature)}
 
     def compute(indices: list[int]) -> Arrays:
         uniforms = Uniforms(seed, indices, x_init.shape[1])
@@ -139,7 +136,7 @@ def measure_texts(
         num_buckets=settings.mauve_num_buckets,
         seeds=[params.seed],
     )
-    new = [[token for token in ids if token >= 0] for ids in tokens]
+    new = without_given(tokens)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
     alike = self_bleu(batched(texts, SELF_BLEU_GROUP))
     low, high = perplexity.interval or (None, None)
@@ -234,13 +231,14 @@ def measure_model(
         puzzles = puzzles_of(params, tokenizer)
         kinds: Sequence[Puzzles | None] = puzzles or [None]
         ways = [*product(samplers, settings.temperatures, kinds)]
-        if valid_tokens.has_given:
-            asked = [row % len(valid_tokens) for row in range(settings.num_samples)]
-            unconditional = from_prompts_in(valid_tokens, asked, tokenizer)
-        else:
-            unconditional = from_nothing(
-                settings.num_samples, params.data.context_length, tokenizer, give_ends=params.sample.give_ends
-            )
+        unconditional, _ = to_be_written(
+            settings.num_samples,
+            valid_tokens,
+            params.data.context_length,
+            tokenizer,
+            give_ends=params.sample.give_ends,
+        )
+        is_given = (unconditional != tokenizer.mask_token_id).tolist()
         precision = select_precision(params.runtime.precision, device)
         rows, samples = [], []
         with (
@@ -273,7 +271,6 @@ def measure_model(
                     rows.append(FrontierRow(**drawn, solved=solved, givens=kind.givens))
                 else:
                     if valid_tokens.has_given:
-                        is_given = (unconditional != tokenizer.mask_token_id).tolist()
                         tokens = answers(tokens, is_given, tokenizer.eos_token_id)
                     row, of_samples = measure_texts(
                         tokens, drawn, references=references, tokenizer=tokenizer, scorer=scorer, params=params

@@ -1,5 +1,8 @@
 """Changes of the distribution that tokens are drawn from: temperature, top-k, nucleus."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,14 @@ def with_temperature(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected more than 0; the likeliest token alone is top_k 1")
     return logits / temperature
+
+
+def at_temperature(temperature: float) -> dict[str, Any]:
+    """The options of `fill` by which tokens are drawn at a temperature, of which 0 is the likeliest token."""
+    options: dict[str, Any] = {"likeliest": temperature == 0}
+    if temperature not in (0, 1):
+        options["adjust"] = partial(with_temperature, temperature=temperature)
+    return options
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:

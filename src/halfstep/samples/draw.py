@@ -62,21 +62,38 @@ def requests_of(
     Where prompts are given in these, both are answers to them.
     """
     rows = [row for row in range(settings.num_prefixes) for _ in range(settings.continuations_per_prefix)]
+    unconditional, asked = to_be_written(
+        settings.num_samples, valid_tokens, context_length, tokenizer, give_ends=settings.give_ends
+    )
     if valid_tokens.has_given:
-        numbers = {"unconditional": [row % len(valid_tokens) for row in range(settings.num_samples)]}
-        return [
-            Request(kind, from_prompts_in(valid_tokens, chosen, tokenizer), chosen, 0)
-            for kind, chosen in (numbers | {"continuations": rows}).items()
-        ]
-    prefixes = torch.from_numpy(valid_tokens[rows][:, : settings.prefix_length].astype(np.int64))
-    unconditional = from_nothing(settings.num_samples, context_length, tokenizer, give_ends=settings.give_ends)
-    continuations = from_nothing(len(rows), context_length, tokenizer, give_ends=settings.give_ends)
-    continuations = continuations[:, : settings.continuation_length]
-    continuations[:, : settings.prefix_length] = prefixes
+        continuations, prefix_length = from_prompts_in(valid_tokens, rows, tokenizer), 0
+    else:
+        prefix_length = settings.prefix_length
+        continuations = from_nothing(len(rows), context_length, tokenizer, give_ends=settings.give_ends)
+        continuations = continuations[:, : settings.continuation_length]
+        continuations[:, :prefix_length] = torch.from_numpy(valid_tokens[rows][:, :prefix_length].astype(np.int64))
     return [
-        Request("unconditional", unconditional, [-1] * settings.num_samples, 0),
-        Request("continuations", continuations, rows, settings.prefix_length),
+        Request("unconditional", unconditional, asked, 0),
+        Request("continuations", continuations, rows, prefix_length),
     ]
+
+
+def to_be_written(
+    num_samples: int,
+    valid_tokens: "PackedTokens",
+    length: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    give_ends: bool,
+) -> tuple[Tensor, list[int]]:
+    """(what samples begin as, int64 [num_samples, length]; the validation row whose prompt each answers, -1 for none).
+
+    Where prompts are given in validation rows each sample has the next one, from the first on; else see `from_nothing`.
+    """
+    if not valid_tokens.has_given:
+        return from_nothing(num_samples, length, tokenizer, give_ends=give_ends), [-1] * num_samples
+    rows = [row % len(valid_tokens) for row in range(num_samples)]
+    return from_prompts_in(valid_tokens, rows, tokenizer), rows
 
 
 def from_nothing(num_samples: int, length: int, tokenizer: "PreTrainedTokenizerBase", *, give_ends: bool) -> Tensor:

@@ -1,7 +1,6 @@
 """A model's own answers to prompts: what its students are trained on."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from halfstep.run.console import progress
 from halfstep.run.errors import UserError
 from halfstep.run.files import atomic_path
 from halfstep.run.work import Arrays, batched, cached, open_work
-from halfstep.samplers.adjust import with_temperature
+from halfstep.samplers.adjust import at_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
 from halfstep.samples.draw import draw
@@ -61,9 +60,7 @@ def respond(
             num_left_out += 1
     if not asked:
         raise UserError(f"{prompts_path} has no prompt of fewer than {length} tokens: give a larger --length")
-    options: dict[str, Any] = {"likeliest": temperature == 0}
-    if temperature not in (0, 1):
-        options["adjust"] = partial(with_temperature, temperature=temperature)
+    options = at_temperature(temperature)
 
     def compute(numbers: list[int]) -> Arrays:
         x_init = torch.full((len(numbers), length), tokenizer.mask_token_id)

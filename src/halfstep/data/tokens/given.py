@@ -19,6 +19,11 @@ def with_masks(tokens: Tensor, mask_token_id: int) -> Tensor:
     return torch.where(tokens < 0, ~tokens, mask_token_id)
 
 
+def without_given(rows: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Of rows, the tokens that are not given."""
+    return [[token for token in row if token >= 0] for row in rows]
+
+
 def without_filling(rows: Iterable[Sequence[int]], eos_token_id: int) -> list[list[int]]:
     """Rows, those that begin with a prompt up to the first EOS after it: what follows fills them."""
     return [list(row[: row.index(eos_token_id) + 1] if row[0] < 0 and eos_token_id in row else row) for row in rows]

@@ -13,7 +13,8 @@ SIZES = (1, 2, 3, 4)
 def measure(evaluated: Evaluated) -> Iterator[Row]:
     """distinct_1 to distinct_4, of the unconditional samples; counted, so that they have no error."""
     for samples, _ in evaluated.sample_sets:
-        shares = {n: distinct_ngrams(evaluated.new(samples), n) for n in SIZES}
+        new = evaluated.new(samples)
+        shares = {n: distinct_ngrams(new, n) for n in SIZES}
         counted = {n: Estimate(share, None, len(samples.token_ids), "1") for n, share in shares.items() if share}
         yield from rows_of(samples, **{f"distinct_{n}": share for n, share in counted.items()})
 
