@@ -77,9 +77,9 @@ def test_perplexity_and_entropy_come_together(evaluated, gpt2) -> None:
     low, high = found["generative_perplexity"].interval
     assert low <= perplexity <= high
     assert found["entropy"].value == pytest.approx(math.log(4))
-    assert found["num_truncated"].value == 0
+    assert found["num_windowed"].value == 0
     assert found.keys() == {
-        "data_generative_perplexity", "data_entropy", "generative_perplexity", "entropy", "num_truncated",
+        "data_generative_perplexity", "data_entropy", "generative_perplexity", "entropy", "num_windowed",
     }  # fmt: skip
 
 

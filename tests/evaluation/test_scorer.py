@@ -63,15 +63,23 @@ def test_nlls_are_those_of_each_sequence_alone(gpt2):
             expected -= log_p[ids[i]].item()
         assert nll == pytest.approx(expected, rel=1e-5)
     assert scored.num_tokens == [4, 1, 7, 0, 0]
-    assert scored.num_truncated == 0
+    assert scored.num_windowed == 0
 
 
-def test_long_sequences_are_cut_and_counted(gpt2):
-    cut = token_nlls(gpt2, [list(range(10)), [0, 1, 2]], batch_size=8, max_length=4)
-    alone = token_nlls(gpt2, [[0, 1, 2, 3], [0, 1, 2]], batch_size=1)
-    assert cut.num_truncated == 1
-    assert cut.num_tokens == [3, 2]
-    assert cut.nlls == pytest.approx(alone.nlls, rel=1e-5)
+def test_sequences_longer_than_the_context_are_read_in_windows_and_counted(gpt2):
+    long, max_length = [3, ~1, 4, 1, 5, ~9, 2, 6, 5, 3, 8], 5
+    scored = token_nlls(gpt2, [long, [0, 1, 2]], batch_size=2, max_length=max_length)
+    expected = 0.0
+    for end in range(1, len(long)):
+        # Windows of five tokens, of which the later ones write three: 0-4, 3-7, 6-10.
+        start = 0 if end < max_length else (end - max_length) // 3 * 3 + 3
+        if long[end] >= 0:
+            context = torch.tensor([[max(token, ~token) for token in long[start:end]]])
+            with torch.no_grad():
+                expected -= gpt2(context).logits[0, -1].double().log_softmax(-1)[long[end]].item()
+    assert scored.nlls == pytest.approx([expected, *token_nlls(gpt2, [[0, 1, 2]], batch_size=1).nlls], rel=1e-5)
+    assert scored.num_tokens == [8, 2]
+    assert scored.num_windowed == 1
 
 
 def test_features_are_the_last_hidden_state_at_the_last_token(gpt2):

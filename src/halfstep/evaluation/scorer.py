@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +55,12 @@ class TokenNlls:
     Attributes:
         nlls: negative log-likelihood of the scored tokens of each sequence, nats.
         num_tokens: how many were scored: all but the first and those given.
-        num_truncated: sequences longer than the model's context, scored up to it.
+        num_windowed: sequences longer than the model's context, read in windows.
     """
 
     nlls: list[float]
     num_tokens: list[int]
-    num_truncated: int
+    num_windowed: int
 
 
 def scorer_of(settings: EvaluateSettings) -> tuple[str, list[Path]]:
@@ -128,24 +129,42 @@ def token_nlls(
         model: causal language model in evaluation mode.
         sequences: token ids, of any lengths, empty ones included, see `halfstep.data.tokens.given`.
         batch_size: sequences per forward pass; it does not change the result.
-        max_length: tokens the model can read; longer sequences are scored up to it. None is no limit.
+        max_length: tokens the model can read; longer sequences are read in `windows`. None is no limit.
         folder: for the batches, see `cached`.
     Raises:
         UserError: the model gives NaN or infinity.
     """
-    cut = [list(ids[:max_length]) for ids in sequences]
-    nlls: list[float] = []
-    for _, kept in cached(folder, batched(cut, batch_size), partial(_batch_nlls, model)):
-        nlls += kept["nlls"].tolist()
-    num_tokens = [sum(token >= 0 for token in ids[1:]) for ids in cut]
-    num_truncated = sum(len(short) < len(ids) for short, ids in zip(cut, sequences, strict=True))
+    read = [windows(ids, max_length) for ids in sequences]
+    found: list[float] = []
+    for _, kept in cached(folder, batched(list(chain(*read)), batch_size), partial(_batch_nlls, model)):
+        found += kept["nlls"].tolist()
+    parts = iter(found)
+    nlls = [math.fsum(islice(parts, len(pieces))) for pieces in read]
+    num_tokens = [sum(token >= 0 for piece in pieces for token in piece[1:]) for pieces in read]
     for index, nll in enumerate(nlls):
         if not math.isfinite(nll):
             raise UserError(
                 f"text {index} of {len(nlls)} has a log-likelihood of {-nll} under {model.name_or_path or 'the model'}:"
                 " its weights are broken, or a token has no probability; use another evaluate.scorer"
             )
-    return TokenNlls(nlls, num_tokens, num_truncated)
+    return TokenNlls(nlls, num_tokens, sum(len(pieces) > 1 for pieces in read))
+
+
+def windows(ids: Sequence[int], max_length: int | None) -> list[list[int]]:
+    """A sequence as a model of a limited context reads it: pieces of at most `max_length` tokens.
+
+    Each begins with half its length of the tokens before, which are given there: every token but the first is scored
+    once, with at least so much context.
+    """
+    if max_length is None or len(ids) <= max_length:
+        return [list(ids)]
+    context = max_length // 2
+    starts = range(max_length, len(ids), max_length - context)
+    later = (
+        [*(min(token, ~token) for token in ids[start - context : start]), *ids[start : start - context + max_length]]
+        for start in starts
+    )
+    return [list(ids[:max_length]), *later]
 
 
 def _batch_nlls(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
@@ -258,7 +277,7 @@ def to_scorer_ids(
 
     def anew(ids: Sequence[int]) -> list[int]:
         text = tokenizer.decode(list(ids), skip_special_tokens=True)
-        # `verbose` would warn about texts longer than the scorer's context, which are cut and counted when scored.
+        # `verbose` would warn about texts longer than the scorer's context, which are read in windows.
         return scorer.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def read(ids: Sequence[int]) -> list[int]:

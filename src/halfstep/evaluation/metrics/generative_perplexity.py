@@ -14,7 +14,7 @@ from halfstep.metrics.record import Row
 
 
 def measure(evaluated: Evaluated) -> Iterator[Row]:
-    """generative_perplexity, entropy and num_truncated of the unconditional samples; the first two of held-out text.
+    """generative_perplexity, entropy and num_windowed of the unconditional samples; the first two of held-out text.
 
     Source: Deschenaux & Gulcehre 2024, arXiv:2410.21035v2, Section 4 (under GPT-2 large; Llama 3 8B in 4.3).
     """
@@ -25,7 +25,7 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     for (samples, _), scored in zip(evaluated.sample_sets, evaluated.scored_samples, strict=True):
         perplexity, entropy = quality(evaluated.whole(samples), scored, **resampling)
         yield from rows_of(samples, generative_perplexity=perplexity, entropy=entropy)
-        yield from rows_of(samples, num_truncated=scored.num_truncated)
+        yield from rows_of(samples, num_windowed=scored.num_windowed)
 
 
 def quality(
