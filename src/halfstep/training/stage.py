@@ -1,5 +1,6 @@
 """What the stages that train have in common: what they begin with, and what they write."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from halfstep.data.tokens.manifest import MANIFEST_FILE, read_manifest
 from halfstep.data.tokens.packed import PackedTokens, first_batches, load_tokens, token_batches
 from halfstep.objectives.base import Objective
 from halfstep.run import ranks
+from halfstep.run.console import console
 from halfstep.run.errors import nan_as_user_error
 from halfstep.run.files import write_csv, written_by_main
 from halfstep.run.fits import check_fits
@@ -20,6 +22,7 @@ from halfstep.run.stage_times import record_stage
 from halfstep.run.work import open_work
 from halfstep.settings import Params, named_inputs
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER
+from halfstep.settings.training import TrainingSettings
 from halfstep.tracking.live import live_run
 from halfstep.training.fit import CarriedOver, Data, fit
 from halfstep.training.parallel import Devices, make_devices, unshard
@@ -31,6 +34,9 @@ SECTIONS = {
     "distill": ("seed", "runtime", "distill"),
 }
 """Parameters on which the result of a stage depends, as dvc.yaml has them."""
+
+LITTLE_TEXT = 1_000_000
+"""Tokens: of less, a model may learn them by heart."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Stage:
         model_name = name.partition("@")[2] or {"pretrain": FIRST_TEACHER, "baseline": BASELINE}[self.section]
         inputs = inputs_of(params, self.section) if self.section in named_inputs(params) else None
         key_files = [self.tokens_path / MANIFEST_FILE, *files]
+        say_epochs(name, settings, self.train_tokens.shape)
         data = Data(
             token_batches(self.train_tokens, settings.batch_size, seed=data_seed),
             lambda: first_batches(self.valid_tokens, settings.num_valid_sequences, settings.batch_size),
@@ -114,6 +121,13 @@ class Stage:
             write_curve(state.curve, curve_path)
             record_stage(name, curve_path, self.devices.device)
             work.finish()
+
+
+def say_epochs(name: str, settings: TrainingSettings, shape: tuple[int, int]) -> None:
+    """Print how often a run reads training data of `shape`, rows and tokens in each, where there is little of it."""
+    num_epochs = settings.num_train_steps * settings.batch_size / shape[0]
+    if math.prod(shape) < LITTLE_TEXT and num_epochs > 1:
+        console.print(f"{name}: reads the training data, {math.prod(shape):,} tokens, {num_epochs:.3g} times")
 
 
 def write_state(state: TrainState, path: Path) -> None:
