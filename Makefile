@@ -41,7 +41,7 @@ audit: setup
 ui: setup
 	halfstep ui
 
-# MLflow for several clients; its own variables say where: docs/sharing.md.
+# MLflow for several clients; its own variables say where: docs/operations.md#an-mlflow-server.
 server: setup
 	halfstep server
 

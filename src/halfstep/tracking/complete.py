@@ -50,7 +50,7 @@ WAYS_OUT = (
     ("not a database|malformed", "Move the database away (a new one is made)"),
     ("is locked", "Wait for the other process"),
     ("'active' state|active lifecycle", "What was deleted is made anew"),
-    ("No module named", "Install it, as docs/sharing.md says for PostgreSQL,"),
+    ("No module named", "Install it, as docs/operations.md says for PostgreSQL,"),
     (r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "See to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     ("CERTIFICATE|SSL", "Name the server's certificate by MLFLOW_TRACKING_SERVER_CERT_PATH"),
     ("[Pp]ermission denied|unable to open", "Make it readable and writable"),
