@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.composed import composed
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "scripts" / "slurm").iterdir())
@@ -135,7 +138,9 @@ def test_an_array_runs_a_line_of_a_file(cluster: Cluster) -> None:
 
 def test_nodes_meet_at_the_first_one(cluster: Cluster) -> None:
     assert cluster.submit("multinode.sbatch", "-S", "preset=paper", CODE="0").wait(timeout=60) == 0
-    launch = ["launch.num_nodes=2", "launch.processes_per_node=4", "launch.start_with=[srun,--ntasks-per-node=1]"]
-    expected = [word for override in [*launch, "preset=paper"] for word in ("-S", override)]
-    assert cluster.called("dvc") == ["exp", "run", *expected]
+    called = cluster.called("dvc")
+    assert (called[:2], set(called[2::2]), called[-1]) == (["exp", "run"], {"-S"}, "preset=paper")
+    launch = yaml.safe_load(composed(*called[3::2]))["launch"]
+    starts = {"num_nodes": 2, "processes_per_node": 4, "start_with": ["srun", "--ntasks-per-node=1"]}
+    assert {name: launch[name] for name in starts} == starts
     assert cluster.called("environment") == ["node-a", str(20000 + int(JOB)), "16"]

@@ -67,7 +67,7 @@ def _start_on_nodes(launch: LaunchSettings) -> NoReturn:
     except OSError as error:
         raise UserError(
             f"launch.start_with begins with {launch.start_with[0]!r}, which cannot be started ({error.strerror}): give"
-            " a command of this machine, as launch.start_with=[srun,--ntasks-per-node=1]"
+            " a command of this machine, as -S \"launch.start_with=[srun,'--ntasks-per-node=1']\""
         ) from None
     with on_signals(process.send_signal):
         code = process.wait()
