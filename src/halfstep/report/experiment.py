@@ -83,19 +83,7 @@ class Experiment:
     @cached_property
     def frontier(self) -> Frontier | None:
         """What was drawn at several temperatures; None without a text whose entropy counts, or if nothing was."""
-        entropies = (record.get("data_entropy") for record in self.records.values())
-        entropy, folder = next((each for each in entropies if each), None), self.folder / "frontier"
-        if entropy is None or not folder.is_dir():
-            return None
-        params = self.params
-        return read_frontier(
-            folder,
-            params.frontiers,
-            entropy.value,
-            num_blocks=None if params.baseline.init_from else params.model.num_blocks,
-            num_resamples=params.evaluate.num_bootstrap_resamples,
-            seed=params.seed,
-        )
+        return read_frontier(self.folder, self.params.frontiers, self.records.values(), self.params)
 
     @cached_property
     def solved(self) -> Solved | None:

@@ -19,8 +19,10 @@ from halfstep.metrics.frontier import (
     ratio_at_entropy,
     read_curves,
 )
+from halfstep.metrics.record import Record
 from halfstep.report.records import ANCESTRAL, MISSING, format_number
 from halfstep.run.files import write_csv, write_json
+from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER, depth_of
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
@@ -52,12 +54,14 @@ class Frontier:
     Attributes:
         curves: of every model.
         entropy: of the validation text, at which curves are compared.
+        scorer: name of the model that judged.
         num_blocks: of the baseline; None where it is of others.
         num_resamples, seed: of the intervals.
     """
 
     curves: Sequence[Curve]
     entropy: float
+    scorer: str
     num_blocks: int | None
     num_resamples: int
     seed: int
@@ -149,16 +153,32 @@ class Frontier:
         return ratio_at_entropy(our_curve, their_curve, self.entropy, **resampling)
 
 
-def read_frontier(
-    folder: Path, models: Sequence[str], entropy: float, *, num_blocks: int | None, num_resamples: int, seed: int
-) -> Frontier:
-    """Read what the stages `frontier@MODEL` wrote; a model that is not there was not drawn.
+def read_frontier(root: Path, models: Sequence[str], records: Iterable[Record], params: Params) -> Frontier | None:
+    """Read what the stages `frontier@MODEL` of a project wrote; a model that is not there was not drawn.
 
+    Args:
+        root: of the project.
+        models: by name.
+        records: of which one has the entropy of the validation text.
+        params: of the project.
+    Returns:
+        None if nothing was drawn, or no record has that entropy.
     Raises:
         UserError: a file is broken.
     """
-    curves = [curve for model in models if (folder / model).is_dir() for curve in read_curves(folder / model)]
-    return Frontier(curves, entropy, num_blocks, max(num_resamples, 1), seed)
+    found = next(((record.scorer, entropy) for record in records if (entropy := record.get("data_entropy"))), None)
+    folder = root / "frontier"
+    if found is None or not folder.is_dir():
+        return None
+    scorer, entropy = found
+    return Frontier(
+        [curve for model in models if (folder / model).is_dir() for curve in read_curves(folder / model)],
+        entropy.value,
+        scorer,
+        num_blocks=None if params.baseline.init_from else params.model.num_blocks,
+        num_resamples=max(params.evaluate.num_bootstrap_resamples, 1),
+        seed=params.seed,
+    )
 
 
 class Way(Protocol):
@@ -291,8 +311,9 @@ def _answer(frontier: Frontier) -> str:
         )
     num_evaluations = f"{best.evaluations:.0f} network evaluation{'s' * (round(best.evaluations or 0) != 1)}"
     answer = (
-        f"With {num_evaluations} a sample, the teacher reaches perplexity {with_interval(best.perplexity)} at the"
-        f" entropy of the validation text or above, drawn by the sampler {frontier.describe(best)}."
+        f"With {num_evaluations} a sample, the teacher reaches perplexity {with_interval(best.perplexity)} under"
+        f" {frontier.scorer} at the entropy of the validation text or above, drawn by the sampler"
+        f" {frontier.describe(best)}."
     )
     needed = _needed(frontier, best)
     if best.sampler == ANCESTRAL:

@@ -50,17 +50,9 @@ class _Made:
 
     @cached_property
     def frontier(self) -> Frontier | None:
-        entropy = self.record and self.record.get("data_entropy")
-        if not entropy or not (self.root / "frontier" / self.name).is_dir():
+        if self.record is None or not (self.root / "frontier" / self.name).is_dir():
             return None
-        return read_frontier(
-            self.root / "frontier",
-            list(dict.fromkeys((FIRST_TEACHER, self.name))),
-            entropy.value,
-            num_blocks=self.params.model.num_blocks,
-            num_resamples=self.params.evaluate.num_bootstrap_resamples,
-            seed=self.params.seed,
-        )
+        return read_frontier(self.root, list(dict.fromkeys((FIRST_TEACHER, self.name))), [self.record], self.params)
 
 
 def model_card(folder: Path, source: Path) -> ModelCard:
