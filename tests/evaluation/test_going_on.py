@@ -14,7 +14,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import autoregressive_likelihood, denoiser_likelihood
 from halfstep.evaluation.lm_eval.autoregressive_lm import AutoregressiveLM
 from halfstep.evaluation.lm_eval.denoiser_lm import DenoiserLM
-from halfstep.evaluation.scorer import Scorer, features, text_features, token_nlls
+from halfstep.evaluation.scorer import Reading, Scorer, read_texts
 from halfstep.run.files import atomic_path
 
 SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5], [0, 4, 4], [6, 6, 6, 6]]
@@ -64,17 +64,17 @@ def held_out_nelbo(folder: Path | None):
     )
 
 
+def of_texts(reading: Reading) -> tuple[Any, ...]:
+    return reading.nlls, reading.num_tokens, reading.features.tolist()
+
+
 @pytest.fixture
 def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Path | None], Any], int]]:
     """By name: a measure, and how many batches it has."""
     tokens = np.array([[0, 3, 4], [0, 5, 6], [0, 7, 8]])
     scorer = Scorer(gpt2, tokenizer)
     return {
-        "nlls": (lambda at: token_nlls(gpt2, SEQUENCES, batch_size=2, folder=at), 3),
-        "features": (lambda at: features(gpt2, SEQUENCES, batch_size=4, folder=at).tolist(), 2),
-        "text features": (
-            lambda at: text_features(SEQUENCES, tokenizer, scorer, batch_size=4, folder=at).tolist(), 2,
-        ),
+        "scorer": (lambda at: of_texts(read_texts(SEQUENCES, tokenizer, scorer, batch_size=2, folder=at)), 3),
         "denoiser's likelihood": (held_out_nelbo, 4),
         "autoregressive likelihood": (
             lambda at: autoregressive_likelihood(gpt2, tokens, batch_size=2, folder=at), 2,
@@ -89,7 +89,7 @@ def measures(gpt2, tokenizer) -> dict[str, tuple[Callable[[Path | None], Any], i
 @pytest.mark.parametrize(
     "name",
     [
-        "nlls", "features", "text features", "denoiser's likelihood", "autoregressive likelihood", "denoiser's tasks",
+        "scorer", "denoiser's likelihood", "autoregressive likelihood", "denoiser's tasks",
         "autoregressive tasks",
     ],
 )  # fmt: skip

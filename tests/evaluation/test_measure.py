@@ -13,7 +13,7 @@ from halfstep.evaluation import metrics
 from halfstep.evaluation.evaluated import Evaluated
 from halfstep.evaluation.likelihood import denoiser_likelihood
 from halfstep.evaluation.measure import describe, metric
-from halfstep.evaluation.scorer import Scorer, token_nlls
+from halfstep.evaluation.scorer import Scorer, read_tokens
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Record, Row
 from halfstep.model.config import DenoiserConfig
@@ -71,7 +71,7 @@ def measured(evaluated: Evaluated, name: str) -> dict[str, Estimate]:
 
 def test_perplexity_and_entropy_come_together(evaluated, gpt2) -> None:
     found = measured(evaluated, "generative_perplexity")
-    scored = token_nlls(gpt2, FREE.token_ids, batch_size=4)
+    scored = read_tokens(gpt2, FREE.token_ids, batch_size=4)
     perplexity = math.exp(sum(scored.nlls) / sum(scored.num_tokens))
     assert found["generative_perplexity"].value == pytest.approx(perplexity)
     low, high = found["generative_perplexity"].interval
@@ -92,7 +92,7 @@ def test_of_answers_what_is_new_is_measured_up_to_its_end(evaluated, gpt2) -> No
 
     def expected(pairs: list[tuple[list[int], int]]) -> float:
         whole, prompts = (
-            token_nlls(gpt2, [ids[:end] for ids, end in some], batch_size=4)
+            read_tokens(gpt2, [ids[:end] for ids, end in some], batch_size=4)
             for some in ([(ids, len(ids)) for ids, _ in pairs], pairs)
         )
         return math.exp((sum(whole.nlls) - sum(prompts.nlls)) / (sum(whole.num_tokens) - sum(prompts.num_tokens)))

@@ -13,7 +13,7 @@ from halfstep.data.tokens.given import answers, without_given
 from halfstep.data.tokens.packed import PackedTokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.evaluation.likelihood import Likelihood, autoregressive_likelihood, denoiser_likelihood
-from halfstep.evaluation.scorer import Scorer, TokenNlls, text_features, text_nlls
+from halfstep.evaluation.scorer import Reading, Scorer, read_texts
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.record import Row
 from halfstep.model.base import MaskedModel, logits_at
@@ -88,7 +88,7 @@ class Evaluated:
         return self.likelihood(self.held_out, "held-out")
 
     @cached_property
-    def scored_samples(self) -> list[TokenNlls]:
+    def scored_samples(self) -> list[Reading]:
         """What the scorer makes of the unconditional samples of each set."""
         return [self.scored(self.whole(samples), samples_name(samples)) for samples, _ in self.sample_sets]
 
@@ -131,15 +131,10 @@ class Evaluated:
             folder=folder,
         )
 
-    def scored(self, samples: Sequence[Sequence[int]], name: str) -> TokenNlls:
-        """How likely the scorer finds samples."""
+    def scored(self, samples: Sequence[Sequence[int]], name: str) -> Reading:
+        """What the scorer makes of samples."""
         folder = self.folder / "scored" / name
-        return text_nlls(samples, self.tokenizer, self.scorer, batch_size=self.settings.batch_size, folder=folder)
-
-    def features(self, samples: Sequence[Sequence[int]], name: str) -> np.ndarray:
-        """The scorer's features of samples, float32 [num_samples, hidden_size]."""
-        folder = self.folder / "features" / name
-        return text_features(samples, self.tokenizer, self.scorer, batch_size=self.settings.batch_size, folder=folder)
+        return read_texts(samples, self.tokenizer, self.scorer, batch_size=self.settings.batch_size, folder=folder)
 
 
 def samples_name(samples: SampleSet) -> str:

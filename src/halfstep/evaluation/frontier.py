@@ -21,7 +21,7 @@ from halfstep.evaluation.metrics.distinct import distinct_ngrams
 from halfstep.evaluation.metrics.generative_perplexity import quality, unigram_entropy
 from halfstep.evaluation.metrics.mauve import mauve_score
 from halfstep.evaluation.metrics.self_bleu import self_bleu
-from halfstep.evaluation.scorer import Scorer, load_scorer, scorer_of, text_features, text_nlls
+from halfstep.evaluation.scorer import Scorer, load_scorer, read_texts, scorer_of
 from halfstep.metrics.frontier import ROWS_FILE, FrontierRow, write_frontier
 from halfstep.model.base import MaskedModel
 from halfstep.model.joint import JointModel
@@ -118,7 +118,7 @@ def measure_texts(
 
     Args:
         tokens, drawn: see `draw_way`; tokens of a prompt as `halfstep.data.tokens.given` has them.
-        references: features of held-out text, see `text_features`.
+        references: features of held-out text, see `Reading`.
         tokenizer: of the samples.
         scorer: judges them.
         params: sections `data` and `evaluate`.
@@ -126,12 +126,12 @@ def measure_texts(
         (the row, and for each sample what `write_frontier` writes).
     """
     settings = params.evaluate
-    scored = text_nlls(tokens, tokenizer, scorer, batch_size=settings.batch_size)
+    scored = read_texts(tokens, tokenizer, scorer, batch_size=settings.batch_size)
     resampling = {"num_resamples": settings.num_bootstrap_resamples, "seed": params.seed}
     perplexity, entropy = quality(tokens, scored, **resampling)
     mauve = mauve_score(
         references,
-        text_features(tokens, tokenizer, scorer, batch_size=settings.batch_size),
+        scored.features,
         scaling_factor=settings.mauve_scaling_factor,
         num_buckets=settings.mauve_num_buckets,
         seeds=[params.seed],
@@ -251,7 +251,7 @@ def measure_model(
                 scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
                 rows_of_text = valid_tokens.stored(slice(settings.num_samples)).tolist()
                 held_out = without_filling(rows_of_text, tokenizer.eos_token_id)
-                references = text_features(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size)
+                references = read_texts(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size).features
             for number, (sampler, temperature, kind) in enumerate(ways):
                 tokens, drawn = draw_way(
                     model,

@@ -18,7 +18,7 @@ from halfstep.diffusion.noise import antithetic_times, mask_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import masked_log_probs
 from halfstep.evaluation.loss_by_time import loss_by_time
-from halfstep.evaluation.scorer import token_nlls
+from halfstep.evaluation.scorer import read_tokens
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate
 from halfstep.model.base import MaskedModel
 from halfstep.model.joint import JointModel
@@ -262,7 +262,7 @@ def autoregressive_likelihood(
     Raises:
         UserError: the network gives NaN or infinity.
     """
-    scored = token_nlls(model, tokens.tolist(), batch_size=batch_size, folder=folder)
+    scored = read_tokens(model, tokens.tolist(), batch_size=batch_size, folder=folder)
     return Likelihood(_finite(scored.nlls), tuple(scored.num_tokens))
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,18 +49,22 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class TokenNlls:
-    """What a causal model thinks of some sequences.
+class Reading:
+    """What a causal model makes of some sequences.
 
     Attributes:
         nlls: negative log-likelihood of the scored tokens of each sequence, nats.
         num_tokens: how many were scored: all but the first and those given.
         num_windowed: sequences longer than the model's context, read in windows.
+        features: the last layer's hidden state at each sequence's last token, in its first window; float32
+            [num_sequences, hidden_size]. Source: Pillutla et al. 2021, arXiv:2102.01454, Section 2 (embeddings); the
+            last token as in `mauve-text`.
     """
 
     nlls: list[float]
     num_tokens: list[int]
     num_windowed: int
+    features: np.ndarray
 
 
 def scorer_of(settings: EvaluateSettings) -> tuple[str, list[Path]]:
@@ -112,22 +116,22 @@ def load_scorer(source: str, revision: str | None, device: torch.device) -> Scor
 
 
 @torch.inference_mode()
-def token_nlls(
+def read_tokens(
     model: "PreTrainedModel",
     sequences: Sequence[Sequence[int]],
     *,
     batch_size: int,
     max_length: int | None = None,
     folder: Path | None = None,
-) -> TokenNlls:
-    """Negative log-likelihood of each sequence under a causal model.
+) -> Reading:
+    """Negative log-likelihood of each sequence under a causal model, and its features.
 
     The first token has no context and is not scored, nor are tokens that are given. Batches are padded on the right,
     where a causal model does not look, and the padding is not counted.
 
     Args:
         model: causal language model in evaluation mode.
-        sequences: token ids, of any lengths, empty ones included, see `halfstep.data.tokens.given`.
+        sequences: token ids, at least one in each, see `halfstep.data.tokens.given`.
         batch_size: sequences per forward pass; it does not change the result.
         max_length: tokens the model can read; longer sequences are read in `windows`. None is no limit.
         folder: for the batches, see `cached`.
@@ -135,11 +139,12 @@ def token_nlls(
         UserError: the model gives NaN or infinity.
     """
     read = [windows(ids, max_length) for ids in sequences]
-    found: list[float] = []
-    for _, kept in cached(folder, batched(list(chain(*read)), batch_size), partial(_batch_nlls, model)):
-        found += kept["nlls"].tolist()
-    parts = iter(found)
-    nlls = [math.fsum(islice(parts, len(pieces))) for pieces in read]
+    kept = [
+        arrays for _, arrays in cached(folder, batched(list(chain(*read)), batch_size), partial(_read_batch, model))
+    ]
+    ends = np.cumsum([0, *map(len, read)])
+    found, states = (np.concatenate([arrays[key] for arrays in kept]) for key in ("nlls", "features"))
+    nlls = [math.fsum(found[start:end]) for start, end in pairwise(ends)]
     num_tokens = [sum(token >= 0 for piece in pieces for token in piece[1:]) for pieces in read]
     for index, nll in enumerate(nlls):
         if not math.isfinite(nll):
@@ -147,7 +152,7 @@ def token_nlls(
                 f"text {index} of {len(nlls)} has a log-likelihood of {-nll} under {model.name_or_path or 'the model'}:"
                 " its weights are broken, or a token has no probability; use another evaluate.scorer"
             )
-    return TokenNlls(nlls, num_tokens, sum(len(pieces) > 1 for pieces in read))
+    return Reading(nlls, num_tokens, sum(len(pieces) > 1 for pieces in read), states[ends[:-1]])
 
 
 def windows(ids: Sequence[int], max_length: int | None) -> list[list[int]]:
@@ -167,86 +172,31 @@ def windows(ids: Sequence[int], max_length: int | None) -> list[list[int]]:
     return [list(ids[:max_length]), *later]
 
 
-def _batch_nlls(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
-    if max(map(len, sequences)) < 2:
-        return {"nlls": np.zeros(len(sequences))}
+def _read_batch(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
     tokens, is_token = _pad(sequences, model.device)
-    logits = model(input_ids=plain(tokens), attention_mask=is_token).logits
+    output = model(input_ids=plain(tokens), attention_mask=is_token, output_hidden_states=True)
     nlls = []
     # Row by row: the log-softmax of a whole batch over a large vocabulary takes as much memory as the logits.
-    for row_logits, row, ids in zip(logits, tokens, sequences, strict=True):
-        end = max(len(ids), 1)
+    for row_logits, row, ids in zip(output.logits, tokens, sequences, strict=True):
+        end = len(ids)
         losses = F.cross_entropy(row_logits[: end - 1].float(), plain(row[1:end]), reduction="none")
         nlls.append(losses.double()[row[1:end] >= 0].sum().item())
-    return {"nlls": np.array(nlls)}
+    last = is_token.sum(dim=1) - 1
+    states = output.hidden_states[-1][torch.arange(len(last), device=last.device), last]
+    return {"nlls": np.array(nlls), "features": states.float().cpu().numpy()}
 
 
-@torch.inference_mode()
-def features(
-    model: "PreTrainedModel",
-    sequences: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    max_length: int | None = None,
-    folder: Path | None = None,
-) -> Tensor:
-    """One vector per text: the last layer's hidden state at the text's last token.
-
-    Args:
-        model: causal language model in evaluation mode.
-        sequences: token ids, at least one token each.
-        batch_size: sequences per forward pass; it does not change the result.
-        max_length: longer sequences are cut to it; None is no limit.
-        folder: for the batches, see `cached`.
-    Returns:
-        float32 [num_sequences, hidden_size], on the CPU.
-    Raises:
-        ValueError: a sequence is empty.
-    Source: Pillutla et al. 2021, arXiv:2102.01454, Section 2 (embeddings); the last token as in `mauve-text`.
-    """
-    if not all(sequences):
-        raise ValueError("a text without tokens has no features")
-    cut = [list(ids[:max_length]) for ids in sequences]
-    kept = cached(folder, batched(cut, batch_size), partial(_batch_features, model))
-    return torch.cat([torch.from_numpy(arrays["features"]) for _, arrays in kept])
-
-
-def _batch_features(model: "PreTrainedModel", sequences: Sequence[list[int]]) -> Arrays:
-    tokens, is_token = _pad(sequences, model.device)
-    hidden = model.base_model(input_ids=tokens, attention_mask=is_token).last_hidden_state
-    last = torch.tensor([len(ids) - 1 for ids in sequences], device=hidden.device)
-    return {"features": hidden[torch.arange(len(sequences), device=hidden.device), last].float().cpu().numpy()}
-
-
-def text_nlls(
+def read_texts(
     samples: Sequence[Sequence[int]],
     tokenizer: "PreTrainedTokenizerBase",
     scorer: Scorer,
     *,
     batch_size: int,
     folder: Path | None = None,
-) -> TokenNlls:
-    """`token_nlls` of samples as the scorer reads them."""
+) -> Reading:
+    """`read_tokens` of samples as the scorer reads them."""
     ids, _ = to_scorer_ids(samples, tokenizer, scorer)
-    return token_nlls(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
-
-
-def text_features(
-    samples: Sequence[Sequence[int]],
-    tokenizer: "PreTrainedTokenizerBase",
-    scorer: Scorer,
-    *,
-    batch_size: int,
-    folder: Path | None = None,
-) -> np.ndarray:
-    """`features` of samples as the scorer reads them, float32 [num_samples, hidden_size].
-
-    A text without tokens is read as the scorer's EOS alone.
-    """
-    ids, _ = to_scorer_ids([[max(token, ~token) for token in ids] for ids in samples], tokenizer, scorer)
-    nothing = [scorer.tokenizer.eos_token_id or 0]
-    texts = [text or nothing for text in ids]
-    return features(scorer.model, texts, batch_size=batch_size, max_length=scorer.max_length, folder=folder).numpy()
+    return read_tokens(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
 
 
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:
@@ -270,10 +220,11 @@ def to_scorer_ids(
     Returns:
         (token ids of the scorer's tokenizer, whether the text was tokenized anew). Text is tokenized anew,
         without special tokens, where the vocabularies differ, what is given at a sample's beginning by itself; else
-        the ids are taken as they are.
+        the ids are taken as they are. Of nothing it reads EOS alone.
     """
+    nothing = [scorer.tokenizer.eos_token_id or 0]
     if shares_vocabulary(tokenizer, scorer.tokenizer):
-        return [list(ids) for ids in samples], False
+        return [list(ids) or nothing for ids in samples], False
 
     def anew(ids: Sequence[int]) -> list[int]:
         text = tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -285,7 +236,7 @@ def to_scorer_ids(
         given = [~token for token in anew([~token for token in ids[:num_given]])] if num_given else []
         return given + anew([max(token, ~token) for token in ids[num_given:]])
 
-    return [read(ids) for ids in samples], True
+    return [read(ids) or nothing for ids in samples], True
 
 
 def _meaning(tokenizer: "PreTrainedTokenizerBase") -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from halfstep.data.tokens.given import without_filling
 from halfstep.evaluation.evaluated import Evaluated, rows_of
-from halfstep.evaluation.scorer import TokenNlls
+from halfstep.evaluation.scorer import Reading
 from halfstep.metrics.estimate import Estimate, mean_estimate, perplexity_estimate, perplexity_of, with_interval
 from halfstep.metrics.record import Row
 
@@ -29,7 +29,7 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
 
 
 def quality(
-    samples: Sequence[Sequence[int]], scored: TokenNlls, *, num_resamples: int, seed: int
+    samples: Sequence[Sequence[int]], scored: Reading, *, num_resamples: int, seed: int
 ) -> tuple[Estimate, Estimate]:
     """Generative perplexity and entropy of samples, with bootstrap intervals over samples.
 

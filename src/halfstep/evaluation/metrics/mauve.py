@@ -25,11 +25,11 @@ def measure(evaluated: Evaluated) -> Iterator[Row]:
     texts = [continuations for _, continuations in evaluated.sample_sets]
     prefix_rows, length = sorted(set(texts[0].prefix_rows)), len(texts[0].token_ids[0])
     rows = evaluated.valid_tokens.stored(prefix_rows)[:, :length].tolist()
-    references = evaluated.features(without_filling(rows, evaluated.tokenizer.eos_token_id), "references")
+    references = evaluated.scored(without_filling(rows, evaluated.tokenizer.eos_token_id), "references").features
     for samples in texts:
         mauve = mauve_score(
             references,
-            evaluated.features(evaluated.whole(samples), samples_name(samples)),
+            evaluated.scored(evaluated.whole(samples), f"continuations {samples_name(samples)}").features,
             scaling_factor=settings.mauve_scaling_factor,
             num_buckets=settings.mauve_num_buckets,
             seeds=range(evaluated.seed, evaluated.seed + settings.mauve_num_seeds),
