@@ -28,6 +28,9 @@ ENDINGS = (".json", ".jsonl", ".txt", ".safetensors", ".ckpt", ".pt", ".pth", ".
 NANOSECONDS_UNSURE = 2_000_000_000
 """A file may change twice within one tick of the clock of its file system: the hash of one this young is not kept."""
 
+MADE_SCORERS = "scorers/"
+"""What `make scorer` writes is there, and no hub id begins so."""
+
 
 def local_files(parameter: str, source: str) -> list[Path]:
     """A file, or the files of a folder; none where the name is a hub id.
@@ -44,12 +47,12 @@ def local_files(parameter: str, source: str) -> list[Path]:
     is_folder = parameter == "evaluate.downstream_include_path"
     if os.path.isfile(path) and not is_folder:
         return [path]
-    is_written_so = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(ENDINGS)
+    is_made = source.startswith(MADE_SCORERS)
+    is_written_so = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(ENDINGS) or is_made
     # A denoiser of the hub has an owner.
     if is_written_so or is_folder or (parameter == "pretrain.init_from" and "/" not in source):
-        raise UserError(
-            f"{parameter} {source!r}: {path} is not there; give a file or a folder, from the project's root"
-        )
+        way_out = "make scorer makes it" if is_made else "give a file or a folder, from the project's root"
+        raise UserError(f"{parameter} {source!r}: {path} is not there; {way_out}")
     return []
 
 

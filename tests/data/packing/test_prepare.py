@@ -94,6 +94,7 @@ BOOKS = {"name": "books", "source": "books.txt"}
             r"gpt2 knows 20 tokens, fewer than the \d+ of the",
         ),
         ({"evaluate.scorer": "~/none"}, r"evaluate\.scorer '~/none': /.* is not there"),
+        ({"evaluate.scorer": "scorers/smollm2"}, r"'scorers/smollm2': /.* is not there; make scorer makes it"),
         ({"evaluate.likelihood_on": [BOOKS]}, r"evaluate\.likelihood_on\.books \(books\.txt\): .* matches no file"),
         (
             {"evaluate.likelihood_on": [{**BOOKS, "source": "short.txt"}]},
