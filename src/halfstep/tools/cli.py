@@ -10,17 +10,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
 from halfstep.run import console
-from halfstep.run.errors import UserError, one_line
+from halfstep.run.errors import UserError
 from halfstep.run.files import project_root
 
 if TYPE_CHECKING:
@@ -79,17 +78,8 @@ def generate(
 ) -> None:
     """Print text from a model, optionally continuing a prompt."""
     from halfstep.data.corpora import sudoku
-    from halfstep.data.corpora.chat import answer_text
-    from halfstep.model.base import MaskedModel
-    from halfstep.model.gpt2 import length_of
-    from halfstep.model.opening import open_with_tokenizer
-    from halfstep.run.device import select_device
-    from halfstep.run.errors import nan_as_user_error
-    from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
-    from halfstep.samplers.base import Uniforms
     from halfstep.samplers.sampler import sampler_of
-    from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_prompts
-    from halfstep.tools.best import best_sampler
+    from halfstep.tools.generate import open_on, prepare, settings_in
 
     if temperature is not None and not temperature >= 0:
         raise UserError(f"--temperature is {temperature}: give 0, which is the likeliest token, or more")
@@ -98,105 +88,44 @@ def generate(
     cells = sudoku.read_puzzle(puzzle, "--puzzle") if puzzle else []
     if cells and (prompt or length):
         raise UserError("--puzzle is all that is given, and says how long it is: leave out --prompt and --length")
-    values, chosen = _settings_in(context.args), AUTOREGRESSIVE
+    values = settings_in(context.args)
     if cells:
         sampler, values = sampler or "entropy_bound", values or ({} if sampler else {"gamma": 0.05})
         temperature = 0 if temperature is None else temperature
-    if values or sampler:
-        chosen = sampler_of(sampler or "ancestral", values, "--sampler")
-    opened, tokenizer = open_with_tokenizer(model)
-    target = select_device(device)
-    opened.to(target)
-    is_masked = isinstance(opened, MaskedModel)
-    if is_masked and chosen is AUTOREGRESSIVE:
-        chosen, usual_temperature = best_sampler(model, evaluations)
-        temperature = usual_temperature if temperature is None else temperature
-    config: Any = opened.config
-    mask_token_id = tokenizer.mask_token_id
-    whole = config.length if is_masked else length_of(opened)
-    if cells:
-        check_writes_grids(tokenizer, model, size=math.isqrt(len(cells)), length=whole)
-        x_init = from_prompts([sudoku.as_prompt(cells)] * num_samples, tokenizer).to(target)
-    else:
-        if length and length > whole and (not is_masked or config.absolute_positions):
-            raise UserError(f"--length is {length}, but {model} has {whole} positions: give {whole} or less")
-        x_init = _begun_with(prompt, num_samples, length or whole, tokenizer, chat=chat).to(target)
-        if is_masked and x_init.shape[1] == whole and not chat:
-            # Every sequence that the model knows ends so.
-            x_init[:, -1] = tokenizer.eos_token_id
-    uniforms = Uniforms(seed, range(num_samples), x_init.shape[1])
-
-    def adjust(logits: "Tensor") -> "Tensor":
-        if temperature not in (None, 0, 1):
-            logits = with_temperature(logits, temperature)
-        if top_k is not None:
-            logits = keep_top_k(logits, top_k)
-        return logits if top_p is None else keep_top_p(logits, top_p)
-
-    def tokens(on_step: "Callable[[int, Tensor], None] | None") -> "Tensor":
-        options: dict[str, Any] = {"mask_token_id": mask_token_id, "uniforms": uniforms, "likeliest": temperature == 0}
-        with nan_as_user_error(model):
-            return draw(opened, chosen, x_init, **options, adjust=adjust, on_step=on_step).tokens
-
+    chosen = sampler_of(sampler or "ancestral", values, "--sampler") if values or sampler else None
+    opened = open_on(model, device)
+    writing = prepare(
+        opened,
+        chosen,
+        evaluations=evaluations,
+        prompt=prompt,
+        chat=chat,
+        cells=cells,
+        num_samples=num_samples,
+        length=length,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
     if show:
         drawn = _draw_shown(
-            tokens, x_init, tokenizer.decode, mask_token_id, chosen.num_steps, pause_seconds, math.isqrt(len(cells))
+            lambda on_step: writing.draw(on_step).tokens,
+            writing.x_init,
+            opened.tokenizer.decode,
+            opened.tokenizer.mask_token_id,
+            writing.sampler.num_steps,
+            pause_seconds,
+            math.isqrt(len(cells)),
         )
     else:
-        drawn = tokens(None)
-    num_given = int((x_init[0] != mask_token_id).sum())
+        drawn = writing.draw(None).tokens
     for row in drawn.tolist():
-        text = (
-            answer_text(row[num_given:], tokenizer) if chat else tokenizer.decode(row, skip_special_tokens=True).strip()
-        )
+        text = writing.text(row)
         if not show:
             print(sudoku.as_lines(text) if cells else text)
         if cells:
             print("solved" if sudoku.is_solved(text, sudoku.as_prompt(cells)) else "not solved")
-
-
-def _begun_with(prompt: str, num_samples: int, length: int, tokenizer: Any, *, chat: bool) -> "Tensor":
-    """A text's BOS and beginning, or a conversation's, and masks after it, int64 [num_samples, length]."""
-    import torch
-
-    from halfstep.data.corpora.chat import prompt_ids
-
-    if chat:
-        ids = prompt_ids([{"role": "user", "content": prompt}], tokenizer)
-    else:
-        ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
-    if len(ids) >= length:
-        raise UserError(
-            f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"
-            " shorten it, or give a larger --length"
-        )
-    x_init = torch.full((num_samples, length), tokenizer.mask_token_id)
-    x_init[:, : len(ids)] = torch.tensor(ids)
-    return x_init
-
-
-def check_writes_grids(tokenizer: Any, model: Path, *, size: int, length: int) -> None:
-    """Refuse a model that was not trained on grids of a puzzle's size."""
-    from halfstep.data.corpora.sudoku import num_tokens
-
-    needed = num_tokens(size)
-    if length != needed or not {f" {digit}" for digit in range(1, size + 1)} <= tokenizer.get_vocab().keys():
-        raise UserError(
-            f"--puzzle is of {size}x{size} cells, but {model} was not trained on such grids: give one that was: dvc exp"
-            f" run -S data=sudoku -S data.size={size} -S data.context_length={needed}"
-        )
-
-
-def _settings_in(arguments: list[str]) -> dict[str, Any]:
-    """The settings of a sampler in `--num-steps 8 --threshold=0.9`."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    try:
-        pairs = {option: yaml.safe_load(value) for option, value in zip(words[::2], words[1::2], strict=True)}
-    except (ValueError, yaml.YAMLError):
-        pairs = {}
-    if len(pairs) != len(words) / 2 or not all(option.startswith("--") for option in pairs):
-        raise UserError(f"{one_line(' '.join(arguments))} is not understood: see halfstep generate --help")
-    return {option[2:].replace("-", "_"): value for option, value in pairs.items()}
 
 
 def _draw_shown(
@@ -276,9 +205,10 @@ def respond(
     from halfstep.run.device import select_device
     from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.sampler import sampler_of
+    from halfstep.tools.generate import settings_in
     from halfstep.tools.respond import respond as write_answers
 
-    values = _settings_in(context.args)
+    values = settings_in(context.args)
     if sampler == "ordered" and not values:
         values = {"num_steps": 32, "score": "confidence", "noise": 0.0, "counts": "even", "block_length": 32}
     chosen = sampler_of(sampler, values, "--sampler")
