@@ -9,39 +9,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
+from halfstep.data.tokenizer import load_tokenizer
 from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.frontier import FrontierRow, write_frontier
 from halfstep.metrics.record import Record, Row, write_record
-from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.gpt2 import new_gpt2
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
 from halfstep.samplers.sampler import Sampler
 from halfstep.tools.best import best_sampler
 from halfstep.tools.cli import app
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    tokenizer = train_word_tokenizer(["the cat saw a red bird and ran"], 40)
-    root = tmp_path_factory.mktemp("models")
-    sizes = {"vocab_size": len(tokenizer), "length": 12, "hidden_size": 16, "num_blocks": 1, "num_heads": 2}
-    torch.manual_seed(0)
-    denoiser = Denoiser(
-        DenoiserConfig(**sizes, mask_token_id=tokenizer.mask_token_id, cond_dim=8, dropout=0.0, noise_epsilon=1e-3)
-    )
-    with torch.no_grad():
-        for weight in denoiser.parameters():
-            weight.normal_(std=0.5)
-    for name, model in {"denoiser": denoiser, "causal": new_gpt2(**sizes, dropout=0.0)}.items():
-        (root / name).mkdir()
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    return {name: root / name for name in ("denoiser", "causal")}
-
 
 BEST = {"score": "entropy", "noise": 0.0, "counts": "cosine"}
 

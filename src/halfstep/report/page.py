@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from halfstep.data.tokenizer import load_tokenizer
 from halfstep.metrics.record import Record
 from halfstep.report import compared, frontier, solved
@@ -29,6 +27,7 @@ from halfstep.report.records import (
     drawn_of,
     format_number,
 )
+from halfstep.report.render import render
 from halfstep.report.samples import Sample, browser_data, load_samples
 from halfstep.report.solved import SOLVED_HEADER, Solved, write_solved
 from halfstep.report.table import NOTES, Table, further_tables, results_table, summarize, write_steps
@@ -110,17 +109,8 @@ def _write(
         "stages": [(experiment.label, stages_table(experiment)) for experiment in experiments],
         "versions": versions(),
     }
-    environment = Environment(
-        loader=PackageLoader("halfstep.report"),
-        # Samples hold whatever a model wrote.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     with atomic_path(path) as temporary:
-        temporary.write_text(environment.get_template("page.html.j2").render(content), encoding="utf-8")
+        temporary.write_text(render("page.html.j2", content), encoding="utf-8")
 
 
 def _labelled(experiment: Experiment, sentence: str) -> str:

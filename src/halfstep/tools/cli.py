@@ -128,6 +128,18 @@ def generate(
             print("solved" if sudoku.is_solved(text, sudoku.as_prompt(cells)) else "not solved")
 
 
+@app.command("try")
+def try_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, such as models/3.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 5001,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Open a page on 127.0.0.1 on which this model and those beside it in models/ write what you ask for."""
+    from halfstep.tools.try_page import serve
+
+    serve(model, port, device)
+
+
 def _draw_shown(
     draw: "Callable[[Callable[[int, Tensor], None]], Tensor]",
     x_init: "Tensor",
