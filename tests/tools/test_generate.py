@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.model.hub_folders import published
 from typer.testing import CliRunner
 
 from halfstep.data.tokenizer import load_tokenizer
@@ -14,6 +15,7 @@ from halfstep.metrics.estimate import Estimate
 from halfstep.metrics.frontier import FrontierRow, write_frontier
 from halfstep.metrics.record import Record, Row, write_record
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.hub import open_hub
 from halfstep.samplers.ancestral import sample
 from halfstep.samplers.base import Uniforms, fill
 from halfstep.samplers.confidence import Confidence
@@ -131,9 +133,17 @@ def test_samplers_that_cannot_be_are_one_line(arguments: list[str], message: str
     assert message in str(result.exception)
 
 
-def test_a_text_longer_than_the_positions_of_a_model_is_refused(folders: dict[str, Path]) -> None:
+def test_a_text_longer_than_the_positions_of_a_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     """The denoiser's are rotary, and have no end."""
     assert run("--model", folders["denoiser"], "--length", 13, "--num-steps", 1).exit_code == 0
     message = "has 12 positions: give 12 or less"
     assert message in str(run("--model", folders["causal"], "--length", 13).exception)
+    tokenizer = load_tokenizer(folders["denoiser"])
+    published(tmp_path / "bert", "bert", vocab_size=len(tokenizer))
+    known = {"mask_token_id": tokenizer.mask_token_id, "num_tokens": len(tokenizer)}
+    model = open_hub(tmp_path / "bert", None, **known, length=12, noise_epsilon=1e-3)
+    for written in (model, tokenizer):
+        written.save_pretrained(tmp_path / "model")
+    assert message in str(run("--model", tmp_path / "model", "--length", 13).exception)
+    assert run("--model", tmp_path / "model", "--length", 11).exit_code == 0
     assert run("--model", folders["causal"], "--length", 12).exit_code == 0

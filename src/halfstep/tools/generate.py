@@ -102,7 +102,8 @@ def prepare(
         _check_writes_grids(tokenizer, opened.path, size=math.isqrt(len(cells)), length=whole)
         x_init = from_prompts([sudoku.as_prompt(cells)] * num_samples, tokenizer)
     else:
-        if length and length > whole and (not is_masked or model.config.absolute_positions):
+        # A network of transformers may have learned its positions, too.
+        if length and length > whole and (not is_masked or getattr(model.config, "absolute_positions", True)):
             raise UserError(f"--length is {length}, but {opened.path} has {whole} positions: give {whole} or less")
         x_init = _begun_with(prompt, num_samples, length or whole, tokenizer, chat=chat)
         if is_masked and x_init.shape[1] == whole and not chat:
