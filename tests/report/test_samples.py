@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,13 @@ def test_pieces_of_any_tokenizer_join_to_the_text_whatever_is_drawn(kind: str) -
     masked = [[id if i % 3 else tokenizer.mask_token_id for i, id in enumerate(ids)] for ids in given]
     for ids in (*given, *drawn, *masked, []):
         pieces = token_pieces(ids, tokenizer.decode)
-        assert len(pieces) == len(ids)
-        assert "".join(pieces) == tokenizer.decode(ids)
+        # What more of the whole text the beginning has with a token than without it.
+        text = tokenizer.decode(ids)
+        beginnings = (tokenizer.decode(ids[:end]) for end in range(1, len(ids) + 1))
+        known = (next(n for n in range(len(b), -1, -1) if text.startswith(b[:n])) for b in beginnings)
+        ends = [0, *accumulate(known, max)]
+        assert pieces == [text[start:end] for start, end in pairwise(ends)]
+        assert "".join(pieces) == text
 
 
 def test_a_text_that_is_shown_keeps_the_spaces_of_its_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from halfstep.samples.table import read_sample_sets
 KINDS = ("unconditional", "continuations")
 NUM_SHOWN = 2
 """Samples of each kind."""
+NUM_BEFORE = 8
+"""Tokens before one that are decoded with it: more than a character takes."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,17 @@ def token_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -
     pieces: list[str] = []
     written = 0
     for end in range(1, len(token_ids) + 1):
-        so_far = decode(list(token_ids[:end]))
-        while not text.startswith(so_far):  # an unfinished character, a space that the next token takes away
-            so_far = so_far[:-1]
-        pieces.append(text[written : len(so_far)])
-        written = max(written, len(so_far))
+        # Nearly always the tokens just before decide; where the text says otherwise, all of them are decoded.
+        window = list(token_ids[max(0, end - NUM_BEFORE - 1) : end])
+        before, now = decode(window[:-1]), decode(window)
+        piece = now[len(before) :]
+        if not (now.startswith(before) and text.startswith(piece, written)):
+            so_far = decode(list(token_ids[:end]))
+            while not text.startswith(so_far):  # an unfinished character, a space that the next token takes away
+                so_far = so_far[:-1]
+            piece = text[written : len(so_far)]
+        pieces.append(piece)
+        written += len(piece)
     return pieces
 
 
