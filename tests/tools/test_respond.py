@@ -1,6 +1,7 @@
 """`halfstep respond` and `halfstep generate --chat`: answers, the same however often the command is cut off."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,14 @@ def test_a_message_is_answered(model: Path) -> None:
 def test_prompts_that_leave_no_room_are_one_line(model: Path, prompts: Path, tmp_path: Path) -> None:
     result = respond(prompts, tmp_path / "answers.jsonl", "--model", model, "--length", 4)
     assert "has no prompt of fewer than 4 tokens: give a larger --length" in str(result.exception)
+
+
+def test_a_causal_model_and_one_of_another_tokenizer_are_one_line(
+    folders: dict[str, Path], model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    result = respond(prompts, tmp_path / "answers.jsonl", "--model", folders["causal"])
+    assert "causal is a causal language model, but a masked one is needed" in str(result.exception)
+    shutil.copytree(folders["denoiser"], tmp_path / "mixed")
+    shutil.copy(model / "tokenizer.json", tmp_path / "mixed")
+    result = respond(prompts, tmp_path / "answers.jsonl", "--model", tmp_path / "mixed")
+    assert "put the tokenizer there that it was trained with" in str(result.exception)

@@ -212,34 +212,24 @@ def respond(
 
     By default the surest position of the leftmost block of 32 is written, one at a time.
     """
-    from halfstep.data.tokenizer import load_tokenizer
-    from halfstep.model.opening import open_denoiser
-    from halfstep.run.device import select_device
-    from halfstep.run.errors import nan_as_user_error
     from halfstep.samplers.sampler import sampler_of
-    from halfstep.tools.generate import settings_in
+    from halfstep.tools.generate import open_on, settings_in
     from halfstep.tools.respond import respond as write_answers
 
     values = settings_in(context.args)
     if sampler == "ordered" and not values:
         values = {"num_steps": 32, "score": "confidence", "noise": 0.0, "counts": "even", "block_length": 32}
     chosen = sampler_of(sampler, values, "--sampler")
-    opened, tokenizer, target = open_denoiser(model), load_tokenizer(model), select_device(device)
-    opened.to(target)
-    with nan_as_user_error(model):
-        num_answers, num_left_out = write_answers(
-            opened,
-            tokenizer,
-            chosen,
-            prompts,
-            answers,
-            model_path=model,
-            temperature=temperature,
-            length=length or opened.config.length,
-            seed=seed,
-            batch_size=batch_size,
-            device=target,
-        )
+    num_answers, num_left_out = write_answers(
+        open_on(model, device),
+        chosen,
+        prompts,
+        answers,
+        temperature=temperature,
+        length=length,
+        seed=seed,
+        batch_size=batch_size,
+    )
     print(f"{answers}: {num_answers} answers; prompts left out as too long: {num_left_out}")
 
 

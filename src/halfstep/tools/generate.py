@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from halfstep.data.corpora import sudoku
-from halfstep.data.corpora.chat import answer_text, prompt_ids
+from halfstep.data.corpora.chat import answer_text, prompt_ids, text_ids
 from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import length_of
 from halfstep.model.opening import open_with_tokenizer
@@ -138,7 +138,7 @@ def _begun_with(prompt: str, num_samples: int, length: int, tokenizer: Any, *, c
     if chat:
         ids = prompt_ids([{"role": "user", "content": prompt}], tokenizer)
     else:
-        ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)]
+        ids = [tokenizer.bos_token_id, *text_ids(prompt, tokenizer)]
     if len(ids) >= length:
         raise UserError(
             f"--prompt has {len(ids)} tokens with BOS, which leaves nothing of the {length} tokens to write:"

@@ -2,53 +2,52 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halfstep.data.corpora.chat import Message, answer_text, prompt_ids, prompt_of, read_conversations
+from halfstep.model.base import MaskedModel
 from halfstep.run.console import progress
-from halfstep.run.errors import UserError
+from halfstep.run.errors import UserError, nan_as_user_error
 from halfstep.run.files import atomic_path
 from halfstep.run.work import Arrays, batched, cached, open_work
 from halfstep.samplers.adjust import at_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
 from halfstep.samples.draw import draw
-
-if TYPE_CHECKING:
-    from halfstep.model.base import MaskedModel
+from halfstep.tools.generate import Opened
 
 
 def respond(
-    model: "MaskedModel",
-    tokenizer: Any,
+    opened: Opened,
     sampler: Sampler,
     prompts_path: Path,
     answers_path: Path,
     *,
-    model_path: Path,
     temperature: float,
-    length: int,
+    length: int | None,
     seed: int,
     batch_size: int,
-    device: torch.device,
 ) -> tuple[int, int]:
     """Write conversations with a model's answers, as JSONL that the corpus `chat` reads, in the order of the prompts.
 
     An answer that a conversation has already is left out. Cut off, the same call goes on after the last batch.
 
     Args:
-        model, tokenizer: of `model_path`, in evaluation mode, on `device`.
+        opened: a denoiser.
         sampler, temperature: how it writes.
         prompts_path: JSONL, see `halfstep.data.corpora.chat`.
-        length: tokens of prompt and answer; a prompt that leaves none is left out.
+        length: tokens of prompt and answer, None the model's; a prompt that leaves none is left out.
         seed: decides the answers, each by its number.
     Returns:
         (answers written, prompts left out).
     Raises:
-        UserError: a line is no conversation, or no prompt leaves room.
+        UserError: the model is a causal one, a line is no conversation, or no prompt leaves room.
     """
+    model, tokenizer = opened.model, opened.tokenizer
+    if not isinstance(model, MaskedModel):
+        raise UserError(f"{opened.path} is a causal language model, but a masked one is needed: give a denoiser")
+    length = length or model.config.length
     asked: list[tuple[list[Message], list[int]]] = []
     num_left_out = 0
     for _, messages in read_conversations(prompts_path):
@@ -69,7 +68,12 @@ def respond(
             x_init[row, : len(ids)] = torch.tensor(ids)
         uniforms = Uniforms(seed, numbers, length)
         drawn = draw(
-            model, sampler, x_init.to(device), mask_token_id=tokenizer.mask_token_id, uniforms=uniforms, **options
+            model,
+            sampler,
+            x_init.to(opened.device),
+            mask_token_id=tokenizer.mask_token_id,
+            uniforms=uniforms,
+            **options,
         )
         return {"tokens": drawn.tokens.cpu().numpy()}
 
@@ -82,7 +86,8 @@ def respond(
         "batch_size": batch_size,
     }
     with (
-        open_work("respond", values, [model_path, prompts_path]) as work,
+        nan_as_user_error(opened.path),
+        open_work("respond", values, [opened.path, prompts_path]) as work,
         work.batches() as folder,
         progress("respond", len(asked), unit="answer") as show,
         atomic_path(answers_path) as path,

@@ -95,7 +95,7 @@ def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> l
             f"tokenizer {tokenizer.name_or_path} has no chat template, by which a conversation of {len(messages)}"
             " messages before its answer is written: set data.tokenizer.source to one that has it"
         )
-    return [tokenizer.bos_token_id, *_as_text(messages[0]["content"], tokenizer)]
+    return [tokenizer.bos_token_id, *text_ids(messages[0]["content"], tokenizer)]
 
 
 def answer_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -106,7 +106,7 @@ def answer_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> t
     """
     prompt = prompt_ids(messages[:-1], tokenizer)
     if tokenizer.chat_template is None:
-        return prompt, _as_text(messages[-1]["content"], tokenizer)
+        return prompt, text_ids(messages[-1]["content"], tokenizer)
     whole = _rendered(messages, tokenizer)
     if whole[: len(prompt)] != prompt:
         raise UserError(
@@ -123,8 +123,10 @@ def answer_text(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _length(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((place for place, token_id in enumerate(answer) if token_id in special), len(answer))
+    added = tokenizer.added_tokens_decoder
+    return next(
+        (at for at, token_id in enumerate(answer) if token_id in added and added[token_id].special), len(answer)
+    )
 
 
 def _rendered(messages: list[Message], tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[int]:
@@ -139,7 +141,8 @@ def _rendered(messages: list[Message], tokenizer: PreTrainedTokenizerBase, **opt
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
 
 
-def _as_text(content: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_ids(content: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a text, none of them special whatever it says."""
     return tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True)
 
 
