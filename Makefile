@@ -1,13 +1,15 @@
-# `make run` rebuilds everything, `make test` passes the tests (`make test-unit` the quick ones, `make test-slow` the long ones), `make scorer` makes a judge of English, `make ui` opens MLflow, `make server` serves it to others, `make audit` reports. Each sets up .venv first.
+# `make run` rebuilds everything, `make test` passes the tests (`make test-unit` the quick ones, `make test-slow` the long ones), `make scorer` makes a judge of English, `make ui` opens MLflow, `make server` serves it to others, `make docs` builds the site, `make audit` reports. Each sets up .venv first.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
 # Every stage is a process of its own: where this is set, as containers like to, each compiles torch's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+# README.md and the pages that become docs/operations.md are to follow.
+PROSE = CONTRIBUTING.md $(addprefix docs/,extending.md frontier.md hub.md index.md method.md planning.md speed.md tutorial.md)
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-unit test-slow scorer ui server lint audit setup clean-venv
+.PHONY: run test test-unit test-slow scorer ui server lint docs audit setup clean-venv
 .DELETE_ON_ERROR:
 
 run: setup
@@ -32,6 +34,11 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	python scripts/prose.py $(PROSE)
+
+docs: setup
+	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[docs]'
+	mkdocs build
 
 # Reports, which fail nothing: neither a finding nor an index that cannot be reached.
 audit: setup
