@@ -5,8 +5,7 @@ export PYTHONUTF8 := 1
 # Every stage is a process of its own: where this is set, as containers like to, each compiles torch's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# README.md and the pages that become docs/operations.md are to follow.
-PROSE = CONTRIBUTING.md $(addprefix docs/,extending.md frontier.md hub.md index.md method.md planning.md speed.md tutorial.md)
+PROSE = README.md CONTRIBUTING.md $(wildcard docs/*.md)
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-unit test-slow scorer ui server lint docs audit setup clean-venv

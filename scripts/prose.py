@@ -20,7 +20,7 @@ BANNED = re.compile(r"\b(told|tells?|stands?|stood|nobody|anew|mend(s|ed)?)\b", 
 def words_of(inline: Token) -> str:
     """The text of a paragraph or a cell, code and formulas left out."""
     children = inline.children or []
-    text = "".join(child.content if child.type == "text" else " " for child in children if child.type != "code_inline")
+    text = "".join(child.content if child.type == "text" else " " for child in children)
     return re.sub(r"\$[^$]+\$", "", text)
 
 
@@ -48,7 +48,7 @@ def problems(page: Path, longest: int = LONGEST_SENTENCE_WORDS) -> Iterator[tupl
         if token.type != "inline":
             continue
         text = words_of(token)
-        for sentence in re.split(r"[.!?][\"')\]]*\s+(?![a-z])", text):
+        for sentence in re.split(r"[.!?][\"')\]]*\s+(?=halfstep\b|[^a-z])", text):
             if (count := len(re.findall(r"[^\W\d][\w'-]*", sentence))) > longest:
                 yield line, f"a sentence of {count} words: {' '.join(sentence.split()[:6])} ..."
         yield from ((line, f"{found[0]!r}: say it another way") for found in BANNED.finditer(text))
