@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 # What makes it small: parameters after those of the page, and `make run` without its installation.
 SMALL = (
     "preset=smoke", "pretrain.num_train_steps=30", "baseline.num_train_steps=30", "distill.num_train_steps=10",
-    "data.context_length=64", "data.tokenizer.vocab_size=512",
+    "data.context_length=64", "frontier.samplers=[{name: ancestral, num_steps: [4]}]", "rivals=[]",
 )  # fmt: skip
 FAKE_MAKE = "mkdir -p .venv/bin && touch .venv/bin/activate && dvc exp run && halfstep summary"
 
@@ -38,7 +38,7 @@ def write_command(folder: Path, name: str, script: str) -> None:
 def run_page(folder: Path, repository: str) -> None:
     """Run all commands of the page in a folder, which has texts and, in `bin`, commands that go before others."""
     (folder / "home/texts").mkdir(parents=True)
-    text = "".join(f"The cat number {n} sat on a mat with {7 * n} others.\n\n\n" for n in range(400))
+    text = "".join(f"The cat number {n} sat on a mat with {7 * n} others.\n\n\n" for n in range(2000))
     (folder / "home/texts/cats.txt").write_text(text)
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | IDENTITY | {"HOME": str(folder / "home"), "PATH": path, "HF_HUB_OFFLINE": "1"}
@@ -85,7 +85,7 @@ def test_each_command_has_such_options_and_composes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_runs_from_the_clone_to_the_exported_model(tmp_path: Path) -> None:
     project = Project(tmp_path / "repository")
-    small = " ".join(f"-S {override}" for override in SMALL)
+    small = " ".join(f"-S {shlex.quote(override)}" for override in SMALL)
     dvc = f'if [ "$1 $2" = "exp run" ]; then set -- "$@" {small}; fi\nexec {sys.executable} -m dvc "$@"'
     write_command(tmp_path / "bin", "dvc", dvc)
     write_command(tmp_path / "bin", "make", FAKE_MAKE)
