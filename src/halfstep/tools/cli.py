@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -278,6 +279,9 @@ def plan(
     mfu: Annotated[float, typer.Option(help="Share of a GPU's peak that is reached, such as 0.4.")] = 0.4,
     vocab_size: VocabSize = None,
     num_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus (if it is known).")] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Measure this machine, about a minute, and say how long a run takes on it.")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the plan there, too.")] = None,
 ) -> None:
     """Size a run before it is paid for: parameters, FLOPs, tokens, memory per device, time, disk.
@@ -289,6 +293,7 @@ def plan(
     from halfstep.settings import load_params
     from halfstep.tools.planning.compose import composed_params
     from halfstep.tools.planning.corpus import known_num_tokens, known_vocab_size, prepared_manifest
+    from halfstep.tools.planning.here import measure_here
     from halfstep.tools.planning.plan import make_plan
     from halfstep.tools.planning.tables import tables
 
@@ -297,9 +302,10 @@ def plan(
     root = Path.cwd()
     params = composed_params(overrides, root) if overrides else load_params(root / "params.yaml")
     manifest = prepared_manifest(params, root)
-    planned = make_plan(
-        params, known_vocab_size(params, manifest, vocab_size), known_num_tokens(params, manifest, num_tokens)
-    )
+    vocabulary = known_vocab_size(params, manifest, vocab_size)
+    planned = make_plan(params, vocabulary, known_num_tokens(params, manifest, num_tokens))
+    if here:
+        planned = replace(planned, here=measure_here(params, planned.works, vocabulary.value))
     shown = Console(highlight=False)
     for table in tables(planned, mfu):
         shown.print(table)

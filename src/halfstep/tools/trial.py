@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def main(params: Params, stage: str, *, vocab_size: int, limit_bytes: int | None
         if stage == "sample":
             _sample(params, vocab_size, device)
         else:
-            train_two_steps(params, stage, vocab_size)
+            train_few_steps(params, stage, vocab_size)
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
@@ -75,14 +76,24 @@ def _be_the_first_to_go() -> None:
         score.write_text("1000")
 
 
-def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: bool = True) -> None:
-    """A stage's own loop on made-up tokens: two steps, the second with the optimizer's moments beside it, a validation.
+def train_few_steps(
+    params: Params,
+    stage: str,
+    vocab_size: int,
+    *,
+    num_steps: int = 2,
+    masks_most: bool = True,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """A stage's own loop on made-up tokens: a few steps, then a validation.
 
     Args:
         params: all parameters.
         stage: pretrain, baseline or distill.
         vocab_size: tokens, the mask token included.
+        num_steps: from the second on the optimizer's moments are there.
         masks_most: as many masks as the unluckiest draw of times brings, not those of any.
+        progress: see `Hooks`.
     """
     settings: TrainingSettings = getattr(params, stage)
     num_parts = settings.num_accumulation_steps
@@ -93,8 +104,8 @@ def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: 
     if isinstance(model, MaskedModel):
         # No text holds the token that masks.
         x0 += x0 == model.config.mask_token_id
-    two_steps = {
-        "num_train_steps": 2, "learning_rate": 0.0, "validate_every_steps": 2, "on_nonfinite": "stop",
+    few_steps = {
+        "num_train_steps": num_steps, "learning_rate": 0.0, "validate_every_steps": num_steps, "on_nonfinite": "stop",
         "checkpoint_every_seconds": float("inf"), "checkpoint_every_steps": None,
     }  # fmt: skip
     networks = {PRODUCT: model, **objective.networks}
@@ -113,8 +124,8 @@ def train_two_steps(params: Params, stage: str, vocab_size: int, *, masks_most: 
         parallel,
         objective,
         lambda step: x0,
-        settings.model_copy(update=two_steps),
-        Hooks(validate),
+        settings.model_copy(update=few_steps),
+        Hooks(validate, progress=progress),
         num_parts=num_parts,
         seed=0,
         accelerator=devices.accelerator,

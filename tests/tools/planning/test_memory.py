@@ -15,11 +15,12 @@ from halfstep.model.hub import HubConfig, HubModel, open_hub
 from halfstep.settings import Params
 from halfstep.settings.training import TrainingSettings
 from halfstep.tools.planning.compose import composed_params
+from halfstep.tools.planning.gpus import GPUS
 from halfstep.tools.planning.memory import Lora, Memory, training_memory
 from halfstep.tools.planning.networks import Network, count_parameters
-from halfstep.tools.planning.plan import GPUS, USABLE_SHARE
+from halfstep.tools.planning.plan import USABLE_SHARE
 from halfstep.tools.planning.teacher import teacher_network
-from halfstep.tools.trial import train_two_steps
+from halfstep.tools.trial import train_few_steps
 from halfstep.training.parallel import hold_in_bf16
 from halfstep.training.state import Trained
 
@@ -42,7 +43,7 @@ def params_of(network: Network, batch_size: int, *overrides: str) -> Params:
 def measured_bytes(params: Params, stage: str) -> int:
     """The most bytes of tensors during two steps and a validation."""
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
-        train_two_steps(params, stage, NETWORK.vocab_size, masks_most=False)
+        train_few_steps(params, stage, NETWORK.vocab_size, masks_most=False)
     assert profiler.kineto_results is not None
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

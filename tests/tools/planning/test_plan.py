@@ -1,6 +1,5 @@
 """A plan as a whole: composed, with what is known of a corpus, printed, and in agreement with what is written."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -25,9 +24,11 @@ from halfstep.settings import load_params
 from halfstep.tools.cli import app
 from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.planning.corpus import Known, known_num_tokens, known_vocab_size, prepared_manifest
+from halfstep.tools.planning.gpus import GPUS
 from halfstep.tools.planning.memory import FLOAT, Lora
 from halfstep.tools.planning.networks import Network, forward_flops
-from halfstep.tools.planning.plan import GPUS, STATE, Plan, expected_evaluations, make_plan, training_flops
+from halfstep.tools.planning.plan import STATE, Plan, make_plan
+from halfstep.tools.planning.works import training_flops
 from halfstep.training.ema import EMA
 from halfstep.training.optimizer import build_optimizer
 from halfstep.training.state import Trained, TrainState
@@ -132,13 +133,6 @@ def test_flops_of_a_step_are_those_that_torch_counts(objective: str, tolerance: 
             loss(built.networks.get(name, student), x0, *drawn)[0].backward()
     planned = training_flops(params, Network(**sizes), "distill")
     assert planned == pytest.approx(counter.get_total_flops(), rel=tolerance)
-
-
-@pytest.mark.parametrize(("num_steps", "num_masked"), [(3, 4), (5, 2), (1, 3)])
-def test_evaluations_are_the_mean_number_of_steps_in_which_anything_unmasks(num_steps: int, num_masked: int) -> None:
-    outcomes = list(itertools.product(range(num_steps), repeat=num_masked))
-    mean = sum(len(set(outcome)) for outcome in outcomes) / len(outcomes)
-    assert expected_evaluations(num_steps, num_masked) == pytest.approx(mean)
 
 
 def test_rounds_that_learn_adapters_are_planned_by_them(tmp_path: Path) -> None:

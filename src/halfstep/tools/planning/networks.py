@@ -110,7 +110,11 @@ def body_flops(network: Network | HubNetwork, num_tokens: float, num_wanted: flo
     return num_blocks * attention * num_tokens + rest * ((num_blocks - 1) * num_tokens + last)
 
 
+def head_flops(network: Network | HubNetwork, num_wanted: float) -> float:
+    """Those of projecting some positions to the vocabulary."""
+    return 2 * network.hidden_size * network.vocab_size * num_wanted
+
+
 def forward_flops(network: Network | HubNetwork, num_tokens: float, num_wanted: float, num_keys: float) -> float:
-    """`body_flops`, and those of projecting the positions that are wanted to the vocabulary."""
-    head = 2 * network.hidden_size * network.vocab_size * num_wanted
-    return body_flops(network, num_tokens, num_wanted, num_keys) + head
+    """`body_flops`, and `head_flops` of the positions that are wanted."""
+    return body_flops(network, num_tokens, num_wanted, num_keys) + head_flops(network, num_wanted)

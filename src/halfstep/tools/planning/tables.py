@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from halfstep.tools.planning.plan import GPUS, USABLE_SHARE, Plan
+from halfstep.tools.planning.gpus import GPUS
+from halfstep.tools.planning.plan import USABLE_SHARE, Plan
 
 BYTES = {"GiB": 2.0**30, "MiB": 2.0**20}
 SECONDS = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
@@ -97,20 +98,29 @@ def _time(plan: Plan, mfu: float) -> Group:
     rows: dict[str, list[float]] = {}
     for work in plan.works:
         name = "distill, all" if work.stage.startswith("distill@") else work.stage
-        seconds = [work.num_models * work.seconds(gpu, mfu, plan.num_devices) for gpu in GPUS]
-        rows[name] = [a + b for a, b in zip(rows.get(name, [0.0] * len(GPUS)), seconds, strict=True)]
+        seconds = [work.seconds(gpu, mfu, plan.num_devices) for gpu in GPUS]
+        seconds += [] if plan.here is None else [plan.here.seconds(work)]
+        before = rows.get(name, [0.0] * len(seconds))
+        rows[name] = [total + work.num_models * each for total, each in zip(before, seconds, strict=True)]
     totals = [sum(column) for column in zip(*rows.values(), strict=True)]
-    unit, size = _unit(SECONDS, max(totals))
-    table = _table("stage", *(gpu.name for gpu in GPUS))
+    unit, size = _unit(SECONDS, max(totals[: len(GPUS)]))
+    table = _table("stage", *(gpu.name for gpu in GPUS), *([] if plan.here is None else ["here"]))
+
+    def cells(seconds: list[float]) -> list[str]:
+        return [_amount(each / size) for each in seconds[: len(GPUS)]] + list(map(_duration, seconds[len(GPUS) :]))
+
     for name, seconds in rows.items():
-        table.add_row(name, *(_amount(amount / size) for amount in seconds))
+        table.add_row(name, *cells(seconds))
     table.add_section()
-    table.add_row("all", *(_amount(amount / size) for amount in totals))
+    table.add_row("all", *cells(totals))
     devices = "one of them" if plan.num_devices == 1 else f"{plan.num_devices} of them"
+    note = "sample@ar: every token takes reading all weights and the cache from memory."
+    if plan.here is not None:
+        note += "\nhere: as fast as this machine was in a few steps or batches of each kind of work."
     return _titled(
         f"Time at {100 * mfu:g} % of the peak in bf16, on {devices}: {unit}, all models",
         table,
-        "sample@ar: every token takes reading all weights and the cache from memory.",
+        note,
     )
 
 
@@ -133,6 +143,12 @@ def _disk(plan: Plan) -> Group:
 def _unit(units: Mapping[str, float], most: float) -> tuple[str, float]:
     """The largest unit, with its size, of which there is one at least; else the smallest."""
     return next(((name, size) for name, size in units.items() if most >= size), list(units.items())[-1])
+
+
+def _duration(seconds: float) -> str:
+    """With its unit: this machine may be a thousand times slower than those beside it."""
+    unit, size = _unit(SECONDS, seconds)
+    return f"{_amount(seconds / size)} {unit[0]}"
 
 
 def _count(number: float) -> str:

@@ -59,7 +59,7 @@ def teacher_network(params: Params, num_tokens: int) -> Network | HubNetwork:
     """Its sizes; arguments and errors as of `describe_teacher`."""
     described = describe_teacher(params, num_tokens)
     if isinstance(described, Description):
-        return count_hub(described)
+        return count_hub(described.without_weights)
     sizes = ("vocab_size", "hidden_size", "num_blocks", "num_heads", "length", "cond_dim", "absolute_positions")
     return Network(**{name: getattr(described, name) for name in sizes})
 
@@ -77,7 +77,7 @@ def lora_of(params: Params, num_tokens: int) -> Lora | None:
         return Lora.of(model)
 
 
-def count_hub(described: Description) -> HubNetwork:
+def count_hub(make: Callable[[], HubModel]) -> HubNetwork:
     """Count what a network of transformers has, computes and keeps, by running it on tensors without numbers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers.initialization import no_init_weights
@@ -85,7 +85,7 @@ def count_hub(described: Description) -> HubNetwork:
     with FakeTensorMode():
         # Random numbers would be drawn by their values.
         with no_init_weights():
-            model = described.without_weights()
+            model = make()
         body, head = model.network, model.head
         short, long = (partial(body, input_ids=torch.zeros(1, n, dtype=torch.int64)) for n in (SHORT, LONG))
         flops = [_flops(run) for run in (short, long)]
