@@ -77,6 +77,8 @@ def test_sequences_longer_than_the_context_are_read_in_windows_and_counted(gpt2)
                 expected -= gpt2(context).logits[0, -1].double().log_softmax(-1)[long[end]].item()
     assert scored.nlls == pytest.approx([expected, *read_tokens(gpt2, [[0, 1, 2]], batch_size=1).nlls], rel=1e-5)
     assert scored.num_tokens == [8, 2]
+    first = read_tokens(gpt2, [long[:max_length], [0, 1, 2]], batch_size=2).features
+    np.testing.assert_allclose(scored.features, first, rtol=1e-4, atol=1e-5)
     assert scored.num_windowed == 1
 
 
