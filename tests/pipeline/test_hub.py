@@ -1,4 +1,4 @@
-"""Models of others through the whole graph: a ModernBERT stage by stage in one process, a LLaDA by DVC."""
+"""Models of others through the whole graph: a ModernBERT and a LLaDA stage by stage in one process, a LLaDA by DVC."""
 
 import csv
 import json
@@ -30,11 +30,11 @@ def publish(folder: Path, kind: str) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["modernbert", "llada"])
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The preset `hub-smoke`, finished."""
-    root = tmp_path_factory.mktemp("modernbert")
-    source = publish(tmp_path_factory.mktemp("hub"), "modernbert")
+    root = tmp_path_factory.mktemp(request.param)
+    source = publish(tmp_path_factory.mktemp("hub") / "model", request.param)
     given = [f"pretrain.init_from={source}", "runtime.device=cpu", "runtime.num_threads=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -61,12 +61,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.stage
 def test_the_last_student_is_a_folder_of_transformers(project: Path) -> None:
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    student = AutoModelForMaskedLM.from_pretrained(project / "models" / "3")
-    assert type(student).__name__ == "ModernBertForMaskedLM"
+    is_llada = "llada" in project.name
+    auto_class = AutoModelForCausalLM if is_llada else AutoModelForMaskedLM
+    student = auto_class.from_pretrained(project / "models" / "3")
+    assert type(student).__name__ == ("LlamaForCausalLM" if is_llada else "ModernBertForMaskedLM")
     assert AutoTokenizer.from_pretrained(project / "models" / "3").mask_token_id is not None
-    first, last = (AutoModelForMaskedLM.from_pretrained(project / "models" / name).state_dict() for name in "03")
+    first, last = (auto_class.from_pretrained(project / "models" / name).state_dict() for name in "03")
     assert any((first[name] != last[name]).any() for name in first)
     timed = json.loads((project / "metrics/latency.json").read_text())
     assert timed["num_parameters"]["denoiser"] == student.num_parameters()
