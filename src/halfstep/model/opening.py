@@ -156,7 +156,15 @@ def open_denoiser(
     Raises:
         UserError: it is a causal language model.
     """
-    model = open_model(source, revision, keeps_adapter=keeps_adapter)
+    return as_masked(open_model(source, revision, keeps_adapter=keeps_adapter), source)
+
+
+def as_masked(model: object, source: str | Path) -> "Denoiser | HubModel | JointModel":
+    """A model that was opened, if it is a masked one.
+
+    Raises:
+        UserError: it is a causal language model.
+    """
     if not isinstance(model, Denoiser | HubModel | JointModel):
         raise UserError(f"{source} is a causal language model, but a masked one is needed: give a denoiser")
     return model

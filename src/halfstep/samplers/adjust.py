@@ -1,6 +1,7 @@
 """Changes of the distribution that tokens are drawn from: temperature, top-k, nucleus."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -21,11 +22,21 @@ def with_temperature(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature
 
 
-def at_temperature(temperature: float) -> dict[str, Any]:
-    """The options of `fill` by which tokens are drawn at a temperature, of which 0 is the likeliest token."""
-    options: dict[str, Any] = {"likeliest": temperature == 0}
+def at_temperature(temperature: float, *, top_k: int | None = None, top_p: float | None = None) -> dict[str, Any]:
+    """The options of `fill` by which tokens are drawn at a temperature, of which 0 is the likeliest token.
+
+    Of what is left, `keep_top_k` and then `keep_top_p` where they are given.
+    """
+    changes: list[Callable[[Tensor], Tensor]] = []
     if temperature not in (0, 1):
-        options["adjust"] = partial(with_temperature, temperature=temperature)
+        changes.append(partial(with_temperature, temperature=temperature))
+    if top_k is not None:
+        changes.append(partial(keep_top_k, top_k=top_k))
+    if top_p is not None:
+        changes.append(partial(keep_top_p, top_p=top_p))
+    options: dict[str, Any] = {"likeliest": temperature == 0}
+    if changes:
+        options["adjust"] = lambda logits: reduce(lambda changed, change: change(changed), changes, logits)
     return options
 
 

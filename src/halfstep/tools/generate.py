@@ -17,7 +17,7 @@ from halfstep.model.gpt2 import length_of
 from halfstep.model.opening import open_with_tokenizer
 from halfstep.run.device import select_device
 from halfstep.run.errors import UserError, nan_as_user_error, one_line
-from halfstep.samplers.adjust import keep_top_k, keep_top_p, with_temperature
+from halfstep.samplers.adjust import at_temperature
 from halfstep.samplers.base import Samples, Uniforms
 from halfstep.samplers.sampler import Sampler
 from halfstep.samples.draw import AUTOREGRESSIVE, draw, from_prompts
@@ -112,18 +112,11 @@ def prepare(
     x_init = x_init.to(opened.device)
     num_given = int((x_init[0] != mask_token_id).sum())
 
-    def adjust(logits: Tensor) -> Tensor:
-        if temperature not in (0, 1):
-            logits = with_temperature(logits, temperature)
-        if top_k is not None:
-            logits = keep_top_k(logits, top_k)
-        return logits if top_p is None else keep_top_p(logits, top_p)
-
     def write(on_step: Callable[[int, Tensor], None] | None) -> Samples:
         uniforms = Uniforms(seed, range(num_samples), x_init.shape[1])
-        options: dict[str, Any] = {"mask_token_id": mask_token_id, "uniforms": uniforms, "likeliest": temperature == 0}
+        options = {"mask_token_id": mask_token_id, "uniforms": uniforms, "on_step": on_step}
         with nan_as_user_error(opened.path):
-            return draw(model, chosen, x_init, **options, adjust=adjust, on_step=on_step)
+            return draw(model, chosen, x_init, **options, **at_temperature(temperature, top_k=top_k, top_p=top_p))
 
     def text(row: list[int]) -> str:
         if chat:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from halfstep.data.corpora.chat import Message, answer_text, prompt_ids, prompt_of, read_conversations
-from halfstep.model.base import MaskedModel
+from halfstep.model.opening import as_masked
 from halfstep.run.console import progress
 from halfstep.run.errors import UserError, nan_as_user_error
 from halfstep.run.files import atomic_path
@@ -44,9 +44,7 @@ def respond(
     Raises:
         UserError: the model is a causal one, a line is no conversation, or no prompt leaves room.
     """
-    model, tokenizer = opened.model, opened.tokenizer
-    if not isinstance(model, MaskedModel):
-        raise UserError(f"{opened.path} is a causal language model, but a masked one is needed: give a denoiser")
+    model, tokenizer = as_masked(opened.model, opened.path), opened.tokenizer
     length = length or model.config.length
     asked: list[tuple[list[Message], list[int]]] = []
     num_left_out = 0

@@ -263,7 +263,7 @@ class Speed:
         rows = math.ceil(settings.batch_size / settings.num_nelbo_draws)
         mask = model.config.mask_token_id
         tokens = self._tokens(rows, self._length)
-        tokens[tokens == mask] = mask - 1 if mask else 1
+        tokens += tokens == mask
         parts = bounding(params, self.networks.denoiser, rows * settings.num_nelbo_draws)
         return parts[BOUND] / self._seconds(
             lambda: denoiser_likelihood(
