@@ -12,7 +12,7 @@ PYTEST = python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -
 .DELETE_ON_ERROR:
 
 run: setup
-	python -m dvc repro
+	halfstep repro
 	halfstep summary
 
 test: setup

@@ -58,7 +58,7 @@ def main(
     some = stage.train_tokens[:NUM_COMPARED]
     is_known = (some == some[0]).all(axis=0)
     stage.train(
-        f"rival@{model_name}" if is_rival else "baseline",
+        f"rival@{depth_of(model_name)}" if is_rival else "baseline",
         model,
         autoregressive_objective(
             settings.num_givens, is_known=torch.from_numpy(is_known), mask_token_id=stage.mask_token_id

@@ -265,7 +265,7 @@ def test_params_yaml_is_what_the_groups_compose_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["smoke", "laptop", "gpu", "hub", "hub-smoke", "paper", "paper-medium", "paper-large"]
+    "preset", ["smoke", "laptop", "evening", "gpu", "hub", "hub-smoke", "paper", "paper-medium", "paper-large"]
 )
 @pytest.mark.parametrize("data", ["stories", "pydocs", "text", "openwebtext", "hub"])
 def test_every_preset_composes_with_every_corpus_into_parameters_that_load(preset: str, data: str) -> None:

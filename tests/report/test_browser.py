@@ -141,9 +141,9 @@ def test_round_steps_and_prompt_are_chosen(page: Any) -> None:
         "round 2",
         "autoregressive",
     ]
-    assert page.locator("#play-setting option").all_text_contents() == ["4 steps", "16 steps"]
+    assert page.locator("#play-setting-0 option").all_text_contents() == ["4 steps", "16 steps"]
     page.locator("#play-model-0").select_option(label="round 1")
-    page.locator("#play-setting").select_option(label="16 steps")
+    page.locator("#play-setting-0").select_option(label="16 steps")
     page.locator("#play-prompt").select_option(label="continue “Once upon”")
     assert page.locator(".pane h3").first.text_content() == "round 1"
     assert "16 of 16 steps" in page.locator(".pane .count").first.text_content()
@@ -158,6 +158,14 @@ def test_round_steps_and_prompt_are_chosen(page: Any) -> None:
     assert "of 6 tokens" in page.locator(".pane .count").nth(1).text_content()
 
 
+def test_one_model_is_shown_beside_itself_drawn_in_two_ways(page: Any) -> None:
+    for side, steps in enumerate(("4", "16")):
+        page.locator(f"#play-model-{side}").select_option(label="round 1")
+        page.locator(f"#play-setting-{side}").select_option(label=f"{steps} steps")
+    counts = page.locator(".pane .count").all_text_contents()
+    assert [count.partition(":")[0] for count in counts] == ["4 of 4 steps", "16 of 16 steps"]
+
+
 def test_hostile_text_runs_nothing(chromium: Any, hostile_report: Path, hostile: str) -> None:
     """In samples, parameters and names; played through, with every choice made once."""
     context = chromium.new_context(offline=True)
@@ -167,11 +175,11 @@ def test_hostile_text_runs_nothing(chromium: Any, hostile_report: Path, hostile:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
     page.goto((hostile_report / "index.html").resolve().as_uri())
-    for choice in ("#play-model-0", "#play-setting", "#play-prompt"):
+    for choice in ("#play-model-0", "#play-setting-0", "#play-prompt"):
         for index in range(page.locator(f"{choice} option").count()):
             page.locator(choice).select_option(index=index)
     assert hostile in shown(page)
-    page.locator("summary").click()
+    page.locator("#measured summary").click()
     assert "window.ran" in page.locator("pre").text_content()
     assert page.evaluate("window.ran") is None
     context.close()

@@ -21,6 +21,7 @@ from halfstep.run.files import read_json
 from halfstep.run.stage_times import StageTime, find_stage_time
 from halfstep.settings import Params, load_params
 from halfstep.settings.base import flat
+from halfstep.settings.graph import depth_of, rivals_of
 
 WORKSPACE = "workspace"
 """Names what lies in the working copy, as DVC itself calls it."""
@@ -96,6 +97,7 @@ class Experiment:
         trained = {"ar": "baseline", "0": "pretrain"}
         outputs = {"prepare": "data/tokens/manifest.json"}
         outputs |= {trained.get(model, f"distill@{model}"): f"curves/{model}.csv" for model in self.records}
+        outputs |= {f"rival@{depth_of(rival)}": f"curves/{rival}.csv" for rival in rivals_of(self.params.rivals)}
         outputs |= {f"sample@{model}": f"samples/{model}/unconditional.parquet" for model in self.records}
         outputs |= {f"evaluate@{model}": f"metrics/{model}.json" for model in self.records}
         outputs |= {f"frontier@{model}": f"frontier/{model}/rows.csv" for model in self.params.frontiers}

@@ -64,6 +64,13 @@ def find_stage_time(stage: str, output: Path) -> StageTime | None:
         return None
 
 
+def last_seconds(stage: str) -> float | None:
+    """Of the last run of a stage that was recorded here, whatever it made; None if there is none."""
+    records = (project_root() / ".halfstep" / "stages").glob(f"{stage}-{'[0-9a-f]' * 16}.json")
+    last = max(records, key=lambda path: path.stat().st_mtime, default=None)
+    return StageTime(**read_json(last)).seconds if last else None
+
+
 def _path(stage: str, output: Path) -> Path:
     return project_root() / ".halfstep" / "stages" / f"{stage}-{file_hash(output)[:16]}.json"
 

@@ -313,6 +313,14 @@ def plan(
         write_json(json_path, planned.as_dict(mfu))
 
 
+@app.command("repro")
+def repro_command() -> None:
+    """Run `dvc repro`, and say before each stage which of how many it is and how long the rest took last time."""
+    from halfstep.tools.repro import repro
+
+    raise typer.Exit(repro())
+
+
 @app.command()
 def summary(
     metrics: Annotated[Path, typer.Option(help="Folder of metrics files.")] = Path("metrics"),
@@ -340,6 +348,7 @@ def summary(
         print(f"report: {report.resolve()}")
     runs = read_runs(Path(RUNS_FILE))
     print(runs.missing if runs and runs.missing else "MLflow: make ui (or halfstep ui)")
+    print(f"next: . .venv/bin/activate && halfstep try models/{params.models[-1]}; your own text: docs/tutorial.md")
 
 
 @app.command(

@@ -21,7 +21,7 @@ def composed_params(overrides: Sequence[str], root: Path) -> Params:
     """
     conf, plugins = root / "pipeline" / "conf", root / "pipeline" / "plugins"
     if not (conf / "config.yaml").is_file():
-        raise UserError(f"{conf / 'config.yaml'} is not there: run in the project's root")
+        raise UserError(f"{conf / 'config.yaml'} is not there: -S needs a clone of halfstep; run in its root")
     # A comma is a sweep, which `dvc exp run --queue` takes apart; one plan is of one run.
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import compose_and_dump, get_hydra_sweeps
