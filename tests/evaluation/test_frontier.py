@@ -122,6 +122,14 @@ def test_a_model_of_half_the_depth_costs_half(project: Path) -> None:
         assert row.equivalent_evaluations == (LENGTH - 1) / 2
 
 
+def test_an_autoregressive_model_begins_at_bos_where_no_ends_are_given(project: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["sample"]["give_ends"] = False
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    (curve,) = read_curves(measured("ar"))
+    assert {row.evaluations for row in curve.rows} == {LENGTH - 1}
+
+
 def test_a_student_has_samplers_of_its_own(project: Path) -> None:
     assert [curve.name for curve in read_curves(measured("1"))] == [("1", "ancestral", "num_steps=3")]
 

@@ -36,7 +36,7 @@ from halfstep.run.work import Arrays, batched, cached, open_work
 from halfstep.samplers.adjust import at_temperature
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler, samplers_of
-from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_prompts, to_be_written
+from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_prompts, to_be_written, with_start
 from halfstep.settings import Params
 from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
@@ -238,6 +238,7 @@ def measure_model(
             tokenizer,
             give_ends=params.sample.give_ends,
         )
+        unconditional = with_start(model, unconditional, tokenizer)
         is_given = (unconditional != tokenizer.mask_token_id).tolist()
         precision = select_precision(params.runtime.precision, device)
         rows, samples = [], []

@@ -96,6 +96,13 @@ def to_be_written(
     return from_prompts_in(valid_tokens, rows, tokenizer), rows
 
 
+def with_start(model: object, x_init: Tensor, tokenizer: "PreTrainedTokenizerBase") -> Tensor:
+    """What a model is given, int64 [batch, length]: a causal one begins at BOS where nothing else is."""
+    if isinstance(model, MaskedModel) or (x_init[:, 0] != tokenizer.mask_token_id).all():
+        return x_init
+    return x_init.index_fill(1, torch.tensor([0]), tokenizer.bos_token_id)
+
+
 def from_nothing(num_samples: int, length: int, tokenizer: "PreTrainedTokenizerBase", *, give_ends: bool) -> Tensor:
     """Masks, int64 [num_samples, length], between BOS and EOS if the ends are given."""
     x_init = torch.full((num_samples, length), tokenizer.mask_token_id)
@@ -208,9 +215,7 @@ def draw_batches(
     Yields:
         batches, ordered by sampler, then index.
     """
-    x_init, mask = request.x_init, tokenizer.mask_token_id
-    if not isinstance(model, MaskedModel) and (x_init[:, 0] == mask).any():
-        x_init = x_init.index_fill(1, torch.tensor([0]), tokenizer.bos_token_id)
+    x_init, mask = with_start(model, request.x_init, tokenizer), tokenizer.mask_token_id
 
     def compute(piece: tuple[Sampler, range]) -> Arrays:
         sampler, indices = piece
