@@ -348,7 +348,8 @@ def summary(
         print(f"report: {report.resolve()}")
     runs = read_runs(Path(RUNS_FILE))
     print(runs.missing if runs and runs.missing else "MLflow: make ui (or halfstep ui)")
-    print(f"next: . .venv/bin/activate && halfstep try models/{params.models[-1]}; your own text: docs/tutorial.md")
+    if params.models:
+        print(f"next: . .venv/bin/activate && halfstep try models/{params.models[-1]}; your own text: docs/tutorial.md")
 
 
 @app.command(
