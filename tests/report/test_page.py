@@ -400,8 +400,11 @@ def test_times_of_stages_are_those_of_the_files_at_hand(project: Any, monkeypatc
     monkeypatch.setattr("halfstep.run.stage_times.STARTED", -1e6)
     monkeypatch.setattr("halfstep.run.stage_times.time.monotonic", lambda: 234.5 - 1e6)
     record_stage("distill@1", project.root / "curves" / "1.csv")
+    (project.root / "curves" / "ar-1.csv").write_text("step,loss\n1,5.0\n")
+    record_stage("rival@1", project.root / "curves" / "ar-1.csv")
     page = page_of(project.report())
     assert cells_of(page, "distill@1")[0] == "234.5"
+    assert cells_of(page, "rival@1")[0] == "234.5"
     for stage in ("distill@2", "prepare", "pretrain", "baseline", "sample@ar", "evaluate@2", "latency"):
         assert cells_of(page, stage)[0] == "–"
 

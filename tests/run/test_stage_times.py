@@ -1,13 +1,14 @@
 """The record of how long a stage took belongs to what the stage made."""
 
 import errno
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from halfstep.run.stage_times import find_stage_time, record_stage
+from halfstep.run.stage_times import find_stage_time, last_stage_time, record_stage
 
 
 @pytest.fixture
@@ -43,6 +44,20 @@ def test_a_broken_record_counts_as_none(output: Path) -> None:
     (record,) = output.parent.glob(".halfstep/stages/*.json")
     record.write_text("{")
     assert find_stage_time("distill@1", output) is None
+    assert last_stage_time("distill@1") is None
+
+
+def test_the_last_time_of_a_stage_is_found_whatever_it_made(output: Path) -> None:
+    assert last_stage_time("distill@1") is None
+    for number, seconds in enumerate((300, 600)):
+        record = output.parent / f".halfstep/stages/distill@1-{number:016x}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"seconds": seconds, "hardware": "", "versions": ""}))
+        os.utime(record, (number, number))
+    last = last_stage_time("distill@1")
+    assert last is not None
+    assert last.seconds == 600
+    assert last_stage_time("distill@2") is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

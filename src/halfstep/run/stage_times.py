@@ -8,6 +8,7 @@ An output that DVC restored is found there if the run that made it was on this m
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,9 @@ from halfstep.run import ranks
 from halfstep.run.console import STARTED, console
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import file_hash, project_root, read_json, write_json
+
+NO_RECORD = (OSError, TypeError, ValueError)
+"""What reading a record raises where there is none, or a broken one."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,17 @@ def record_stage(stage: str, output: Path, device: object = "cpu") -> None:
 
 def find_stage_time(stage: str, output: Path) -> StageTime | None:
     """The record of the run that made this output; None if there is none, as when DVC fetched it from elsewhere."""
-    try:
+    with suppress(*NO_RECORD):
         return StageTime(**read_json(_path(stage, output)))
-    except (OSError, TypeError, ValueError):
-        return None
+    return None
 
 
-def last_seconds(stage: str) -> float | None:
-    """Of the last run of a stage that was recorded here, whatever it made; None if there is none."""
+def last_stage_time(stage: str) -> StageTime | None:
+    """The latest record of a stage on this machine, whatever the stage made; None if there is none."""
     records = (project_root() / ".halfstep" / "stages").glob(f"{stage}-{'[0-9a-f]' * 16}.json")
-    last = max(records, key=lambda path: path.stat().st_mtime, default=None)
-    return StageTime(**read_json(last)).seconds if last else None
+    with suppress(*NO_RECORD):
+        return StageTime(**read_json(max(records, key=lambda path: path.stat().st_mtime)))
+    return None
 
 
 def _path(stage: str, output: Path) -> Path:

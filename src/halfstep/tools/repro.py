@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from halfstep.run.console import console
-from halfstep.run.stage_times import last_seconds
+from halfstep.run.stage_times import last_stage_time
 
 MENTIONED = re.compile(r"(Running stage|Stage) '([^']+)'")
 """How DVC begins what it says of a stage, in the first form where it runs it."""
@@ -27,11 +27,8 @@ def repro() -> int:
     # Unbuffered: DVC's line of a stage is to come before the stage.
     command = [sys.executable, "-u", "-m", "dvc", "repro"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        handlers = {
-            signal.SIGTERM: lambda number, frame: process.send_signal(number),
-            signal.SIGINT: lambda number, frame: None,
-        }
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        signal.signal(signal.SIGINT, lambda number, frame: None)
         assert process.stdout is not None
         for line in process.stdout:
             if (stage := MENTIONED.match(line)) and stage[2] in left:
@@ -40,8 +37,6 @@ def repro() -> int:
                     console.print(f"{place}: {_minutes(time.monotonic() - started)} so far{_still(left)}", style="bold")
                 left.remove(stage[2])
             print(line, end="", flush=True)
-    for number, handler in previous.items():
-        signal.signal(number, handler)
     return process.returncode
 
 
@@ -59,9 +54,9 @@ def _stages() -> list[str]:
 
 def _still(stages: Iterable[str]) -> str:
     """How long these took when they last ran here, if all did."""
-    seconds = [last_seconds(stage) for stage in stages if stage.partition("@")[0] not in UNRECORDED]
-    known = [second for second in seconds if second is not None]
-    return f", {_minutes(sum(known))} to go if it goes as last time" if known and len(known) == len(seconds) else ""
+    times = [last_stage_time(stage) for stage in stages if stage.partition("@")[0] not in UNRECORDED]
+    known = [each.seconds for each in times if each is not None]
+    return f", {_minutes(sum(known))} to go if it goes as last time" if known and len(known) == len(times) else ""
 
 
 def _minutes(seconds: float) -> str:
