@@ -14,9 +14,11 @@ from halfstep.evaluation.scorer import (
     shares_vocabulary,
     to_scorer_ids,
 )
+from halfstep.run.device import autocast
 from halfstep.run.errors import UserError
 
 WORDS = ["the", "cat", "dog", "saw", "a", "bird", "ran", "to", "red", "house"]
+BOTH = ("fp32", "bf16")
 SEQUENCES = [[0, 3, 4, 5, 1], [0, 8], [0, 3, 3, 9, 10, 2, 7, 1], [5]]
 
 
@@ -49,6 +51,16 @@ def test_a_text_without_tokens_has_the_features_of_eos(gpt2, tokenizer):
     found = read_texts([[], eos, [5, 6]], tokenizer, scorer, batch_size=2).features
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.allclose(found[0], found[2])
+
+
+@pytest.mark.parametrize("around", ["fp32", "bf16"])
+def test_a_scorer_reads_in_its_own_precision_whatever_is_around(gpt2, tokenizer, around):
+    exact = read_tokens(gpt2, SEQUENCES, batch_size=2).nlls
+    with autocast(torch.device("cpu"), around):
+        fp32, bf16 = (read_texts(SEQUENCES, tokenizer, Scorer(gpt2, tokenizer, name), batch_size=2) for name in BOTH)
+    assert fp32.nlls == exact
+    assert bf16.nlls != exact
+    assert bf16.nlls == pytest.approx(exact, rel=0.01)
 
 
 def test_nlls_are_those_of_each_sequence_alone(gpt2):

@@ -249,7 +249,9 @@ def measure_model(
             console.progress(f"frontier {model_name}", len(ways), unit="way") as show,
         ):
             if not puzzles:
-                scorer = load_scorer(scorer_source, params.evaluate.scorer_revision, device)
+                scorer = load_scorer(
+                    scorer_source, params.evaluate.scorer_revision, device, params.evaluate.scorer_precision
+                )
                 rows_of_text = valid_tokens.stored(slice(settings.num_samples)).tolist()
                 held_out = without_filling(rows_of_text, tokenizer.eos_token_id)
                 references = read_texts(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size).features

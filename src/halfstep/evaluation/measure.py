@@ -72,7 +72,7 @@ def measure_model(
             evaluated = Evaluated(
                 opened=model.to(device),
                 tokenizer=tokenizer,
-                scorer=load_scorer(scorer_source, settings.scorer_revision, device),
+                scorer=load_scorer(scorer_source, settings.scorer_revision, device, settings.scorer_precision),
                 sample_sets=sample_sets,
                 valid_tokens=valid_tokens,
                 tokens_path=tokens_path,

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from halfstep.data.tokenizer import num_ids
 from halfstep.data.tokens.given import plain
 from halfstep.model.gpt2 import load_autoregressive
+from halfstep.run.device import autocast, select_precision
 from halfstep.run.errors import UserError, one_line
 from halfstep.run.faults import storage_fault
 from halfstep.run.files import local_or_hub
@@ -37,10 +38,12 @@ class Scorer:
     Attributes:
         model: on its device.
         tokenizer: the model's own.
+        precision: in which the model reads, fp32 or bf16.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    precision: str = "fp32"
 
     @property
     def max_length(self) -> int | None:
@@ -78,13 +81,14 @@ def scorer_of(settings: EvaluateSettings) -> tuple[str, list[Path]]:
     return settings.scorer, [path for path in [Path(settings.scorer)] if path.is_dir()]
 
 
-def load_scorer(source: str, revision: str | None, device: torch.device) -> Scorer:
+def load_scorer(source: str, revision: str | None, device: torch.device, precision: str = "auto") -> Scorer:
     """Load a causal language model and its tokenizer, from safetensors, running no code that comes with it.
 
     Args:
         source: local folder or hub id.
         revision: branch, tag or commit of a hub id.
         device: where the model computes.
+        precision: in which it reads, see `select_precision`.
     Raises:
         UserError: it is neither a causal model's folder nor to be had from the hub, or has no tokenizer.
     """
@@ -112,7 +116,7 @@ def load_scorer(source: str, revision: str | None, device: torch.device) -> Scor
             f"evaluate.scorer {source} knows {model.config.vocab_size} tokens, but its tokenizer has {len(tokenizer)}:"
             " give evaluate.scorer a model with its own tokenizer, such as -S evaluate.scorer=models/ar"
         )
-    return Scorer(model.to(device), tokenizer)
+    return Scorer(model.to(device), tokenizer, select_precision(precision, device))
 
 
 @torch.inference_mode()
@@ -196,7 +200,8 @@ def read_texts(
 ) -> Reading:
     """`read_tokens` of samples as the scorer reads them."""
     ids, _ = to_scorer_ids(samples, tokenizer, scorer)
-    return read_tokens(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
+    with autocast(scorer.model.device, scorer.precision):
+        return read_tokens(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
 
 
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:

@@ -1,7 +1,7 @@
 """Which device computes, in which precision, on how many threads."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -34,10 +34,8 @@ def select_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Context in which networks compute in `precision`, a result of `select_precision`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """Context in which networks compute in `precision`, a result of `select_precision`, whatever is around it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def set_num_threads(num_threads: int | None) -> None:

@@ -108,7 +108,8 @@ class TextSourceSettings(Settings):
 
 class EvaluateSettings(Settings):
     """How models are judged. `metrics` are those that run, each a file of halfstep/evaluation/metrics; `scorer` is a
-    causal language model: a local folder or a hub id; `min_time` is the smallest time of a denoiser's likelihood.
+    causal language model: a local folder or a hub id, which reads in `scorer_precision` (as runtime.precision);
+    `min_time` is the smallest time of a denoiser's likelihood.
 
     `likelihood_on` names other texts, of each of which `num_likelihood_sequences` are judged (null: all).
     `downstream_tasks` are tasks of lm-eval, or of the definitions in the folder `downstream_include_path`, which may
@@ -121,6 +122,7 @@ class EvaluateSettings(Settings):
     metrics: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(each_once)]
     scorer: Annotated[str, Field(min_length=1)]
     scorer_revision: str | None
+    scorer_precision: Literal["auto", "fp32", "bf16"]
     batch_size: PositiveInt
     num_valid_sequences: PositiveInt
     num_nelbo_draws: PositiveInt

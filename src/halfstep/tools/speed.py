@@ -283,14 +283,17 @@ class Speed:
         network: Network | HubNetwork | None
         if kind == READ:
             model, network = self.autoregressive(None), self.networks.autoregressive
+            precision = self.params.runtime.precision
         else:
             model, network = new_scorer(self.params).to(self.device), self.networks.scorer
+            precision = self.params.evaluate.scorer_precision
         assert network is not None, "a scorer of unknown size has no part in a plan"
         length = min(self._length, getattr(model.config, "max_position_embeddings", self._length))
         batch_size = self.params.evaluate.batch_size
         # The scorer may know fewer tokens than we.
         tokens = (self._tokens(batch_size, length) % model.config.vocab_size).numpy()
-        seconds = self._seconds(lambda: autoregressive_likelihood(model, tokens, batch_size=batch_size))
+        with autocast(self.device, select_precision(precision, self.device)):
+            seconds = self._seconds(lambda: autoregressive_likelihood(model, tokens, batch_size=batch_size))
         return reading(network, kind, batch_size, length)[kind] / seconds
 
     @property
