@@ -28,8 +28,8 @@ ENDINGS = (".json", ".jsonl", ".txt", ".safetensors", ".ckpt", ".pt", ".pth", ".
 NANOSECONDS_UNSURE = 2_000_000_000
 """A file may change twice within one tick of the clock of its file system: the hash of one this young is not kept."""
 
-MADE_SCORERS = "scorers/"
-"""What `make scorer` writes is there, and no hub id begins so."""
+MADE_SCORER = "scorers/smollm2"
+"""What `make scorer` writes; no hub id."""
 
 
 def local_files(parameter: str, source: str) -> list[Path]:
@@ -47,7 +47,7 @@ def local_files(parameter: str, source: str) -> list[Path]:
     is_folder = parameter == "evaluate.downstream_include_path"
     if os.path.isfile(path) and not is_folder:
         return [path]
-    is_made = source.startswith(MADE_SCORERS)
+    is_made = source == MADE_SCORER
     is_written_so = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(ENDINGS) or is_made
     # A denoiser of the hub has an owner.
     if is_written_so or is_folder or (parameter == "pretrain.init_from" and "/" not in source):
