@@ -175,7 +175,9 @@ def run(folder: Path, *command: str) -> None:
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-def test_a_revision_is_read_from_the_cache_and_the_workspace_left_alone(project: Any) -> None:
+def test_a_revision_is_read_from_the_cache_and_the_workspace_left_alone(
+    project: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from dvc.repo import Repo
 
     root = project.root
@@ -202,6 +204,9 @@ def test_a_revision_is_read_from_the_cache_and_the_workspace_left_alone(project:
     assert found["first"].params.seed == 32
     assert (root / "metrics" / "2.json").read_text() == "{}"
     with pytest.raises(UserError, match="no experiment or revision 'third'"), checked_out("third", root):
+        pass
+    nowhere = tmp_path_factory.mktemp("nowhere")
+    with pytest.raises(UserError, match="nowhere0 has no experiments: run in"), checked_out("first", nowhere):
         pass
     run(root, "git", "rm", "--quiet", "--cached", "metrics.dvc")
     (root / "metrics.dvc").unlink()

@@ -198,11 +198,13 @@ def checked_out(name: str, root: Path) -> Iterator[Path]:
                             f" dvc fetch, or run it again with dvc exp run"
                         ) from None
             yield Path(folder)
-    except (RevError, SCMError):
+    except RevError:
         raise UserError(
             f"there is no experiment or revision {name!r}: dvc exp show --all-commits lists them;"
             f" {WORKSPACE} names what lies here"
         ) from None
+    except SCMError:
+        raise UserError(f"{root} has no experiments: run in the project's root") from None
 
 
 def differing_params(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
