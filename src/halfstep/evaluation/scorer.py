@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +204,7 @@ def read_texts(
         return read_tokens(scorer.model, ids, batch_size=batch_size, max_length=scorer.max_length, folder=folder)
 
 
+@lru_cache(maxsize=1)
 def shares_vocabulary(ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase") -> bool:
     """Whether token ids of one tokenizer mean the same to a model trained with the other.
 
