@@ -84,6 +84,8 @@ def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_p
     assert re.search(lowest + r"apart\.", page)
     cells = [r"60\.0.*ordered \(4 steps\)", r"48\.0.*0\.80\d* \[.* of the teacher", r"12\.0.*0\.20\d* \[.* of"]
     assert re.search(r'<th scope="row">4</th>' + "".join(f"<td>{cell}.*?</td>" for cell in cells), page)
+    # Of nobody anything is known within 1 or 2.
+    assert not re.search(r'<th scope="row">[12]</th>', page)
     # By ancestral sampling: b was not drawn so.
     assert re.search(r'<th scope="row">4</th><td>90\.0.*<td>50\.0.*<td>–</td>', page)
     # What the best within 16 costs; both have the text's entropy.

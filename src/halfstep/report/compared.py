@@ -156,7 +156,8 @@ def kinds_of(contenders: Sequence[Contender]) -> list[int]:
 
 def _by_budget(title: str, contenders: Sequence[Contender], cell: Callable[[Contender, int], Cell]) -> Table:
     header = (title, *(each.label for each in contenders))
-    return Table(header, [((str(budget),), *(cell(each, budget) for each in contenders)) for budget in BUDGETS])
+    rows = [(budget, [cell(each, budget) for each in contenders]) for budget in BUDGETS]
+    return Table(header, [((str(budget),), *cells) for budget, cells in rows if set(cells) != {(MISSING,)}])
 
 
 def _perplexity_cell(contender: Contender, budget: float, sampler: str | None = None) -> Cell:

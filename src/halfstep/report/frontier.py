@@ -74,14 +74,15 @@ class Frontier:
 
     @cached_property
     def budgets(self) -> list[Budget]:
-        """What each of BUDGETS buys."""
+        """What each of BUDGETS buys, from the cheapest way on."""
         ways = self.of(self.last) if self.students else []
         most = max((self._curve(way).rows[0].equivalent_evaluations for way in ways), default=0.0)
         found = []
         for number in BUDGETS:
             theirs, ours = best_within(self.of(FIRST_TEACHER), number), best_within(ways, number)
             ours = ours if most > number / 2 else None
-            found.append(Budget(number, theirs, ours, self.ratio(ours, theirs) if ours and theirs else None))
+            if theirs or ours:
+                found.append(Budget(number, theirs, ours, self.ratio(ours, theirs) if ours and theirs else None))
         return found
 
     def of(self, model: str, sampler: str | None = None) -> list[AtEntropy]:

@@ -137,14 +137,14 @@ def _frontier_tables(experiments: Sequence[Experiment]) -> list[Table]:
         return compared.frontier_tables(contenders_of(experiments))
     tables = []
     for found in filter(None, (experiment.frontier for experiment in experiments)):
-        has_students = bool(found.students)
+        num_columns = 5 if found.students else 3
         budgets = []
         for budget, way, perplexity, needed, its_way, its_perplexity, ratio in frontier.budget_rows(found):
             cells = (budget,), (perplexity, way), (needed,), (its_perplexity, its_way), (ratio,)
             # What was not measured is one dash.
-            budgets.append([tuple(dict.fromkeys(cell)) for cell in cells[: 5 if has_students else 3]])
-        tables.append(Table(frontier.BUDGET_HEADER[: len(budgets[0])], budgets))
-        if has_students:
+            budgets.append([tuple(dict.fromkeys(cell)) for cell in cells[:num_columns]])
+        tables.append(Table(frontier.BUDGET_HEADER[:num_columns], budgets))
+        if found.students:
             header, rows = frontier.round_rows(found)
             tables.append(Table(header, [tuple((cell,) for cell in row) for row in rows]))
     return tables
