@@ -31,6 +31,11 @@ class Contender:
     experiments: Sequence[Experiment]
     is_teacher: bool = False
 
+    @property
+    def name(self) -> str:
+        """In a sentence."""
+        return f"the {self.label}" if self.is_teacher else self.label
+
     def ways(self, sampler: str | None = None) -> list[tuple[Frontier, list[AtEntropy]]]:
         """In which ways the model of each seed was drawn, by all samplers or by one."""
         found = filter(None, (experiment.frontier for experiment in self.experiments))
@@ -86,7 +91,7 @@ def sentences(contenders: Sequence[Contender]) -> list[str]:
         for each in contenders:
             if values := [way.perplexity for _, way in each.best(ANSWER_BUDGET) if way.perplexity]:
                 mean = geometric_mean([value.value for value in values])
-                ranked.append(((mean,), f"{each.label} ({'; '.join(map(with_interval, values))})", values))
+                ranked.append(((mean,), f"{each.name} ({'; '.join(map(with_interval, values))})", values))
         said.append(_first_two(ranked, "has the lowest perplexity at equal entropy"))
     for givens in kinds_of(contenders):
         ranked = []
@@ -94,7 +99,7 @@ def sentences(contenders: Sequence[Contender]) -> list[str]:
             if rows := [row for _, row in each.solving(givens, ANSWER_BUDGET)]:
                 place = (-fmean(worth(row)[0] for row in rows), -fmean(worth(row)[1] for row in rows))
                 words = "; ".join(f"{percent(row)} in {row.equivalent_evaluations:.1f}" for row in rows)
-                ranked.append((place, f"{each.label} ({words})", [*map(share_of, rows)]))
+                ranked.append((place, f"{each.name} ({words})", [*map(share_of, rows)]))
         said.append(_first_two(ranked, f"is best with {givens} given"))
     return said
 
@@ -108,7 +113,7 @@ def _first_two(ranked: Sequence[_Ranked], what: str) -> str:
     if not ranked:
         return f"Nothing was drawn in {ANSWER_BUDGET} evaluations or fewer that has the entropy of the validation text."
     (_, words, values), *others = sorted(ranked, key=lambda each: each[:2])
-    first = f"In {ANSWER_BUDGET} evaluations or fewer {words} {what}"
+    first = f"In {ANSWER_BUDGET} evaluations or fewer, {words} {what}"
     if not others:
         return f"{first}."
     _, next_words, next_values = others[0]
