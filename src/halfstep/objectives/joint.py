@@ -12,9 +12,10 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.diffusion.subs import exclude_mask
 from halfstep.model.joint import JointModel
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation
+from halfstep.objectives.distillation import Costs, Distillation
 from halfstep.objectives.heads import HeadSettings, TrainingOrder, with_head
-from halfstep.objectives.masked import log_softmax, mask_noise, row_chunks, uniforms
+from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, row_chunks, uniforms
+from halfstep.settings.training import DistillSettings
 
 
 class Settings(HeadSettings):
@@ -33,6 +34,14 @@ def build(given: Distillation) -> Objective:
         train_trunk=given.settings.own.train_trunk,
         order=given.settings.own.order,
     )
+
+
+def costs(
+    settings: DistillSettings, round_index: int, schedule: LogLinearSchedule, length: int, num_blocks: int
+) -> Costs:
+    """A trunk that learns predicts by itself too; one that does not has no gradient. The head's layers not counted."""
+    masked = masked_share(settings.min_time, schedule)
+    return Costs([(0.0, 3 * masked)] if settings.own.train_trunk else [(-2.0, -2 * masked), (0.0, masked)])
 
 
 def joint_objective(

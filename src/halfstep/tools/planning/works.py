@@ -135,7 +135,9 @@ def training_flops(params: Params, network: Network | HubNetwork, stage: str, ro
         flops += body_flops(network, num_tokens, num_tokens * share_wanted, length)
     if stage == "distill":
         for evaluated, wanted in distillation_costs(params, round_index, network.num_blocks).passes:
-            flops += forward_flops(network, num_tokens * evaluated, num_tokens * wanted, length)
+            flops += head_flops(network, num_tokens * wanted)
+            if evaluated:
+                flops += body_flops(network, num_tokens * evaluated, num_tokens * wanted, length)
     return flops
 
 
