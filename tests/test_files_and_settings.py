@@ -73,7 +73,8 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
     [
         (lambda v: v.update(rounds=v["rounds"] + 1), r"contradicts itself.*dvc exp run -S rounds="),
         (lambda v: v.update(models=["ar"]), "contradicts itself"),
-        (lambda v: v.update(frontiers=["ar", "0"]), r"contradicts itself.*frontiers \['ar', '0'\]"),
+        (lambda v: v["frontiers"].pop("1"), r"contradicts itself.*frontiers \['0', 'ar', 'ar-1'\]"),
+        (lambda v: v["frontiers"].update({"1": "frontier.samplers"}), "contradicts itself"),
         (lambda v: v.update(rivals=["ar-1"]), r"rivals.0 is 'ar-1'"),
         (lambda v: v.update(rivals=[0]), r"rivals.0 is 0: it should be more than 0"),
         (lambda v: v["data"].update(source="scrolls"), "scrolls"),
@@ -186,4 +187,10 @@ def test_overrides_that_lack_a_value_or_name_no_parameter(overrides: list[str], 
 def test_frontiers_are_those_of_models_and_rivals() -> None:
     params = composed_params(["rounds=1", "rivals=[1,2]"], ROOT)
     assert params.rivals == (1, 2)
-    assert params.frontiers == ["ar", "0", "1", "ar-1", "ar-2"]
+    assert params.frontiers == {
+        "ar": "frontier.temperatures",
+        "0": "frontier.samplers",
+        "1": "frontier.student_samplers",
+        "ar-1": "frontier.temperatures",
+        "ar-2": "frontier.temperatures",
+    }

@@ -19,7 +19,7 @@ from halfstep.metrics.record import Record, Row, write_record
 from halfstep.report import figures
 from halfstep.report.experiment import Experiment, load_experiment
 from halfstep.report.page import write_report
-from halfstep.settings.graph import schedule_of
+from halfstep.settings.graph import frontiers_of, schedule_of
 
 MODELS = ["ar", "0", "1", "2"]
 # Teacher and students at 4 and 16 steps: generative perplexity, its standard error, entropy.
@@ -180,7 +180,7 @@ class Project:
         """The project's parameters with two rounds and some values changed, by dotted name with __ for dots."""
         values = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
         schedule = {name: entry.model_dump() for name, entry in schedule_of(2).items()}
-        frontiers = [*changes.get("models", MODELS), "ar-1"]
+        frontiers = frontiers_of(len(changes.get("models", MODELS)) - 2, [1])
         usual = {"rounds": 2, "schedule": schedule, "models": MODELS, "rivals": [1], "frontiers": frontiers}
         usual["model__num_blocks"] = 4
         for name, value in {**usual, **changes}.items():
@@ -189,7 +189,7 @@ class Project:
             for group in groups:
                 place = place[group]
             place[last] = value
-        (self.root / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        (self.root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
     def write_metrics(self) -> None:
         for model, values in self.rows.items():

@@ -28,7 +28,7 @@ from halfstep.objectives.base import Objective
 from halfstep.objectives.distillation import Distillation, adapt
 from halfstep.run.errors import UserError
 from halfstep.settings import load_params
-from halfstep.settings.graph import schedule_of
+from halfstep.settings.graph import frontiers_of, schedule_of
 from halfstep.settings.training import LoraSettings
 from halfstep.tools.planning.compose import composed_params
 from halfstep.tools.signal import first_gradients
@@ -49,7 +49,7 @@ def write_params(**changes: object) -> None:
     values["runtime"].update(device="cpu", num_threads=1)
     values["sample"].update(num_prefixes=8)
     names = ["ar", "0", "1", "2"]
-    values.update(rounds=2, models=names, frontiers=names, rivals=[])
+    values.update(rounds=2, models=names, frontiers=frontiers_of(2, []), rivals=[])
     values.update(schedule={k: dict(v) for k, v in schedule_of(2).items()})
     Path("params.yaml").write_text(yaml.safe_dump(values))
 

@@ -23,6 +23,7 @@ from halfstep.objectives.base import PRODUCT, Objective
 from halfstep.run.errors import UserError
 from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler
+from halfstep.settings.graph import frontiers_of
 from halfstep.tools.planning.compose import composed_params
 from halfstep.training.ema import EMA
 from halfstep.training.first import check_bound
@@ -227,7 +228,7 @@ def test_a_baseline_reads_the_context_or_is_refused(project: Path, length: int, 
 
 def test_a_rival_is_trained_anew_at_its_own_depth(project: Path) -> None:
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values.update(rivals=[3], frontiers=[*values["models"], "ar-3"])
+    values.update(rivals=[3], frontiers=frontiers_of(values["rounds"], [3]))
     Path("params.yaml").write_text(yaml.safe_dump(values))
     # What the baseline starts from, which is not there, is not asked for.
     baseline.main("ar-3", *PATHS)

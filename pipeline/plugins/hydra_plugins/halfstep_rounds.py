@@ -2,8 +2,9 @@
 
 DVC templates cannot count, Hydra composes before DVC reads: `${rounds:N}` becomes the mapping that `foreach` in
 `dvc.yaml` expands into `distill@1` ... `distill@N`, `${models:N}` the list behind `sample@m` and `evaluate@m`, and
-`${frontiers:N}` that of `frontier@m`, with the further autoregressive models. `${inputs:}` becomes the list behind
-`inputs@STAGE`, the stages that read files which parameters name. `${given:KEY}` is KEY, which must not be null.
+`${frontiers:N}` the mapping behind `frontier@m`, with the further autoregressive models, to the parameter that says how
+each is drawn. `${inputs:}` becomes the list behind `inputs@STAGE`, the stages that read files which parameters name.
+`${given:KEY}` is KEY, which must not be null.
 """
 
 import os
@@ -39,9 +40,14 @@ def models(rounds: object) -> ListConfig:
     return OmegaConf.create(["ar", *(str(k) for k in range(_checked(rounds) + 1))])
 
 
-def frontiers(rounds: object, _root_: DictConfig) -> ListConfig:
-    """`['ar', '0', '1', ..., 'ar-1']`: the models, and the further autoregressive ones."""
-    return OmegaConf.create([*models(rounds), *(f"ar-{depth}" for depth in OmegaConf.select(_root_, "rivals"))])
+def frontiers(rounds: object, _root_: DictConfig) -> DictConfig:
+    """`{'ar': 'frontier.temperatures', '0': 'frontier.samplers', ...}`, as `halfstep.settings.frontiers_of` has it."""
+    rivals = (f"ar-{depth}" for depth in OmegaConf.select(_root_, "rivals"))
+    return OmegaConf.create(
+        {"ar": "frontier.temperatures", "0": "frontier.samplers"}
+        | dict.fromkeys((str(k) for k in range(1, _checked(rounds) + 1)), "frontier.student_samplers")
+        | dict.fromkeys(rivals, "frontier.temperatures")
+    )
 
 
 def inputs(_root_: DictConfig) -> DictConfig:

@@ -16,7 +16,14 @@ from halfstep.run.errors import UserError, one_line, shown
 from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, NumBlocks, Settings, each_once
 from halfstep.settings.data import CorpusSettings
 from halfstep.settings.evaluation import EvaluateSettings, FrontierSettings, LatencySettings, SampleSettings
-from halfstep.settings.graph import InputSettings, RoundSettings, models_of, rivals_of, schedule_of, scores_by_baseline
+from halfstep.settings.graph import (
+    InputSettings,
+    RoundSettings,
+    frontiers_of,
+    models_of,
+    schedule_of,
+    scores_by_baseline,
+)
 from halfstep.settings.messages import describe
 from halfstep.settings.plugins import Plugin
 from halfstep.settings.runtime import LaunchSettings, RuntimeSettings
@@ -42,7 +49,7 @@ class Params(Settings):
     schedule: dict[str, RoundSettings]
     models: list[str]
     rivals: Annotated[tuple[NumBlocks, ...], Field(strict=False), AfterValidator(each_once)]
-    frontiers: list[str]
+    frontiers: dict[str, str]
     inputs: InputSettings
     runtime: RuntimeSettings
     launch: LaunchSettings
@@ -124,12 +131,12 @@ def _read_yaml(path: Path) -> Any:
 def _contradictions(params: Params) -> Iterator[str]:
     """What does not go together, each with an override that mends it."""
     rounds, context, models = params.rounds, params.data.context_length, models_of(params.rounds)
-    frontiers = [*models, *rivals_of(params.rivals)]
+    frontiers = frontiers_of(rounds, params.rivals)
     composed = "the file is composed, not edited: dvc exp run -S"
     if (params.schedule, params.models, params.frontiers) != (schedule_of(rounds), models, frontiers):
         yield (
             f" contradicts itself: rounds is {rounds}, but schedule holds rounds {shown(list(params.schedule))},"
-            f" models {shown(params.models)} and frontiers {shown(params.frontiers)}; {composed} rounds={rounds}"
+            f" models {shown(params.models)} and frontiers {shown(list(params.frontiers))}; {composed} rounds={rounds}"
         )
     stages = [stage for stage, named in named_inputs(params).items() if named]
     # By hand a stage needs nobody who watches its inputs.

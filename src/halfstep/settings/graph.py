@@ -37,6 +37,17 @@ def rivals_of(depths: Sequence[int]) -> list[str]:
     return [f"{BASELINE}-{depth}" for depth in depths]
 
 
+def frontiers_of(rounds: int, depths: Sequence[int]) -> dict[str, str]:
+    """Every model of `frontier@m`, and the parameter by which its stage differs from the others': how it is drawn."""
+    students = (str(k) for k in range(1, rounds + 1))
+    # An autoregressive model has no sampler to choose.
+    return (
+        {BASELINE: "frontier.temperatures", FIRST_TEACHER: "frontier.samplers"}
+        | dict.fromkeys(students, "frontier.student_samplers")
+        | dict.fromkeys(rivals_of(depths), "frontier.temperatures")
+    )
+
+
 def depth_of(model: str) -> int | None:
     """Blocks of a further autoregressive model, by its name; None of other models."""
     depth = model.removeprefix(f"{BASELINE}-")
