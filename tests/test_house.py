@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halfstep.settings.graph import models_of, schedule_of
+from halfstep.settings.evaluation import FrontierSettings
+from halfstep.settings.graph import frontiers_of, models_of, schedule_of
 from halfstep.settings.plugins import plugin_names
 
 ROOT = Path(__file__).parents[1]
@@ -256,6 +257,14 @@ def test_a_file_makes_only_the_stages_stale_whose_results_it_decides(file: str, 
     listed = {name: filter(is_code, stage["deps"]) for name, stage in dvc_stages().items()}
     stale = {name for name, deps in listed.items() if any(covers(dep, f"src/halfstep/{file}") for dep in deps)}
     assert stale - {"report", "track", "inputs"} == stages
+
+
+def test_a_models_frontier_watches_every_parameter_of_the_section_but_the_others_samplers() -> None:
+    (own,) = [name for name in dvc_stages()["frontier"]["params"] if name.startswith("$")]
+    named = {name for name in dvc_stages()["frontier"]["params"] if name.startswith("frontier.")}
+    samplers = set(frontiers_of(1, []).values())
+    assert own == "${item}"
+    assert named | samplers == {f"frontier.{name}" for name in FrontierSettings.model_fields}
 
 
 def test_params_yaml_is_what_the_groups_compose_to() -> None:

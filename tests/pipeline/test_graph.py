@@ -180,17 +180,26 @@ def test_mlflow_holds_a_parent_and_a_child_for_every_model(project: Project) -> 
         assert sorted(point.value for point in curve) == pytest.approx(sorted(expected))
 
 
-def test_one_round_more_needs_that_round_and_one_round_fewer_none(project: Project) -> None:
-    def stale(rounds: int) -> set[str]:
-        conf, plugins = project.path / "pipeline" / "conf", project.path / "pipeline" / "plugins"
-        overrides = ["preset=smoke", f"rounds={rounds}"]
-        compose_and_dump(project.path / "params.yaml", str(conf), None, "config", str(plugins), overrides)
-        return set(json.loads(project.dvc("status", "--json")))
+def stale_after(project: Project, *overrides: str) -> set[str]:
+    """The stages that DVC would run again with other parameters, which stay in place."""
+    conf, plugins = project.path / "pipeline" / "conf", project.path / "pipeline" / "plugins"
+    composed = ["preset=smoke", *overrides]
+    compose_and_dump(project.path / "params.yaml", str(conf), None, "config", str(plugins), composed)
+    return set(json.loads(project.dvc("status", "--json")))
 
-    assert stale(2) == {"distill@2", "sample@2", "evaluate@2", "frontier@2", "report", "track"}
+
+def test_one_round_more_needs_that_round_and_one_round_fewer_none(project: Project) -> None:
+    added = {"distill@2", "sample@2", "evaluate@2", "frontier@2", "report", "track"}
+    assert stale_after(project, "rounds=2") == added
     assert stages_run(project.dvc("repro", "distill@2")) == ["distill@2"]
     # They read the folders in which the second round lies.
-    assert stale(1) <= {"report", "track"}
+    assert stale_after(project, "rounds=1") <= {"report", "track"}
+
+
+def test_other_samplers_of_students_leave_the_frontiers_of_the_others(project: Project) -> None:
+    ways = "frontier.student_samplers=[{name: ancestral, num_steps: [2]}]"
+    assert stale_after(project, "rounds=1", ways) - {"report", "track"} == {"frontier@1"}
+    assert stale_after(project, "rounds=1") <= {"report", "track"}
 
 
 def test_parameters_edited_by_hand_so_that_they_contradict_themselves_are_refused(project: Project) -> None:
