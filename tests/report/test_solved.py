@@ -38,7 +38,8 @@ def test_each_budget_has_the_best_way_by_its_short_name_and_ancestral_sampling_a
         row("entropy_bound", "gamma=0.1", 4.6, 0.992), row("entropy_bound", "gamma=0.2", 5.5, 0.997),
     ])  # fmt: skip
     found = {budget: cells for budget, *cells in budget_rows(solved, 14)}
-    assert found["2"] == ["–"] * 5
+    # Nothing was drawn in 2 evaluations or fewer.
+    assert min(found, key=int) == "4"
     assert found["4"][0] == "ordered (4 steps), likeliest token"
     assert found["4"][2].startswith("45 % [40.2, 49.9]")
     # Of two that solve 99 % or more the cheaper one, whichever solves more.

@@ -92,7 +92,7 @@ class Frontier:
     @property
     def students(self) -> list[str]:
         """Names of the students, by round."""
-        return sorted({each.model for each in self.found if each.model.isdigit()} - {FIRST_TEACHER}, key=int)
+        return students_in(each.model for each in self.found)
 
     @property
     def last(self) -> str:
@@ -152,6 +152,11 @@ class Frontier:
         our_curve, their_curve = map(self._curve, (ours, theirs))
         resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
         return ratio_at_entropy(our_curve, their_curve, self.entropy, **resampling)
+
+
+def students_in(models: Iterable[str]) -> list[str]:
+    """Those among some models' names that are students, by round."""
+    return sorted({model for model in models if model.isdigit()} - {FIRST_TEACHER}, key=int)
 
 
 def read_frontier(root: Path, models: Sequence[str], records: Iterable[Record], params: Params) -> Frontier | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halfstep.metrics.estimate import Estimate, share_estimate
 from halfstep.metrics.frontier import FrontierRow, read_rows
-from halfstep.report.frontier import BUDGETS, name_of, shared_settings, write_rows_csv
+from halfstep.report.frontier import BUDGETS, name_of, shared_settings, students_in, write_rows_csv
 from halfstep.report.records import ANCESTRAL, MISSING
 from halfstep.run.files import write_json
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER
@@ -32,7 +32,7 @@ class Solved:
     @property
     def students(self) -> list[str]:
         """Names of the students, by round."""
-        return sorted({row.model for row in self.rows if row.model.isdigit()} - {FIRST_TEACHER}, key=int)
+        return students_in(row.model for row in self.rows)
 
     @property
     def last(self) -> str:
@@ -97,14 +97,16 @@ def rising_front(rows: Sequence[FrontierRow]) -> list[FrontierRow]:
 
 
 def budget_rows(solved: Solved, givens: int) -> list[tuple[str, ...]]:
-    """(budget, the teacher's best way, its share, ancestral sampling's, the last student's best way, its share)."""
+    """(budget, the teacher's best way, its share, ancestral sampling's, the last student's best way, its share), from
+    the cheapest way on."""
     teacher = solved.of(FIRST_TEACHER, givens)
     student = solved.of(solved.students[-1], givens) if solved.students else []
     rows: list[tuple[str, ...]] = []
     for budget in BUDGETS:
         ours, theirs = best(teacher, budget), best(student, budget)
         ancestral = best(solved.of(FIRST_TEACHER, givens, ANCESTRAL), budget)
-        rows.append((str(budget), *_described(solved, ours), percent(ancestral), *_described(solved, theirs)))
+        if ours or theirs:
+            rows.append((str(budget), *_described(solved, ours), percent(ancestral), *_described(solved, theirs)))
     return rows
 
 
