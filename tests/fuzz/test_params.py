@@ -144,7 +144,7 @@ def test_unknown_and_missing_keys_are_named_at_every_depth(
     refuse: Callable[..., None], load: Callable[..., Any]
 ) -> None:
     for corpus, key in KEYS:
-        if not {"schedule", "likelihood_on", "samplers", "student_samplers"} & {*key}:
+        if not {"schedule", "frontiers", "likelihood_on", "samplers", "student_samplers"} & {*key}:
             for unknown in (f"{key[-1]}_s", "two\nlines"):
                 values = put(sound_once(corpus), (*key[:-1], unknown), 3)
                 refuse(KIND, partial(load, values), "params.yaml: unknown parameter")

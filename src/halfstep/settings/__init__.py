@@ -17,6 +17,7 @@ from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, NumBlocks, Settings, ea
 from halfstep.settings.data import CorpusSettings
 from halfstep.settings.evaluation import EvaluateSettings, FrontierSettings, LatencySettings, SampleSettings
 from halfstep.settings.graph import (
+    DrawnBy,
     InputSettings,
     RoundSettings,
     frontiers_of,
@@ -49,7 +50,7 @@ class Params(Settings):
     schedule: dict[str, RoundSettings]
     models: list[str]
     rivals: Annotated[tuple[NumBlocks, ...], Field(strict=False), AfterValidator(each_once)]
-    frontiers: dict[str, str]
+    frontiers: dict[str, DrawnBy]
     inputs: InputSettings
     runtime: RuntimeSettings
     launch: LaunchSettings

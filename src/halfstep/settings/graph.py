@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from halfstep.run.errors import UserError, shown
 from halfstep.settings.base import Settings
@@ -10,6 +11,8 @@ from halfstep.settings.base import Settings
 BASELINE = "ar"
 """Name of the autoregressive model among the models of a pipeline run."""
 FIRST_TEACHER = "0"
+
+DrawnBy = Literal["frontier.temperatures", "frontier.samplers", "frontier.student_samplers"]
 
 
 class RoundSettings(Settings):
@@ -37,15 +40,12 @@ def rivals_of(depths: Sequence[int]) -> list[str]:
     return [f"{BASELINE}-{depth}" for depth in depths]
 
 
-def frontiers_of(rounds: int, depths: Sequence[int]) -> dict[str, str]:
+def frontiers_of(rounds: int, depths: Sequence[int]) -> dict[str, DrawnBy]:
     """Every model of `frontier@m`, and the parameter by which its stage differs from the others': how it is drawn."""
-    students = (str(k) for k in range(1, rounds + 1))
     # An autoregressive model has no sampler to choose.
-    return (
-        {BASELINE: "frontier.temperatures", FIRST_TEACHER: "frontier.samplers"}
-        | dict.fromkeys(students, "frontier.student_samplers")
-        | dict.fromkeys(rivals_of(depths), "frontier.temperatures")
-    )
+    found: dict[str, DrawnBy] = {BASELINE: "frontier.temperatures", FIRST_TEACHER: "frontier.samplers"}
+    found |= {str(k): "frontier.student_samplers" for k in range(1, rounds + 1)}
+    return found | dict.fromkeys(rivals_of(depths), "frontier.temperatures")
 
 
 def depth_of(model: str) -> int | None:
