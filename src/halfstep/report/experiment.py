@@ -84,16 +84,12 @@ class Experiment:
     @cached_property
     def frontier(self) -> Frontier | None:
         """What was drawn at several temperatures; None without a text whose entropy counts, or if nothing was."""
-        return read_frontier(self.folder, list(self.params.frontiers), self.records.values(), self.params)
+        return read_frontier(self.folder, self.params.frontiers, self.records.values(), self.params)
 
     @cached_property
     def solved(self) -> Solved | None:
         """How many puzzles were solved; None where the corpus is text."""
-        return (
-            read_solved(self.folder / "frontier", list(self.params.frontiers))
-            if self.params.frontier.num_givens
-            else None
-        )
+        return read_solved(self.folder / "frontier", self.params.frontiers) if self.params.frontier.num_givens else None
 
     @cached_property
     def stage_times(self) -> dict[str, StageTime | None]:

@@ -159,7 +159,7 @@ def students_in(models: Iterable[str]) -> list[str]:
     return sorted({model for model in models if model.isdigit()} - {FIRST_TEACHER}, key=int)
 
 
-def read_frontier(root: Path, models: Sequence[str], records: Iterable[Record], params: Params) -> Frontier | None:
+def read_frontier(root: Path, models: Iterable[str], records: Iterable[Record], params: Params) -> Frontier | None:
     """Read what the stages `frontier@MODEL` of a project wrote; a model that is not there was not drawn.
 
     Args:

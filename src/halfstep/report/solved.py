@@ -1,6 +1,6 @@
 """The frontier of a task that is solved or not: the share of puzzles solved, for each evaluation of the network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,7 @@ class Solved:
         return [row for name in names if (row := best(self.of(name, givens)))]
 
 
-def read_solved(folder: Path, models: Sequence[str]) -> Solved | None:
+def read_solved(folder: Path, models: Iterable[str]) -> Solved | None:
     """Read what the stages `frontier@MODEL` wrote; None where they drew no puzzles.
 
     Raises:
