@@ -37,7 +37,7 @@ lint: setup
 
 docs: setup
 	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[docs]'
-	mkdocs build
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 # Reports, which fail nothing: neither a finding nor an index that cannot be reached.
 audit: setup
