@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUTF8 := 1
-# Every stage is a process of its own: where this is set, as containers like to, each compiles torch's sources anew.
+# Every stage is a process of its own: where this is set, as containers like to, each compiles torch's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
 PROSE = README.md CONTRIBUTING.md $(wildcard docs/*.md)
@@ -33,7 +33,7 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
-	python scripts/prose.py $(PROSE)
+	python scripts/prose.py $(PROSE) src stages benchmarks
 
 docs: setup
 	python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[docs]'
@@ -53,7 +53,7 @@ server: setup
 
 setup: .venv/.installed
 
-# An environment is of use in the folder in which it was made, which it names in all its scripts: elsewhere it is made anew.
+# An environment is of use in the folder in which it was made, which it names in all its scripts: elsewhere it is made again.
 ifneq ($(shell cat .venv/.installed 2>/dev/null),$(CURDIR))
 .PHONY: .venv/.installed
 .venv/.installed: clean-venv

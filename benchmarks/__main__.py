@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     set_num_threads(options.num_threads)
     device = select_device(options.device)
     if options.clock == "cpu" and device.type != "cpu":
-        raise UserError("--clock is 'cpu', which does not tell an accelerator's time: leave it out")
+        raise UserError("--clock is 'cpu', which does not measure an accelerator's time: leave it out")
     precision = select_precision(options.precision, device)
     changes = {field.name: getattr(options, field.name) for field in fields(Size)}
     name = options.size or ("small" if options.work == "latency" else "S1")

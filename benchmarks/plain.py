@@ -16,7 +16,7 @@ from torch import Tensor
 from halfstep.diffusion.schedule import LogLinearSchedule
 
 EXCLUDED = -1e6
-"""Stands for the logarithm of zero."""
+"""In place of the logarithm of zero."""
 MIN_TIME = 1e-5
 """Where the clock stops; what is still masked then takes its likeliest token."""
 

@@ -1,6 +1,6 @@
 """What pip-audit knows of the pinned dependencies, and what bandit finds in our code: reports, which fail nothing.
 
-pip-audit asks an index for vulnerabilities; one that tells none, or is not reached, is told in one line.
+pip-audit asks an index for vulnerabilities; one that has none, or is not reached, is one line.
 """
 
 import json
@@ -46,13 +46,13 @@ def report_dependencies() -> None:
     for entry in known:
         for problem in entry["vulns"]:
             fixed = ", ".join(problem["fix_versions"]) or "no version"
-            print(f"pip-audit: {entry['name']} {entry['version']}: {problem['id']}, mended in {fixed}")
+            print(f"pip-audit: {entry['name']} {entry['version']}: {problem['id']}, fixed in {fixed}")
 
 
 def report_code() -> None:
     done = report(*BANDIT)
     if done is not None:
-        # On stderr it tells of its own workings, which matter only where it found no end.
+        # On stderr it speaks of its own workings, which matter only where it found no end.
         print(done.stdout.strip() or ("bandit: nothing found" if not done.returncode else done.stderr.strip()))
 
 

@@ -48,7 +48,7 @@ class Pipeline:
         return subprocess.Popen(command, cwd=self.folder, env=environment)
 
     def run(self, stage: str, *arguments: str, layout: str = "ddp", processes: int = 1) -> float:
-        """Run a stage anew to its end; returns the seconds it took."""
+        """Run a stage from the start to its end; returns the seconds it took."""
         shutil.rmtree(self.folder / ".halfstep" / "work", ignore_errors=True)
         started = time.monotonic()
         self._end(self.start(stage, *arguments, layout=layout, processes=processes))

@@ -1,11 +1,13 @@
-"""Checks pages of Markdown: `python scripts/prose.py FILE...` prints what is wrong, a line each, and then fails.
+"""Checks pages of Markdown: `python scripts/prose.py PATH...` prints what is wrong, a line each, and then fails.
 
 Sentences are short, some words are left out, pasted output is short, and links to files lead somewhere. A block of code
 without a language is commands and output; a code span, a formula or a number is no word.
+Of Python, and folders of it, only the words of comments and strings are checked.
 """
 
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from markdown_it.token import Token
 
 LONGEST_SENTENCE_WORDS = 40
 LONGEST_BLOCK_LINES = 10
-BANNED = re.compile(r"\b(told|tells?|stands?|stood|nobody|anew|mend(s|ed)?)\b", re.I)
+PROSE_TOKENS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+BANNED = re.compile(r"\b(told|tells?|stands?(?!-)|stood|nobody|anew|mend(s|ed)?)\b", re.I)
 
 
 def words_of(inline: Token) -> str:
@@ -60,6 +63,24 @@ def problems(page: Path, longest: int = LONGEST_SENTENCE_WORDS) -> Iterator[tupl
                 yield line, f"{link} is not there"
 
 
+def problems_of_code(file: Path) -> Iterator[tuple[int, str]]:
+    """The words that are left out, with their lines, in the comments and strings of a file of Python."""
+    with tokenize.open(file) as lines:
+        for token in tokenize.generate_tokens(lines.readline):
+            if token.type in PROSE_TOKENS:
+                for word in BANNED.finditer(token.string):
+                    yield token.start[0] + token.string.count("\n", 0, word.start()), f"{word[0]!r}: say it another way"
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
 if __name__ == "__main__":
-    found = [f"{name}:{line}: {problem}" for name in sys.argv[1:] for line, problem in problems(Path(name))]
+    files = [file for name in sys.argv[1:] for file in files_of(Path(name))]
+    found = [
+        f"{file}:{line}: {problem}"
+        for file in files
+        for line, problem in (problems_of_code if file.suffix == ".py" else problems)(file)
+    ]
     sys.exit("\n".join(found) or None)

@@ -25,10 +25,10 @@ BYTES_PER_FILE = 10**8
 WORDS_PER_BLOCK = 1_000_000
 NUM_WORDS = 200_000
 NUM_DRAWS = 2**22
-"""Entries of the table of words, in which each stands as often as it is frequent."""
+"""Entries of the table of words, in which each is as often as it is frequent."""
 
 MARKS = {".": 0.05, ",": 0.05, "\n": 0.005, "\n\n": 0.0012}
-"""Shares of what stands between words; a blank line ends a document."""
+"""Shares of what separates words; a blank line ends a document."""
 
 
 def main(

@@ -206,7 +206,7 @@ def covers(listed: str, file: str) -> bool:
 
 @pytest.mark.parametrize("name", dvc_stages())
 def test_dvc_watches_the_code_that_decides_what_a_stage_writes_and_no_other(name: str) -> None:
-    """When this fails, `python tests/test_house.py` writes the lists anew."""
+    """When this fails, `python tests/test_house.py` writes the lists again."""
     listed = {dep for dep in dvc_stages()[name]["deps"] if is_code(dep)}
     plugins = {dep for dep in listed if "${" in dep}
     assert sorted(plugins) == PLUGINS.get(name, [])
@@ -253,7 +253,7 @@ NETWORKS_RUN_IN = {"pretrain", "baseline", "rival", "distill", "sample", "latenc
     ],
 )
 def test_a_file_makes_only_the_stages_stale_whose_results_it_decides(file: str, stages: set[str]) -> None:
-    """Besides the report and MLflow's runs, which are made anew in seconds, and `inputs`, which always runs."""
+    """Besides the report and MLflow's runs, which are made again in seconds, and `inputs`, which always runs."""
     listed = {name: filter(is_code, stage["deps"]) for name, stage in dvc_stages().items()}
     stale = {name for name, deps in listed.items() if any(covers(dep, f"src/halfstep/{file}") for dep in deps)}
     assert stale - {"report", "track", "inputs"} == stages

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-problems = runpy.run_path(str(Path(__file__).parents[1] / "scripts/prose.py"))["problems"]
+prose = runpy.run_path(str(Path(__file__).parents[1] / "scripts/prose.py"))
+problems = prose["problems"]
 LONG = "Word" + " word" * 39
 
 
@@ -32,3 +33,13 @@ def test_each_rule_finds_what_breaks_it_and_nothing_else(
     actual = list(problems(tmp_path / "page.md"))
     assert [line for line, _ in actual] == [line for line, _ in found]
     assert all(problem.startswith(start) for (_, problem), (_, start) in zip(actual, found, strict=True))
+
+
+def test_of_code_the_words_of_comments_and_strings_are_checked(tmp_path: Path) -> None:
+    code = tmp_path / "code.py"
+    code.write_text('"""One.\n\nIt stands here.\n"""\ntold = f"{1} tells"  # Nobody: a stand-in.\n')
+    assert [(line, word.split(":")[0]) for line, word in prose["problems_of_code"](code)] == [
+        (3, "'stands'"),
+        (5, "'tells'"),
+        (5, "'Nobody'"),
+    ]

@@ -24,7 +24,8 @@ TRIED: Counter[str] = Counter()
 """Inputs by kind and by what became of them."""
 
 WAY_OUT = re.compile(
-    r"\b(give|set|take|mend|make|write|unpack|convert|put|name|compose it|use|train|say|narrower|dvc (exp run|repro))\b"
+    r"\b(give|set|take|correct|make|write|unpack|convert|put|name|compose it|use|train|say|narrower"
+    r"|dvc (exp run|repro))\b"
 )
 MAX_MESSAGE = 1500
 

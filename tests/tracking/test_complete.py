@@ -136,7 +136,7 @@ def test_a_run_of_an_earlier_training_is_replaced(project: Any) -> None:
     assert second.run_ids["1"] != first.run_ids["1"]
     assert project.histories(second.run_ids["1"])["loss"] == [(10, 9.0), (20, 8.0)]
     assert len(project.snapshot()) == 1 + 3
-    # Live, a model whose run was complete trains anew.
+    # Live, a model whose run was complete trains again.
     with live_run(project.params, model="1") as log:
         log(10, {"loss": 7.0})
     (live,) = (run_id for run_id, run in project.snapshot().items() if run[1].get("halfstep.model") == "1")

@@ -113,7 +113,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 
     try:
         tokenizer = with_retries(f"tokenizer {name}", load)
-    # Nobody says what the readers of all kinds of tokenizers raise on files that are not theirs.
+    # The readers of the many kinds of tokenizers may raise anything on files that are not theirs.
     except Exception as error:
         if storage_fault(error):
             raise
@@ -135,13 +135,13 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None = None) -> PreTrainedTokenizerFast:
     """Make sure of a mask token, BOS and EOS, in place: GPT-2's 50257 ids become 50258.
 
-    Without BOS or EOS, what BERT has at the ends of a text stands for them, or else the one that there is.
+    Without BOS or EOS, what BERT has at the ends of a text serves, or else the one that there is.
 
     Args:
         tokenizer: with a mask token, or without: then a new one gets the id `len(tokenizer)`.
         mask_token: the one of its tokens that masks, where it does not say so.
     Raises:
-        UserError: nothing stands at the ends of a text; it has no such token; or one is to be added, and the ids are
+        UserError: nothing marks the ends of a text; it has no such token; or one is to be added, and the ids are
             not 0, 1, 2, ..., each of one token.
     """
     name = tokenizer.name_or_path
@@ -160,7 +160,7 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None =
         if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
             raise UserError(
                 f"tokenizer {name} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without gaps, each of"
-                " one token, for a mask token to be added; number its tokens anew, or set data.tokenizer.source to"
+                " one token, for a mask token to be added; number its tokens again, or set data.tokenizer.source to"
                 " another, such as gpt2"
             )
         tokenizer.add_special_tokens({"mask_token": MASK})

@@ -86,7 +86,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 class _KL(torch.autograd.Function):
-    """The sum of p log(p / q), with its derivatives written out: they share what autograd would compute anew."""
+    """The sum of p log(p / q), with its derivatives written out: they share what autograd would compute again."""
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -80,11 +80,11 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class DecodedText:
-    """How much text sequences of tokens stand for.
+    """How much text sequences of tokens represent.
 
     Attributes:
         num_bytes: of each sequence, decoded.
-        num_unknown_tokens: tokens that stand for text the tokenizer does not know. Their bytes are lost and their cost
+        num_unknown_tokens: tokens of text that the tokenizer does not know. Their bytes are lost and their cost
             is that of one word for many, so bits per byte compare tokenizers only where this is 0.
     """
 

@@ -224,7 +224,7 @@ def to_scorer_ids(
         tokenizer: the samples' own.
         scorer: who reads them.
     Returns:
-        (token ids of the scorer's tokenizer, whether the text was tokenized anew). Text is tokenized anew,
+        (token ids of the scorer's tokenizer, whether the text was tokenized again). Text is tokenized again,
         without special tokens, where the vocabularies differ, what is given at a sample's beginning by itself; else
         the ids are taken as they are. Of nothing it reads EOS alone.
     """
@@ -232,15 +232,15 @@ def to_scorer_ids(
     if shares_vocabulary(tokenizer, scorer.tokenizer):
         return [list(ids) or nothing for ids in samples], False
 
-    def anew(ids: Sequence[int]) -> list[int]:
+    def again(ids: Sequence[int]) -> list[int]:
         text = tokenizer.decode(list(ids), skip_special_tokens=True)
         # `verbose` would warn about texts longer than the scorer's context, which are read in windows.
         return scorer.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def read(ids: Sequence[int]) -> list[int]:
         num_given = next((place for place, token in enumerate(ids) if token >= 0), len(ids))
-        given = [~token for token in anew([~token for token in ids[:num_given]])] if num_given else []
-        return given + anew([max(token, ~token) for token in ids[num_given:]])
+        given = [~token for token in again([~token for token in ids[:num_given]])] if num_given else []
+        return given + again([max(token, ~token) for token in ids[num_given:]])
 
     return [read(ids) or nothing for ids in samples], True
 
@@ -249,7 +249,7 @@ def _meaning(tokenizer: "PreTrainedTokenizerBase") -> Any:
     vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token != tokenizer.mask_token}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        # A tokenizer in pure Python tells nothing about its pieces: equal only to itself.
+        # A tokenizer in pure Python says nothing about its pieces: equal only to itself.
         return vocabulary, type(tokenizer)
     model = json.loads(backend.to_str())["model"]
     pieces = model.get("vocab")

@@ -22,7 +22,7 @@ class Estimate:
 
     Attributes:
         value: the number, finite.
-        standard_error: of the value, in the same unit; None where it cannot be told.
+        standard_error: of the value, in the same unit; None where it is not known.
         count: independent units behind it: sequences, passages, repeats.
         unit: such as "nats", or "1" for a number without unit.
         interval: where the true number lies in 95 % of such measurements; None where it was not determined.

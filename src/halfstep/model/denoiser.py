@@ -17,7 +17,7 @@ from halfstep.model.rotary import MAX_PERIOD, Rotary, rotate
 
 FREQUENCY_EMBEDDING_SIZE = 256
 LATENT_SCALE = 1000.0
-"""Latents in [0, 1) are told apart as times of a thousand steps are."""
+"""Latents in [0, 1) are embedded as times of a thousand steps are."""
 LATENT_STD = 0.1
 
 
@@ -158,7 +158,7 @@ class Denoiser(nn.Module):
     def with_latent(self) -> "Denoiser":
         """A copy that takes a latent, in evaluation mode, with new weights for it by torch's own generator.
 
-        They begin small and not at zero: where no latent says anything else than another, nothing tells them apart.
+        They begin small and not at zero: where all latents say the same, no gradient separates them.
         """
         copied = Denoiser(replace(self.config, takes_latent=True))
         assert copied.latent_map is not None

@@ -134,7 +134,7 @@ def load_pretrained(
     _hide_progress_bars()
     try:
         model, found = with_retries(f"model {source}", load)
-    # Nobody says what the readers of all kinds of models raise on files that are not theirs.
+    # The readers of the many kinds of models may raise anything on files that are not theirs.
     except Exception as error:
         if storage_fault(error):
             raise

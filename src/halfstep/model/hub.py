@@ -391,7 +391,7 @@ def _configuration(source: str | Path, values: dict[str, Any], family: Family) -
     from transformers import AutoConfig
 
     left_out = ("model_type", "auto_map", "architectures", ENTRY)
-    # Nobody says what the configurations of all kinds of models raise.
+    # The configurations of the many kinds of models may raise anything.
     try:
         own = family.config({name: value for name, value in values.items() if name not in left_out})
         # transformers' attention looks at both sides where a configuration says so.
@@ -405,7 +405,7 @@ def _configuration(source: str | Path, values: dict[str, Any], family: Family) -
 
 @torch.no_grad()
 def _checked(model: HubModel, source: object) -> HubModel:
-    """The model, if its logits are the projection of its states, which depend on what stands after them.
+    """The model, if its logits are the projection of its states, which depend on what comes after them.
 
     Raises:
         UserError: they are not.

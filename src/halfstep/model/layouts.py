@@ -16,10 +16,10 @@ MODEL_TYPE = "mdlm"
 """What `config.json` names a denoiser, where it names it."""
 
 WEIGHT_PREFIX: dict[Layout, str] = {"plain": "", "mdlm": "backbone.", "sdtt": "backbone."}
-"""What stands before the names of the tensors: the published weights are those of a wrapper around the network."""
+"""The prefix of the tensors' names: the published weights are those of a wrapper around the network."""
 
 OTHER_KINDS = {
-    "time_conditioning": "a denoiser is not told the time",
+    "time_conditioning": "a denoiser does not know the time",
     "causal": "a denoiser looks at both sides",
     "causal_attention": "a denoiser looks at both sides",
     "cross_attn": "a denoiser sees no clean copy beside its input",

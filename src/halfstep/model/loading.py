@@ -234,8 +234,8 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Si
     problems += [f"holds {first_of(left_over)}, for which there is no place"] if left_over else []
     if problems:
         raise UserError(
-            f"{path} {' and '.join(problems)}; before all names the same of {', '.join(WRAPPERS[:5])} may"
-            f" stand, as module.{next(iter(expected))}; {ANOTHER}"
+            f"{path} {' and '.join(problems)}; all names may begin with the same of {', '.join(WRAPPERS[:5])},"
+            f" as module.{next(iter(expected))}; {ANOTHER}"
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:

@@ -35,7 +35,7 @@ def open_model(
 ) -> "MaskedModel | PreTrainedModel":
     """Open a denoiser, with its joint head if it has one, or a causal language model.
 
-    `isinstance(model, MaskedModel)` tells them apart.
+    `isinstance(model, MaskedModel)` distinguishes them.
 
     Args:
         source: folder or hub id of either, or a denoiser's file of weights.

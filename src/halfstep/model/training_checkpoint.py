@@ -75,7 +75,7 @@ def _read_without_running(path: Path) -> Any:
             if not name.startswith(DATA_LIBRARIES) and name not in DATA_TYPES:
                 raise UserError(
                     f"{path} would run {name} when it is read: refused; give its weights as model.safetensors, as"
-                    " somebody who trusts it can save them"
+                    " whoever trusts it can save them"
                 )
         stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             (type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in names

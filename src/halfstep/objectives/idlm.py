@@ -75,7 +75,7 @@ def idlm_objective(
 ) -> Objective:
     """Of each batch, first the fake's loss, then the student's; both in nats per token, masked or not.
 
-    From x_t, data at a random time t, the student predicts p; its tokens are drawn, and masked anew at a time s of
+    From x_t, data at a random time t, the student predicts p; its tokens are drawn, and masked again at a time s of
     their own. The fake f learns p from what is left, by the cross-entropy of its prediction under p (of a token that
     x_t showed: the token). The student moves p towards where the teacher f* is surer than the fake,
     sum_i <p_i, log f_i - log f*_i> at the positions that both x_t and x_s mask, with f and f* held fixed. Where the

@@ -36,7 +36,7 @@ from halfstep.settings.graph import FIRST_TEACHER
 
 @dataclass(frozen=True)
 class Style:
-    """What a line stands for; colour, marker and dashes follow from it.
+    """What a line shows; colour, marker and dashes follow from it.
 
     Attributes:
         role: the teacher, one of an ordered series, one of unordered categories, or what these are compared with.

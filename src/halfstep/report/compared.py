@@ -14,7 +14,7 @@ from halfstep.report.table import Cell, Table
 from halfstep.settings.graph import FIRST_TEACHER
 
 SPREAD = ("distinct_2", "self_bleu", "mauve", "parsed", "agreeing", "cast_entropy")
-"""Columns of the frontier's rows that tell what samples have in common with each other, or with the text."""
+"""Columns of the frontier's rows that say what samples have in common with each other, or with the text."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)),
 FACE, TEXT, GRID = "#ffffff", "#1f2328", "#dde1e6"
 TEACHER, AUTOREGRESSIVE = "#6e7781", "#c44601"
 # Viridis, whose lightness alone orders it, without the end that the background swallows; for categories the colours of
-# Okabe and Ito, which all kinds of colour vision tell apart. A dark page inverts lightness, and keeps both true.
+# Okabe and Ito, which all kinds of colour vision distinguish. A dark page inverts lightness, and keeps both true.
 RAMP = (0.72, 0.05)
 CATEGORIES = ("#0072b2", "#d08700", "#009e73", "#b0508d", "#4aa5dc", "#7a5c00", "#333333")
 RC: Any = {
@@ -137,7 +137,7 @@ def _draw_line(axes: "Axes", line: Line) -> None:
 
 
 def line_style(style: Style) -> dict[str, Any]:
-    """Colour, marker and dashes: neighbours differ in all three, so that they are told apart in grey too."""
+    """Colour, marker and dashes: neighbours differ in all three, so that they differ in grey too."""
     import matplotlib
 
     place = style.index + 3 * style.variant

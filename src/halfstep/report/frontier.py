@@ -110,7 +110,7 @@ class Frontier:
         return shared_settings(self.found)
 
     def describe(self, way: AtEntropy, *, is_family: bool = False) -> str:
-        """What a way is called: its sampler, its budget, and what else tells it from other ways of that sampler.
+        """What a way is called: its sampler, its budget, and where it differs from other ways of that sampler.
 
         Args:
             way: of a denoiser, whose budget comes first in its setting, or of an autoregressive model.

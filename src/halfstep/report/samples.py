@@ -76,9 +76,9 @@ def load_samples(folder: Path, models: Sequence[str], decode: Callable[[list[int
 
 
 def token_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that each token adds to what stands before it; joined, they are the whole text.
+    """The text that each token adds to what comes before it; joined, they are the whole text.
 
-    What a token is decoded to depends on where it stands, and a character may need several tokens: then the last one of
+    What a token is decoded to depends on where it is, and a character may need several tokens: then the last one of
     them adds it, and the others add nothing.
 
     Args:
@@ -134,7 +134,7 @@ def _spread(counts: Counter[int]) -> Estimate:
 
 
 def browser_data(samples: Sequence[Sample], titles: Mapping[str, str]) -> dict[str, Any]:
-    """What the page's script plays, compactly: pieces of text are numbered, and each stands there once.
+    """What the page's script plays, compactly: pieces of text are numbered, and each is there once.
 
     Args:
         samples: those to show.

@@ -148,7 +148,7 @@ def terminal_solved(found: Solved) -> "Group":
 def terminal_tables(records: Records) -> "Group":
     """The table for the terminal, one for each sampler, narrow enough for 80 columns at five settings.
 
-    The autoregressive model and the validation text, which have no denoising steps, stand beneath.
+    The autoregressive model and the validation text, which have no denoising steps, come last.
     """
     from rich import box
     from rich.console import Group

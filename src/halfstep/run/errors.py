@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in parameters, files or names that the user can mend.
+    """A mistake in parameters, files or names that the user can correct.
 
     The message is one line: the offending value, where it is, and the way out. Commands print it without
     a traceback and exit with code 2 (see `halfstep.run.console`).

@@ -1,4 +1,4 @@
-"""Faults of the machine in one line each: a disk that is full, read-only, broken or somebody else's, and no memory.
+"""Faults of the machine in one line each: a disk that is full, read-only, broken or another user's, and no memory.
 
 Libraries report them in their own ways, some only by a message, so an exception and its causes are searched.
 """

@@ -38,7 +38,7 @@ def check_fits(params: Params, *, num_valid_sequences: int, vocab_size: int) -> 
 
         try:
             config = AutoConfig.from_pretrained(local_or_hub(source), trust_remote_code=False)
-        # Nobody says what the reader of all kinds of models raises on files that are not theirs.
+        # The readers of the many kinds of models may raise anything on files that are not theirs.
         except Exception as error:
             raise UserError(
                 f"baseline.init_from {source} is not a causal language model's folder ({one_line(error)}); give another"

@@ -61,7 +61,7 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         raise MachineFault(
             f"{first_of(changed, 1)} changed while the stage ran, and its result would be recorded as made with the"
             " change: put it back, and the same command goes on from what is kept; or leave it, and the same command"
-            " starts anew"
+            " starts over"
         )
 
 

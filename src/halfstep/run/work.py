@@ -132,7 +132,7 @@ class Work:
 def open_work(
     name: str, values: Mapping[str, Any], files: Iterable[Path], inputs: Inputs | None = None
 ) -> Iterator[Work]:
-    """The unfinished work of a stage, nobody else's while the block lasts.
+    """The unfinished work of a stage, no other process's while the block lasts.
 
     A second process with the same work waits until the first is done, and then finds it done; of several that share
     the stage's work the main one holds it for all. Work of other runs of the same stage is mentioned, with what is
@@ -221,7 +221,7 @@ def _mention_others(name: str, path: Path, description: Mapping[str, Any]) -> No
         named = ", ".join(_difference(key, theirs.get(key), ours.get(key)) for key in keys[:NUM_NAMED])
         more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
         console.print(
-            f"{name}: starts anew; the unfinished work in {other} is not used, for it differs in {named}{more}"
+            f"{name}: starts over; the unfinished work in {other} is not used, for it differs in {named}{more}"
         )
 
 

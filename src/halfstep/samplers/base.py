@@ -81,7 +81,7 @@ StepUniforms = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Policy:
-    """What tells one sampler from another; as it is here, everything is written in one step.
+    """What distinguishes one sampler from another; as it is here, everything is written in one step.
 
     Positions that are to be written hold the mask token in `xt`; where only a block is to be written, whatever else is
     masked is hidden from the policy. Positions asked for are listed in row-major order.
@@ -284,7 +284,7 @@ class Asked:
     project: Callable[[Tensor], Iterator[Tensor]]
 
     def __call__(self, chosen: Tensor | None = None) -> Iterator[Tensor]:
-        """The logits in pieces, of all or of those that are chosen, bool [n]; each call makes them anew."""
+        """The logits in pieces, of all or of those that are chosen, bool [n]; each call makes them again."""
         return self.project(self.hidden if chosen is None else self.hidden[chosen])
 
     @torch.no_grad()

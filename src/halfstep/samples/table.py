@@ -107,7 +107,7 @@ class SampleSet:
 
     @property
     def drawn(self) -> tuple[str, str, float]:
-        """What tells it from the other sets of its file."""
+        """What distinguishes it from the other sets of its file."""
         return self.sampler, self.setting, self.temperature
 
 

@@ -78,7 +78,7 @@ class Params(Settings):
 def named_inputs(params: Params) -> dict[str, dict[str, str | tuple[str, ...]]]:
     """For each stage that may read files which no other stage wrote: the parameters that name them, with their values.
 
-    A value may be a hub id as well: only its reader can tell. A corpus that reads the user's files has them in `path`;
+    A value may be a hub id as well: only its reader knows. A corpus that reads the user's files has them in `path`;
     `pydocs` reads the running Python's own.
     """
     data, evaluate = params.data, params.evaluate
@@ -130,7 +130,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _contradictions(params: Params) -> Iterator[str]:
-    """What does not go together, each with an override that mends it."""
+    """What does not go together, each with an override that resolves it."""
     rounds, context, models = params.rounds, params.data.context_length, models_of(params.rounds)
     frontiers = frontiers_of(rounds, params.rivals)
     composed = "the file is composed, not edited: dvc exp run -S"
@@ -140,7 +140,7 @@ def _contradictions(params: Params) -> Iterator[str]:
             f" models {shown(params.models)} and frontiers {shown(list(params.frontiers))}; {composed} rounds={rounds}"
         )
     stages = [stage for stage, named in named_inputs(params).items() if named]
-    # By hand a stage needs nobody who watches its inputs.
+    # By hand a stage needs no stage that watches its inputs.
     if "DVC_STAGE" in os.environ and params.inputs.stages != stages:
         yield (
             f" contradicts itself: files are read by the stages {shown(stages)}, but inputs.stages is"

@@ -24,7 +24,7 @@ MAX_PATH_BYTES = 4000
 """No file system holds a longer name, and no system call takes a longer path."""
 
 UNSET = "???"
-"""What stands in `pipeline/conf` where only the user can say the value."""
+"""What is in `pipeline/conf` where only the user can say the value."""
 
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_INT)]
 NumBlocks = Annotated[int, Field(gt=0, le=MAX_BLOCKS)]

@@ -80,7 +80,7 @@ def describe(error: ValidationError, path: Path, params: type[BaseModel], values
 
 
 def _mended(kind: str, value: Any, wanted: str) -> str | None:
-    """What a value of the wrong kind may have been meant to be, as Hydra takes it; None where nobody can tell."""
+    """What a value of the wrong kind may have been meant to be, as Hydra takes it; None where that is not clear."""
     if kind == "tuple_type" and isinstance(value, str | int | float) and not isinstance(value, bool):
         return f"[{value}]"
     if kind == "literal_error":
@@ -97,7 +97,7 @@ def _mended(kind: str, value: Any, wanted: str) -> str | None:
 
 
 def _as_override(value: Any) -> str:
-    """A value as Hydra takes it; that of a kind which nobody would write there is left to the user."""
+    """A value as Hydra takes it; one of a kind that makes no sense there is left to the user."""
     if isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
         return f"[{','.join(map(_as_override, value))}]"
     if isinstance(value, str):

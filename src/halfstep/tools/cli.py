@@ -150,7 +150,7 @@ def _draw_shown(
     pause_seconds: float,
     size: int,
 ) -> "Tensor":
-    """Draw samples while their tokens appear in the terminal; tokens new in a step stand out.
+    """Draw samples while their tokens appear in the terminal; tokens new in a step are highlighted.
 
     Args:
         num_steps: None where it takes as many as it takes.
@@ -491,7 +491,7 @@ def _check_can_serve(uri: str, host: str, port: int) -> None:
         check_database(uri)
     except (OSError, sqlite3.Error) as error:
         raise UserError(
-            f"MLflow cannot read {without_credentials(uri)} ({error}): mend it, or move it away and a new one is made"
+            f"MLflow cannot read {without_credentials(uri)} ({error}): repair it, or move it away and a new one is made"
         ) from None
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):

@@ -100,21 +100,21 @@ class RegisteredDenoiserLM(DenoiserLM):
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """See `DenoiserLM`; says how far the answers depend on the draws."""
         answers = super().loglikelihood(requests, disable_tqdm)
-        self._tell()
+        self._say()
         return answers
 
     def loglikelihood_rolling(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[float]:
         """See `DenoiserLM`; says how far the answers depend on the draws."""
         answers = super().loglikelihood_rolling(requests, disable_tqdm)
-        self._tell()
+        self._say()
         return answers
 
-    def _tell(self) -> None:
-        told = self.monte_carlo()
-        error = told["mean_standard_error"]
+    def _say(self) -> None:
+        found = self.monte_carlo()
+        error = found["mean_standard_error"]
         console.console.print(
-            f"{MODEL_NAME}: {told['num_log_likelihoods']} log-likelihoods, {told['num_exact']} of them exact, the"
-            f" others from {told['num_draws']} draws each (seed {told['seed']}); mean Monte Carlo standard error "
+            f"{MODEL_NAME}: {found['num_log_likelihoods']} log-likelihoods, {found['num_exact']} of them exact, the"
+            f" others from {found['num_draws']} draws each (seed {found['seed']}); mean Monte Carlo standard error "
             + (f"{error:.4g} nats" if error is not None else "unknown, since one draw has none")
             + f"; {self.num_truncated} contexts cut on the left",
             markup=False,

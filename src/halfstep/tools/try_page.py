@@ -196,7 +196,7 @@ async def _lines(first: Event, events: "asyncio.Queue[Event | None]") -> AsyncIt
 
 
 class Left(Exception):
-    """Nobody looks on any more."""
+    """The page was closed."""
 
 
 def write(opened: Opened, writing: Writing, put: Callable[[Event], None], is_left: Callable[[], bool]) -> None:

@@ -49,7 +49,7 @@ WAYS_OUT = (
     ("out-of-date database schema", "An older database: mlflow db upgrade URI; a newer one: the MLflow that made it"),
     ("not a database|malformed", "Move the database away (a new one is made)"),
     ("is locked", "Wait for the other process"),
-    ("'active' state|active lifecycle", "What was deleted is made anew"),
+    ("'active' state|active lifecycle", "What was deleted is made again"),
     ("No module named", "Install it, as docs/operations.md says for PostgreSQL,"),
     (r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "See to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     ("CERTIFICATE|SSL", "Name the server's certificate by MLFLOW_TRACKING_SERVER_CERT_PATH"),
@@ -89,7 +89,7 @@ def complete(params: Mapping[str, Any], root: Path) -> TrackedRuns:
 
     Runs and points that are missing are added; a run whose content changed gets its files again, and one that holds
     other values than the files (an earlier training with the same parameters) is deleted, which MLflow can undo, and
-    made anew. A second call changes nothing.
+    made again. A second call changes nothing.
 
     Args:
         params: all composed parameters as plain values.
@@ -265,7 +265,7 @@ def _missing_line(missing: str, error: BaseException) -> str:
     else:
         way_out = next(
             (way for words, way in WAYS_OUT if re.search(words, str(error))),
-            f"{'Mend it' if sqlite_path(tracking_uri()) else 'Start the server'} or change MLFLOW_TRACKING_URI",
+            f"{'Repair it' if sqlite_path(tracking_uri()) else 'Start the server'} or change MLFLOW_TRACKING_URI",
         )
     return (
         f"MLflow at {shown_uri()} did not take {missing} ({reason}); all results are in reports/. {way_out},"

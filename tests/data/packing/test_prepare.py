@@ -159,7 +159,7 @@ def write_stories(folder: Path) -> None:
 
 
 def test_the_same_tokens_lie_in_the_same_files_whatever_they_are_made_of(here: Path) -> None:
-    """All that trains depends on these files: one cloze passage less trains nothing anew."""
+    """All that trains depends on these files: one cloze passage less trains nothing again."""
     first = prepared(here, corpus())
     write_stories(here / "my")
     (here / "cloze.jsonl").write_text('{"text": "two words"}')

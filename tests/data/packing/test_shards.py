@@ -238,7 +238,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_not_gone_on_from(
     changed = other_name.read_bytes()
     again, _ = pack(TEXTS, tmp_path, rows_per_shard=7)
     assert np.array_equal(again, tokens)
-    assert "train-00001.npy changed since it was written: train is tokenized anew" in capsys.readouterr().err
+    assert "train-00001.npy changed since it was written: train is tokenized again" in capsys.readouterr().err
     assert other_name.read_bytes() == changed, "a file that others hold was written to"
 
 

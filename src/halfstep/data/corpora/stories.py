@@ -46,7 +46,7 @@ HELD_OUT_SHARE = 10
 
 @dataclass(frozen=True)
 class Person:
-    """A name and the words that stand for it; `kin` is what this person is to the other one in the story."""
+    """A name and the words that refer to it; `kin` is what this person is to the other one in the story."""
 
     name: str
     they: str
@@ -243,15 +243,15 @@ def make_passages(num_passages: int, seed: int) -> Iterator[str]:
 
 
 def story(rng: random.Random) -> str:
-    """Tell one story, 30 to 60 words, its sentences separated by single spaces."""
+    """One story, 30 to 60 words, its sentences separated by single spaces."""
     return " ".join(_marked_sentences(rng, _draw_cast(rng, held_out=False))).replace("*", "")
 
 
 def cloze_passage(rng: random.Random) -> str:
-    """Tell the beginning of a story up to a word that only its earlier sentences give away.
+    """The beginning of a story up to a word that only its earlier sentences give away.
 
     The cast is one that no story of the corpus has. The last word is the target: it has no punctuation after
-    it, and stands in an earlier sentence but nowhere else in its own.
+    it, and is in an earlier sentence but nowhere else in its own.
     """
     cast = _draw_cast(rng, held_out=True)
     marked = " ".join(_marked_sentences(rng, cast))
@@ -323,12 +323,12 @@ def judge(samples: Sequence[Sequence[str]]) -> dict[str, float | None]:
             casts.append(cast)
             kept += agreements
     words = [[cast[role] for role in KEY_ROLES] for cast in casts if all(role in cast for role in KEY_ROLES)]
-    told = [[cast[role] for cast in casts if role in cast] for role in KEY_ROLES if role != "friend"]
+    named = [[cast[role] for cast in casts if role in cast] for role in KEY_ROLES if role != "friend"]
     return {
         "parsed": _share(are_parsed),
         "agreeing": _share(kept),
         "held_out": _share([_is_held_out(some) for some in words]),
-        "cast_entropy": math.fsum(map(_entropy, told)) / len(told) if all(told) else None,
+        "cast_entropy": math.fsum(map(_entropy, named)) / len(named) if all(named) else None,
     }
 
 

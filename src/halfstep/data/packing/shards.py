@@ -286,7 +286,7 @@ class _Shards:
         for name, known in hashes.items():
             path = self._folder / name
             if not path.is_file() or (known and file_hash(path) != known):
-                line = f"{path} changed since it was written: {self._name} is tokenized anew"
+                line = f"{path} changed since it was written: {self._name} is tokenized again"
                 console.print(line, style="yellow", markup=False, soft_wrap=True)
                 return Progress()
         return done

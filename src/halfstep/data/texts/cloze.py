@@ -1,4 +1,4 @@
-"""Cloze passages: the last word of each is to be told from the words before it, as in LAMBADA.
+"""Cloze passages: the last word of each is to be predicted from the words before it, as in LAMBADA.
 
 Source: Paperno et al. 2016, arXiv:1606.06031.
 """
@@ -94,11 +94,11 @@ def _rows(path: Path) -> Iterable[tuple[int, object]]:
 def _checked(rows: Iterable[tuple[int, object]], source: str, check: Callable[[str], object]) -> Iterator[str]:
     for number, text in rows:
         if not isinstance(text, str):
-            raise UserError(f'{source} line {number} has no "text" of a string; mend the line, or take it out')
+            raise UserError(f'{source} line {number} has no "text" of a string; correct the line, or take it out')
         try:
             check(text.strip())
         except UserError as error:
-            raise UserError(f"{source} line {number}: {error}; mend the line, or take it out") from None
+            raise UserError(f"{source} line {number}: {error}; correct the line, or take it out") from None
         yield text
 
 

@@ -65,7 +65,7 @@ def encode_batches(
         for batch in batches:
             yield batch, encode(batch[1], tokenizer, eos_token_id, dtype)
         return
-    # Processes started anew hold no lock and no thread of this one.
+    # New processes hold no lock and no thread of this one.
     pool = ProcessPoolExecutor(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),

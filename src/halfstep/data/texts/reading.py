@@ -107,7 +107,7 @@ def _read_jsonl(file: Path, text_column: str, split_on_blank_lines: int) -> Iter
         text = row[text_column]
         if text is not None and not isinstance(text, str):
             raise UserError(
-                f"{file} line {number}: {text_column} is {shown(text)}, not a string; mend the line, or set"
+                f"{file} line {number}: {text_column} is {shown(text)}, not a string; correct the line, or set"
                 " data.text_column to another column"
             )
         yield text
@@ -133,7 +133,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         json.dumps(row, ensure_ascii=False).encode()
                 except (ValueError, RecursionError) as error:
                     raise UserError(
-                        f"{file} line {number} is not JSON: {one_line(error)}; mend the line, or take it out"
+                        f"{file} line {number} is not JSON: {one_line(error)}; correct the line, or take it out"
                     ) from None
                 if not isinstance(row, dict):
                     raise UserError(f'{file} line {number} is not a JSON object: make it {{"text": "..."}}')

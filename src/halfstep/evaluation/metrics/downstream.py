@@ -44,7 +44,7 @@ def run_downstream(
 
     Args:
         new_lm: gives the model, for each task one that has answered nothing yet.
-        tasks: names of lm-eval, or of the definitions in `include_path`; a group stands for its tasks.
+        tasks: names of lm-eval, or of the definitions in `include_path`; a group is all its tasks.
         include_path: folder of further task definitions (YAML).
         limit: documents of each task at most; None is all.
     Returns:

@@ -34,7 +34,7 @@ def quality(
     """Generative perplexity and entropy of samples, with bootstrap intervals over samples.
 
     Every token after the first counts that is not given, EOS included, as in the code of SDTT; that of MDLM leaves out
-    EOS tokens and what stands between a sample's first and second. A text that the scorer cuts into fewer than two
+    EOS tokens and what is between a sample's first and second. A text that the scorer cuts into fewer than two
     tokens has none.
 
     Args:

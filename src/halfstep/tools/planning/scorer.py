@@ -22,7 +22,7 @@ def scorer_network(params: Params, autoregressive: Network) -> Network | HubNetw
         return autoregressive
     if size := GPT2_SIZES.get(source.removeprefix("openai-community/")):
         return Network(GPT2_VOCAB_SIZE, *size, length=1024, cond_dim=None)
-    # Nobody says what the configurations of all kinds of models raise, or their layers on tensors without numbers.
+    # The configurations of the many kinds of models may raise anything, and so may layers on tensors without numbers.
     try:
         config = _configuration(params)
         return count_hub(lambda: HubModel(_network(config), _as_hub_config(config)))

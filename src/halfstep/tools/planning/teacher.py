@@ -17,7 +17,7 @@ from halfstep.tools.planning.memory import Lora
 from halfstep.tools.planning.networks import HubNetwork, Network, Parameters
 
 SHORT, LONG = 16, 32
-"""Tokens of the texts by which is counted: two lengths tell what grows with the tokens from what grows with pairs."""
+"""Tokens of the texts by which is counted: two lengths separate what grows with tokens from what grows with pairs."""
 
 
 def describe_teacher(params: Params, num_tokens: int) -> DenoiserConfig | Description:
@@ -130,7 +130,7 @@ def _kept_bytes(run: Callable[[], object], *, bf16: bool) -> int:
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    # A storage is told by where it is: none may go before all are counted.
+    # A storage is known by where it is: none may go before all are counted.
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = run()
