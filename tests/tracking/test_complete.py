@@ -180,7 +180,7 @@ def make_database_of_another_mlflow(path: Path) -> None:
     [
         (lambda path: path.write_bytes(b"no database " * 1000), "not a database.*Move the database away"),
         (lambda path: os.truncate(path, 50_000), "malformed.*Move the database away"),
-        (make_database_a_folder, "Is a directory.*Mend it or change MLFLOW_TRACKING_URI"),
+        (make_database_a_folder, "Is a directory.*Repair it or change MLFLOW_TRACKING_URI"),
         (make_database_of_another_mlflow, "out-of-date.*mlflow db upgrade"),
     ],
 )
