@@ -38,7 +38,6 @@ from halfstep.samplers.base import Uniforms
 from halfstep.samplers.sampler import Sampler, samplers_of
 from halfstep.samples.draw import AUTOREGRESSIVE, Prompt, draw, from_prompts, to_be_written, with_start
 from halfstep.settings import Params
-from halfstep.settings.graph import FIRST_TEACHER
 from halfstep.settings.plugins import plugin_module
 
 if TYPE_CHECKING:
@@ -219,13 +218,16 @@ def measure_model(
     scorer_source, scorer_files = scorer_of(params.evaluate)
     files = [model_path, tokens_path / MANIFEST_FILE, *scorer_files]
     values = params.deciding("seed", "runtime", "evaluate", "frontier") | {"give_ends": params.sample.give_ends}
+    drawn_by = params.frontiers.get(model_name, "frontier.student_samplers").removeprefix("frontier.")
+    for other in {"samplers", "student_samplers"} - {drawn_by}:
+        del values["frontier"][other]
     valid_tokens = load_tokens(tokens_path, "valid")
     with open_work(f"frontier-{model_name}", values, files, inputs_of(params, "evaluate")) as work:
         model, tokenizer = open_with_tokenizer(model_path)
         model.to(device)
         samplers, relative_depth = [AUTOREGRESSIVE], 1.0
         if isinstance(model, MaskedModel):
-            samplers = samplers_of(settings.samplers if model_name == FIRST_TEACHER else settings.student_samplers)
+            samplers = samplers_of(getattr(settings, drawn_by))
         else:
             relative_depth = model.config.num_hidden_layers / config_of(teacher_path).num_blocks
         puzzles = puzzles_of(params, tokenizer)
