@@ -24,6 +24,9 @@ TEACHER, AUTOREGRESSIVE = "#6e7781", "#c44601"
 # Viridis, whose lightness alone orders it, without the end that the background swallows; for categories the colours of
 # Okabe and Ito, which all kinds of colour vision distinguish. A dark page inverts lightness, and keeps both true.
 RAMP = (0.72, 0.05)
+FAR = 3.0
+"""A level so many times below the lowest point, or above the highest, is a note: its line would flatten the others."""
+ARROWS = {-1: " \u2193", 1: " \u2191"}
 CATEGORIES = ("#0072b2", "#d08700", "#009e73", "#b0508d", "#4aa5dc", "#7a5c00", "#333333")
 RC: Any = {
     "font.size": 9.5,
@@ -94,9 +97,14 @@ def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:
     for line in panel.lines:
         if line.points:
             _draw_line(axes, line)
+    notes: dict[int, list[str]] = {-1: [], 1: []}
     for reference in panel.references:
-        style = {**line_style(reference.style), "marker": None}
-        axes.axhline(reference.level.value, zorder=1.5, **style)
+        if side := _side(panel, reference):
+            notes[side].append(f"{reference.label}: {reference.level.value:.3g}{ARROWS[side]}")
+        else:
+            axes.axhline(reference.level.value, zorder=1.5, **{**line_style(reference.style), "marker": None})
+    axes.text(0.02, 0.03, "\n".join(notes[-1]), transform=axes.transAxes, va="bottom")
+    axes.text(0.02, 0.97, "\n".join(notes[1]), transform=axes.transAxes, va="top")
     if panel.is_log:
         _log_ticks(axes, axes.yaxis)
     if not panel.has_points:
@@ -104,6 +112,15 @@ def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.title:
         axes.set_title(panel.title)
+
+
+def _side(panel: Panel, reference: Reference) -> int:
+    """-1 if a reference is far below the points, 1 if far above them, or else 0: it is drawn among them."""
+    values = [point.y.value for line in panel.lines for point in line.points]
+    if not panel.is_log or not values:
+        return 0
+    level = reference.level.value
+    return (level > FAR * max(values)) - (level < min(values) / FAR)
 
 
 def _draw_line(axes: "Axes", line: Line) -> None:
@@ -226,9 +243,10 @@ def _legend_entries(chart: Chart) -> dict[str, Mapping[str, Any]]:
     entries: dict[str, Mapping[str, Any]] = {}
     for panel in chart.panels:
         entries |= {line.label: line_style(line.style) for line in panel.lines if line.points}
-    references: Sequence[Reference] = [reference for panel in chart.panels for reference in panel.references]
-    for reference in references:
-        entries.setdefault(reference.label, {**line_style(reference.style), "marker": None})
+    for panel in chart.panels:
+        for reference in panel.references:
+            if not _side(panel, reference):
+                entries.setdefault(reference.label, {**line_style(reference.style), "marker": None})
     return entries
 
 
