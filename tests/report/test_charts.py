@@ -2,14 +2,15 @@
 
 import csv
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from halfstep.metrics.estimate import Estimate
-from halfstep.report.charts import Chart, Style, bar, charts_of, members_of, write_points
-from halfstep.report.figures import FACE, TEACHER, line_style
+from halfstep.report.charts import Chart, Line, Panel, Point, Reference, Style, bar, charts_of, members_of, write_points
+from halfstep.report.figures import FACE, TEACHER, line_style, render
 
 
 def charts(project: Any) -> dict[str, Chart]:
@@ -54,6 +55,21 @@ def test_error_bars_are_the_interval_where_there_is_one_else_a_standard_error() 
     assert bar(Estimate(10.0, 2.0, 5, "1", (9.0, 14.0))) == (9, 14)
     assert bar(Estimate(10.0, 2.0, 5, "1")) == (8, 12)
     assert bar(Estimate(10.0, None, 1, "1")) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("level", "text"), [(40.0, "text"), (30.0, "text: 30 \u2193"), (900.0, "text"), (1000.0, "text: 1000 \u2191")]
+)
+def test_a_reference_far_from_the_points_is_a_note(level: float, text: str) -> None:
+    points = [Point(x, Estimate(y, None, 1, "1")) for x, y in ((4, 300.0), (8, 100.0))]
+    panel = Panel(
+        "y",
+        [Line("line", Style("teacher"), points)],
+        [Reference("text", Style("data"), Estimate(level, None, 1, "1"))],
+        True,
+    )
+    svg = render(Chart("name", "", "", "", "x", [panel]), "svg").decode()
+    assert re.findall(r"<!-- (text.*) -->", svg) == [text]
 
 
 def test_points_for_dvc_are_those_of_the_figure(project: Any, tmp_path: Path) -> None:

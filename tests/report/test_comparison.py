@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.report.conftest import AT_ENTROPY
 
 from halfstep.report.charts import Chart, charts_of
 from halfstep.report.experiment import Experiment, checked_out, differing_params, labels_of, load_experiment
 from halfstep.report.page import write_page
 from halfstep.run.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -36,15 +39,24 @@ def shown(path: Path, *experiments: Experiment) -> str:
 def test_what_differs_names_the_lines(pair: Any, tmp_path: Path) -> None:
     first, second = pair
     zero, one = first.experiment("a", seed=0), second.experiment("b", seed=1)
-    assert differing_params([zero, one]) == {"seed": [0, 1]}
+    assert differing_params([zero, one]) == {"seed": ["0", "1"]}
     assert labels_of([zero, one]) == ["seed=0", "seed=1"]
     other = second.experiment("c", seed=1, noise__epsilon=0.01, runtime__num_threads=2)
     assert labels_of([zero, other]) == ["a", "c"]
     assert labels_of([zero, first.experiment("d")]) == ["a", "d"]
-    # An objective brings settings of its own, and its name tells enough.
+    # An objective brings settings of its own, and its name says enough.
     path = second.root / "params.yaml"
-    path.write_text(path.read_text().replace("objective: joint", "objective: sdtt"))
-    assert labels_of([zero, replace(other)]) == ["objective=joint, seed=0", "objective=sdtt, seed=1"]
+    values = yaml.safe_load(path.read_text())
+    del values["distill"]["joint"]
+    values["distill"] |= yaml.safe_load((ROOT / "pipeline/conf/objective/sdtt.yaml").read_text())
+    values["frontier"]["student_samplers"] = [{"name": "ancestral", "num_steps": [4, 8]}]
+    path.write_text(yaml.safe_dump(values))
+    sdtt = load_experiment("sdtt", second.root)
+    assert labels_of([zero, sdtt]) == ["objective=joint, seed=0", "objective=sdtt, seed=1"]
+    differing = differing_params([zero, sdtt])
+    assert differing["distill.joint.hidden_size"] == ["null", "–"]
+    assert differing["distill.joint.train_trunk"] == ["true", "–"]
+    assert differing["frontier.student_samplers"][1] == "[{name: ancestral, num_steps: [4, 8]}]"
 
 
 def test_every_experiment_has_a_line_and_equal_teachers_share_one(pair: Any, tmp_path: Path) -> None:
@@ -131,6 +143,7 @@ def test_seeds_of_one_way_are_one_column(tmp_path: Path, make_project: Any) -> N
     seeds = [("60", "60, 60"), ("34.6", "30, 40"), ("30", "90, 10")]
     assert re.findall(r"<td>([\d.]+)<span class=\"below\">seeds: ([\d., ]+)<", row[1]) == seeds
     assert "0.5 of the teacher&#39;s, better with 1 of 2" in row[1]
+    assert page.count('<th scope="row">autoregressive, KV cache</th>') == 1, "all have the same times"
     labelled = [replace(e, label=label) for e, label in zip(experiments, labels_of(experiments), strict=True)]
     (frontier,) = (chart for chart in charts_of(labelled) if chart.name == "frontier")
     assert [line.label for line in frontier.panels[0].lines] == [name for name in names for _ in range(2)]

@@ -1,5 +1,7 @@
 """An experiment: a folder laid out as the project, of the workspace or of any revision that DVC keeps."""
 
+import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ import yaml
 from halfstep.metrics.curve import Curve, read_curve
 from halfstep.metrics.record import read_records
 from halfstep.report.frontier import Frontier, read_frontier
-from halfstep.report.records import Drawn, Records
+from halfstep.report.records import MISSING, Drawn, Records
 from halfstep.report.solved import Solved, read_solved
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
@@ -207,15 +209,27 @@ def checked_out(name: str, root: Path) -> Iterator[Path]:
         raise UserError(f"{root} has no experiments: run in the project's root") from None
 
 
-def differing_params(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
-    """Parameters that are not the same in all experiments: values by dotted name, None where one lacks it."""
+def differing_params(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
+    """Parameters that are not the same in all experiments: values as params.yaml has them, by dotted name."""
     names = dict.fromkeys(name for experiment in experiments for name in experiment.flat_params)
-    values = {name: [experiment.flat_params.get(name) for experiment in experiments] for name in names}
-    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    values = {
+        name: [_as_written(experiment.flat_params.get(name, ...)) for experiment in experiments] for name in names
+    }
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
+
+
+def _as_written(value: Any) -> str:
+    if value is ...:
+        return MISSING
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | dict):
+        return yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).strip()
+    return json.dumps(value)
 
 
 MAX_NAMED_PARAMS = 2
-TOLD_BY = ("distill.objective", "seed")
+NAMED_BY = ("distill.objective", "seed")
 """Where much differs: an objective brings settings of its own."""
 
 
@@ -225,8 +239,8 @@ def labels_of(experiments: Sequence[Experiment]) -> list[str]:
     if len(experiments) == 1:
         return [""]
     differing = differing_params(experiments)
-    told_by = [name for name in TOLD_BY if name in differing and TOLD_BY[0] in differing]
-    for names in ([*differing], told_by):
+    named_by = [name for name in NAMED_BY if name in differing and NAMED_BY[0] in differing]
+    for names in ([*differing], named_by):
         labels = [
             ", ".join(f"{name.rpartition('.')[2]}={differing[name][i]}" for name in names)
             for i in range(len(experiments))

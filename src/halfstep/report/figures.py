@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from halfstep.report.charts import Chart, Line, Panel, Reference, Style, bar
+from halfstep.report.records import format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +101,7 @@ def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:
     notes: dict[int, list[str]] = {-1: [], 1: []}
     for reference in panel.references:
         if side := _side(panel, reference):
-            notes[side].append(f"{reference.label}: {reference.level.value:.3g}{ARROWS[side]}")
+            notes[side].append(f"{reference.label}: {format_number(reference.level.value)}{ARROWS[side]}")
         else:
             axes.axhline(reference.level.value, zorder=1.5, **{**line_style(reference.style), "marker": None})
     axes.text(0.02, 0.03, "\n".join(notes[-1]), transform=axes.transAxes, va="bottom")

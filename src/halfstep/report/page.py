@@ -14,7 +14,7 @@ from halfstep.metrics.record import Record
 from halfstep.report import compared, frontier, solved
 from halfstep.report.charts import Chart, Member, charts_of, members_of, shared_references, write_points
 from halfstep.report.compared import contenders_of
-from halfstep.report.experiment import Experiment, differing_params, labels_of
+from halfstep.report.experiment import Experiment, Latency, differing_params, labels_of
 from halfstep.report.figures import draw_figures
 from halfstep.report.frontier import not_reached, sentences, write_rows
 from halfstep.report.published import published_table
@@ -86,7 +86,7 @@ def _write(
         "warnings": [*_unlike(experiments), *warnings_of(experiments)],
         "differing": Table(
             ("parameter", *(experiment.name for experiment in experiments)),
-            [((name,), *((str(value),) for value in row)) for name, row in differing.items()],
+            [((name,), *((value,) for value in row)) for name, row in differing.items()],
         ),
         "results": results_table(
             [(tuple(dict.fromkeys((m.label, describe_model(m.record)))), m.record) for m in members], references
@@ -95,7 +95,7 @@ def _write(
         "further": further_tables(further),
         "charts": charts,
         "images": {name: base64.b64encode(image["svg"]).decode("ascii") for name, image in images.items()},
-        "latencies": [(e.label, e.latency.conditions, latency_table(e)) for e in experiments if e.latency],
+        "latencies": _latencies(experiments),
         "browser": _browser(experiments, members),
         "frontier_tables": tables,
         "not_reached": [
@@ -188,13 +188,24 @@ def _unlike(experiments: Sequence[Experiment]) -> list[str]:
     return found
 
 
-def latency_table(experiment: Experiment) -> Table:
+def _latencies(experiments: Sequence[Experiment]) -> list[tuple[str, str, Table]]:
+    """What was timed, in words, and the times: once for the experiments that share them, named unless all do."""
+    sharing: dict[Latency, list[str]] = {}
+    for experiment in experiments:
+        if experiment.latency:
+            sharing.setdefault(experiment.latency, []).append(experiment.label)
+    return [
+        ("" if len(labels) == len(experiments) else ", ".join(labels), latency.conditions, latency_table(latency))
+        for latency, labels in sharing.items()
+    ]
+
+
+def latency_table(latency: Latency) -> Table:
     """The table of times, the autoregressive model last."""
-    assert experiment.latency is not None
-    reference = experiment.latency.autoregressive
+    reference = latency.autoregressive
     header = ("", "network evaluations", "seconds per sample", "tokens per second", "times as fast")
     rows = []
-    for timing in (*experiment.latency.denoiser, reference):
+    for timing in (*latency.denoiser, reference):
         name = describe_drawn(*timing.drawn) if timing.drawn else "autoregressive, KV cache"
         numbers = (timing.nfe, timing.seconds, timing.tokens_per_second)
         speed = f"{reference.seconds / timing.seconds:.2f}"
