@@ -102,7 +102,10 @@ def test_frontiers_are_side_by_side_with_the_teacher_they_share(pair: Any, tmp_p
     assert re.search(r'<th scope="row">4</th><td>90\.0.*<td>50\.0.*<td>–</td>', page)
     # What the best within 16 costs; both have the text's entropy.
     assert re.search(r'<th scope="row">b</th><td>4</td><td>4</td><td>0\.04</td><td>4\.41</td><td>0\.5</td>', page)
-    best, ancestral = charts(*experiments)["frontier"].panels
+    figures = charts(*experiments)
+    best, ancestral = figures["frontier"].panels
+    styles = {line.label: line.style for line in figures["steps"].panels[0].lines}
+    assert {line.label: line.style for line in best.lines} == styles, "an experiment looks the same in every figure"
     assert {line.label: [(point.x, round(point.y.value, 6)) for point in line.points] for line in best.lines} == {
         "teacher": [(4, 60), (16, 22)],
         "A": [(4, 48), (16, 22.5)],

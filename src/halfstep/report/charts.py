@@ -245,8 +245,7 @@ def _solved_chart(experiments: Sequence[Experiment], cost: Cost) -> Chart:
     for givens in kinds_of(contenders):
         named: list[tuple[str, Style, Sequence[FrontierRow]]] = []
         if len(experiments) > 1:
-            for i, each in enumerate(contenders):
-                style = TEACHER if each.is_teacher else Style("category", i)
+            for each, style in _styled(contenders):
                 named += [(each.label, style, rising_front(rows)) for _, rows in each.puzzles(givens)]
         elif solved := experiments[0].solved:
             ways: dict[str, list[FrontierRow]] = {}
@@ -291,9 +290,9 @@ def _frontier_chart(
     if any(experiment.solved for experiment in experiments):
         return _solved_chart(experiments, cost)
     if len(experiments) > 1:
-        contenders = contenders_of(experiments)
+        contenders = _styled(contenders_of(experiments))
         panels = [
-            (title, [line for i, each in enumerate(contenders) for line in _lines_of_contender(each, i, sampler, cost)])
+            (title, [line for each, style in contenders for line in _lines_of_contender(each, style, sampler, cost)])
             for title, sampler in (("best sampler", None), ("ancestral sampling", ANCESTRAL))
         ]
     else:
@@ -335,9 +334,17 @@ def _lines_of_models(frontier: Frontier, cost: Cost) -> list[Line]:
     return [Line(name, style, _points(ways, cost)) for name, style, ways in named]
 
 
-def _lines_of_contender(contender: Contender, index: int, sampler: str | None, cost: Cost) -> list[Line]:
+def _styled(contenders: Sequence[Contender]) -> list[tuple[Contender, Style]]:
+    """Each with its style: of experiments with one seed, that of their members."""
+    trained = [each for each in contenders if not each.is_teacher]
+    return [
+        (each, TEACHER if each.is_teacher else Style("category", trained.index(each), len(trained)))
+        for each in contenders
+    ]
+
+
+def _lines_of_contender(contender: Contender, style: Style, sampler: str | None, cost: Cost) -> list[Line]:
     """A line for each seed."""
-    style = TEACHER if contender.is_teacher else Style("category", index)
     return [Line(contender.label, style, _points(lowest_front(ways), cost)) for _, ways in contender.ways(sampler)]
 
 
