@@ -14,6 +14,7 @@ from stages import frontier
 
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
 from halfstep.data.tokens.seeds import derive_seed
+from halfstep.evaluation import scorer
 from halfstep.evaluation.frontier import documents_of
 from halfstep.evaluation.metrics.generative_perplexity import unigram_entropy
 from halfstep.metrics.frontier import read_curves
@@ -187,9 +188,15 @@ def test_cut_off_it_goes_on_after_the_last_batch_whatever_draws_other_models(
     with pytest.raises(Killed):
         measured("0")
     assert not Path("frontier/0").exists()
+    read = []
+    monkeypatch.setattr(
+        scorer, "_read_batch", lambda model, texts, do=scorer._read_batch: read.append(1) or do(model, texts)
+    )
     gone_on = rows_of(measured("0", student_samplers=SAMPLERS[1:]))
     # 2 samplers at 2 temperatures in batches of 2, 2 and 1; the one that was cut off twice.
     assert len(calls) == 12 + 1
+    # 5 texts in batches of 4: not again the held-out text and the first way, drawn by the first 3 calls.
+    assert len(read) == 4 * 2 - 2
     monkeypatch.undo()
     monkeypatch.setenv("DVC_ROOT", str(project / "again"))
     monkeypatch.chdir(project)

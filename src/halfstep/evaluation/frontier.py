@@ -112,6 +112,7 @@ def measure_texts(
     tokenizer: "PreTrainedTokenizerBase",
     scorer: Scorer,
     params: Params,
+    folder: Path | None = None,
 ) -> tuple[FrontierRow, list[Sequence[Any]]]:
     """Measure samples as texts.
 
@@ -121,11 +122,12 @@ def measure_texts(
         tokenizer: of the samples.
         scorer: judges them.
         params: sections `data` and `evaluate`.
+        folder: for what the scorer reads, see `cached`.
     Returns:
         (the row, and for each sample what `write_frontier` writes).
     """
     settings = params.evaluate
-    scored = read_texts(tokens, tokenizer, scorer, batch_size=settings.batch_size)
+    scored = read_texts(tokens, tokenizer, scorer, batch_size=settings.batch_size, folder=folder)
     resampling = {"num_resamples": settings.num_bootstrap_resamples, "seed": params.seed}
     perplexity, entropy = quality(tokens, scored, **resampling)
     mauve = mauve_score(
@@ -256,7 +258,9 @@ def measure_model(
                 )
                 rows_of_text = valid_tokens.stored(slice(settings.num_samples)).tolist()
                 held_out = without_filling(rows_of_text, tokenizer.eos_token_id)
-                references = read_texts(held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size).features
+                references = read_texts(
+                    held_out, tokenizer, scorer, batch_size=params.evaluate.batch_size, folder=folder / "held_out"
+                ).features
             for number, (sampler, temperature, kind) in enumerate(ways):
                 tokens, drawn = draw_way(
                     model,
@@ -278,7 +282,13 @@ def measure_model(
                     if valid_tokens.has_given:
                         tokens = answers(tokens, is_given, tokenizer.eos_token_id)
                     row, of_samples = measure_texts(
-                        tokens, drawn, references=references, tokenizer=tokenizer, scorer=scorer, params=params
+                        tokens,
+                        drawn,
+                        references=references,
+                        tokenizer=tokenizer,
+                        scorer=scorer,
+                        params=params,
+                        folder=folder / f"{number:04}-read",
                     )
                     rows.append(row)
                     samples += of_samples
