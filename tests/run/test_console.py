@@ -1,9 +1,12 @@
 import errno
+import io
+import re
 import signal
 import subprocess
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from halfstep.run import console
@@ -79,6 +82,17 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
         patch.setattr("sys.argv", ["command"])
         with pytest.raises(FileNotFoundError):
             console.run_app(app)
+
+
+def test_on_a_narrow_terminal_the_note_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = io.StringIO()
+    terminal = Console(file=seen, force_terminal=True, color_system=None, width=80, soft_wrap=True)
+    monkeypatch.setattr(console, "console", terminal)
+    with console.progress("frontier 0", 36, unit="way") as show:
+        show(24, "ordered num_steps=16,score=entropy,noise=0.25,counts=cosine at 0.95")
+    last = re.sub(r"\x1b\[[?\d]*\w", "", seen.getvalue()).strip().splitlines()[-1]
+    assert re.fullmatch(r"frontier 0 ━+ +67% [-\d:]+ 24/36 \S+ way/s ordered.*…", last)
+    assert len(last) <= 80
 
 
 def test_progress_without_a_terminal_ends_with_a_line_that_says_all(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from halfstep.run import ranks
 from halfstep.run.errors import Interrupted, UserError
@@ -109,8 +110,16 @@ def progress(description: str, total: int, *, unit: str, start: int = 0) -> Iter
         a function of (units done, note), the note being the loss or the like.
     """
     started = last = time.monotonic()
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    # On a narrow terminal the note gives way, not how far it is and the time left.
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
         task = bar.add_task(description, total=total, completed=start, note="")
 
         def update(done: int, note: str) -> None:
