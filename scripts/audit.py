@@ -1,6 +1,6 @@
 """What pip-audit knows of the pinned dependencies, and what bandit finds in our code: reports, which fail nothing.
 
-pip-audit asks an index for vulnerabilities; one that has none, or is not reached, is one line.
+pip-audit asks an index for vulnerabilities; if it has none, or is not reached, a line says so.
 """
 
 import json

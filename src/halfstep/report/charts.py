@@ -336,10 +336,11 @@ def _lines_of_models(frontier: Frontier, cost: Cost) -> list[Line]:
 
 def _styled(contenders: Sequence[Contender]) -> list[tuple[Contender, Style]]:
     """Each with its style: of experiments with one seed, that of their members."""
-    trained = [each for each in contenders if not each.is_teacher]
+    num_trained = sum(not each.is_teacher for each in contenders)
+    # Teachers come first and do not count.
     return [
-        (each, TEACHER if each.is_teacher else Style("category", trained.index(each), len(trained)))
-        for each in contenders
+        (each, TEACHER if each.is_teacher else Style("category", i, num_trained))
+        for i, each in enumerate(contenders, num_trained - len(contenders))
     ]
 
 
