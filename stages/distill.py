@@ -22,17 +22,27 @@ def main(
     tokens_path: Annotated[Path, typer.Option("--tokens", help="Packed tokens, read.")] = Path("data/tokens"),
     tokenizer_path: Annotated[Path, typer.Option("--tokenizer", help="Tokenizer, read.")] = Path("data/tokenizer"),
     curve_path: Annotated[Path | None, typer.Option("--curve", help="Written (curves/ROUND.csv).")] = None,
+    baseline_path: Annotated[
+        Path, typer.Option("--baseline", help="Autoregressive model, read if the objective asks it.")
+    ] = Path("models/ar"),
 ) -> None:
     """Distill one round: by default its student learns to do in one denoising step what its teacher does in several.
 
-    Reads the parameters, the tokens, the tokenizer, the model before and, from round 2 on, its training state; writes
-    the student (averaged weights, the tokenizer), its training state and its training curve. Killed, it goes on from
-    its last checkpoint.
+    Reads the parameters, the tokens, the tokenizer, the model before, from round 2 on its training state, and the
+    autoregressive model if the objective asks it; writes the student (averaged weights, the tokenizer), its training
+    state and its training curve. Killed, it goes on from its last checkpoint.
     """
     from halfstep.data.tokens.seeds import derive_seed
     from halfstep.diffusion.schedule import LogLinearSchedule
+    from halfstep.model.gpt2 import load_autoregressive
     from halfstep.model.opening import open_denoiser
-    from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
+    from halfstep.objectives.distillation import (
+        Distillation,
+        adapt,
+        asks_autoregressive,
+        distillation_objective,
+        student_of,
+    )
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.settings import load_params
@@ -71,11 +81,15 @@ def main(
         load_raw_weights(student, state_path)
         teacher.load_state_dict(student.state_dict())
     parallelize_teacher(teacher, stage.devices)
+    autoregressive = None
+    if asks_autoregressive(settings):
+        autoregressive = load_autoregressive(str(baseline_path)).requires_grad_(False).to(stage.devices.device)
+        files.append(baseline_path)
 
     # 2. What the student is trained and validated by.
     schedule = LogLinearSchedule(teacher.config.noise_epsilon)
     objective = distillation_objective(
-        Distillation(round_index, teacher, student, schedule, settings, stage.devices.shards_teacher)
+        Distillation(round_index, teacher, student, schedule, settings, stage.devices.shards_teacher, autoregressive)
     )
     valid_objective = nelbo_objective(
         schedule=schedule, min_time=settings.min_time, mask_token_id=student.config.mask_token_id

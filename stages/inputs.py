@@ -59,9 +59,11 @@ def main(
 def _check_teacher(params: Any, folder: Path) -> None:
     """By its config.json and its tokenizer; one of the hub waits until `pretrain` asks for it, maybe elsewhere."""
     from halfstep.data.tokenizer import make_tokenizer, vocab_size_of
-    from halfstep.model.hub import check_shards
+    from halfstep.model.hub import Description, check_shards
     from halfstep.model.loading import CONFIG_FILE
     from halfstep.model.opening import describe_first
+    from halfstep.objectives.distillation import no_place
+    from halfstep.run.errors import UserError
 
     if not (folder / CONFIG_FILE).is_file():
         return
@@ -69,13 +71,15 @@ def _check_teacher(params: Any, folder: Path) -> None:
     if not params.data.tokenizer.source.startswith("train-"):
         tokenizer = make_tokenizer(params.data.tokenizer, ())
         mask_token_id, num_tokens = tokenizer.mask_token_id, vocab_size_of(tokenizer)
-    describe_first(
+    described = describe_first(
         params.pretrain,
         mask_token_id=mask_token_id,
         num_tokens=num_tokens,
         length=params.data.context_length,
         noise_epsilon=params.noise.epsilon,
     )
+    if isinstance(described, Description) and params.rounds and getattr(params.distill.own, "adds_input", False):
+        raise UserError(no_place(params.distill.objective))
     check_shards(folder)
 
 

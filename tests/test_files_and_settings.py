@@ -104,6 +104,14 @@ def test_other_texts_need_a_name_and_a_source_only(tmp_path: Path) -> None:
             ),
             r"distill\.lora\.rank is 8, and launch\.strategy is fsdp",
         ),
+        (
+            lambda v: (
+                v["distill"].update(objective="gumbel", gumbel={"noise_share": 0.9}),
+                v["distill"].pop("joint"),
+                v["baseline"].update(num_train_steps=0),
+            ),
+            r"objective is gumbel, which asks models/ar, but baseline\.num_train_steps is 0: .* -S baseline\.num_train",
+        ),
         (lambda v: v["baseline"].update(batch_size=1) or v["launch"].update(num_nodes=2), r"baseline\.batch_size is 1"),
         (
             lambda v: v["evaluate"].update(metrics=["rouge"]),

@@ -17,6 +17,7 @@ from halfstep.model.joint import JointHeadConfig, JointModel
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
 from halfstep.objectives.di4c import di4c_objective
+from halfstep.objectives.gumbel import noise_of_texts
 from halfstep.objectives.idlm import idlm_objective
 from halfstep.objectives.joint import joint_objective
 from halfstep.objectives.joint_sdtt import joint_sdtt_objective
@@ -40,6 +41,10 @@ def denoiser(seed: int) -> Denoiser:
 
 def headed(seed: int) -> JointModel:
     return JointModel.untrained(denoiser(seed), JointHeadConfig(16, 1, 2, "sampler")).eval()
+
+
+def autoregressive() -> nn.Module:
+    return new_gpt2(vocab_size=VOCAB, length=LENGTH, hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0).eval()
 
 
 Made = tuple[Objective, nn.Module]
@@ -68,6 +73,10 @@ OBJECTIVES: dict[str, Callable[[Denoiser], Made]] = {
     "di4c": lambda teacher: (
         di4c_objective(teacher, dt=0.25, num_latents=2, correlation_weight=1.0, schedule=SCHEDULE, **COMMON),
         denoiser(1).with_latent(),
+    ),
+    "gumbel": lambda teacher: (
+        nelbo_objective(schedule=SCHEDULE, latent_of=noise_of_texts(autoregressive(), 0.5, MASK), **COMMON),
+        denoiser(1).with_noise(),
     ),
 }
 

@@ -12,7 +12,9 @@ import pytest
 import yaml
 from stages import inputs as stage
 from tests.composed import composed
+from tests.model.hub_folders import published
 
+from halfstep.objectives.distillation import asks_autoregressive
 from halfstep.run import inputs as module
 from halfstep.run.errors import UserError
 from halfstep.run.inputs import fingerprint, inputs_of
@@ -231,17 +233,20 @@ def test_what_is_composed_is_what_the_parameters_name(project: Path) -> None:
         ("evaluate.downstream_include_path=tasks",): [],
         ("evaluate.downstream_include_path=tasks", TASKS): ["evaluate"],
         ("preset=paper",): ["prepare", "evaluate"],
+        ("objective=gumbel",): [],
+        ("objective=mmd",): [],
     }
     for overrides, expected in cases.items():
         params = compose(*overrides)
         assert params.inputs.stages == expected == [name for name, named in named_inputs(params).items() if named]
         none = "pipeline/no-inputs.json"
-        assert params.inputs.files.model_dump(exclude={"scorer"}) == {
+        assert params.inputs.files.model_dump(exclude={"scorer", "distill"}) == {
             name: f"inputs/{name}.json" if name in expected else none for name in named_inputs(params)
         }
         # evaluate waits for models/ar only where that judges the samples.
         is_baseline = params.evaluate.scorer in ("models/ar", "./models/ar/")
         assert params.inputs.files.scorer == ("models/ar" if is_baseline else none)
+        assert params.inputs.files.distill == ("models/ar" if asks_autoregressive(params.distill) else none)
         assert (ROOT / none).is_file()
 
 
@@ -309,6 +314,16 @@ def test_a_file_that_is_nowhere_is_missed_before_anything_runs(
     with pytest.raises(UserError, match=message):
         note(name, *overrides)
     assert not Path("inputs").exists()
+
+
+@pytest.mark.parametrize("objective", ["di4c", "gumbel"])
+def test_an_objective_that_adds_an_input_is_refused_before_a_hubs_model_is_taken(project: Path, objective: str) -> None:
+    published(project / "hub", "llama", vocab_size=12, pad_token_id=None)
+    overrides = ["pretrain.init_from=hub", "pretrain.init_shift=false", f"objective={objective}"]
+    assert note("pretrain", *overrides[:-1])
+    with pytest.raises(UserError, match=rf"objective is {objective}, which adds an input, .* -S objective=sdtt"):
+        note("pretrain", *overrides)
+    assert note("pretrain", *overrides, "rounds=0")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything is readable to root")

@@ -19,6 +19,7 @@ from halfstep.data.tokens.packed import load_tokens
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.gpt2 import new_gpt2
 from halfstep.model.hub import HubModel, open_hub
 from halfstep.model.joint import JointModel, trunk_of
 from halfstep.model.lora import ADAPTER_FILES, matrices_of
@@ -183,12 +184,14 @@ def test_rounds_of_joint_sdtt_have_teachers_without_and_with_a_head_and_sdtt_dro
         ("idlm", {"fake_learning_rate": 1e-3}),
         ("mmd", {"num_pairs": 2, "num_feature_blocks": None, "bandwidth": 0.1}),
         ("di4c", {"num_latents": 2, "correlation_weight": 0.1}),
+        ("gumbel", {"noise_share": 0.5}),
     ],
 )
 def test_a_round_that_is_cut_off_goes_on_bit_for_bit(
     teacher: Denoiser, monkeypatch: pytest.MonkeyPatch, objective: str, own: dict[str, object]
 ) -> None:
-    """One with a head, one with two networks, one that draws, one with a latent."""
+    """One with a head, one with two networks, one that draws, one with a latent, one with noise."""
+    write_autoregressive()
     choose(objective, **own)
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["distill"].update(num_train_steps=6, checkpoint_every_steps=2)
@@ -213,6 +216,34 @@ def test_a_round_that_is_cut_off_goes_on_bit_for_bit(
         shutil.rmtree(folder)
     run_round(1)
     assert {path: path.read_bytes() for path in files} == gone_on
+
+
+@pytest.mark.parametrize(
+    ("objective", "own", "its_input"),
+    [
+        ("di4c", {"num_latents": 2, "correlation_weight": 0.1}, "takes_latent"),
+        ("gumbel", {"noise_share": 0.5}, "takes_noise"),
+    ],
+)
+def test_rounds_keep_the_input_that_their_objective_adds_and_another_drops_it(
+    teacher: Denoiser, objective: str, own: dict[str, object], its_input: str
+) -> None:
+    write_autoregressive()
+    choose(objective, **own)
+    run_round(1)
+    run_round(2)
+    both = {"takes_latent", "takes_noise"}
+    for name in ("models/1", "models/2"):
+        assert {one for one in both if getattr(Denoiser.from_pretrained(name).config, one)} == {its_input}
+    assert weights_of("models/1").keys() == weights_of("models/2").keys()
+    (other,) = both - {its_input}
+    with_other = getattr(Denoiser.from_pretrained("models/2"), other.replace("takes", "with"))()
+    assert {one for one in both if getattr(with_other.config, one)} == {other}
+
+
+def write_autoregressive() -> None:
+    sizes = {"hidden_size": 8, "num_blocks": 1, "num_heads": 2, "dropout": 0.0}
+    new_gpt2(vocab_size=12, length=16, **sizes).save_pretrained("models/ar")
 
 
 LORA = {"rank": 2, "alpha": 4, "targets": None}
@@ -379,11 +410,11 @@ def test_features_that_the_teacher_has_not_are_one_line(teacher: Denoiser) -> No
         ({"objective": "nelbo"}, r"is nelbo, whose section distill\.nelbo is missing; .* -S objective=nelbo$"),
         (
             {"objective": "sdt"},
-            r"is 'sdt': it should be 'di4c', 'idlm', .*'nelbo' or 'sdtt'; .* -S objective=sdtt$",
+            r"is 'sdt': it should be 'di4c', 'gumbel', 'idlm', .*'nelbo' or 'sdtt'; .* -S objective=sdtt$",
         ),
         (
             {"objective": "base"},
-            r"is 'base': it should be 'di4c', 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'",
+            r"is 'base': it should be 'di4c', 'gumbel', 'idlm', 'joint', 'joint_sdtt', 'mmd', 'nelbo' or 'sdtt'",
         ),
         (
             {"sdtt": {"divergence": "msee", **OF_SDTT}},

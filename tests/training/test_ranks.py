@@ -24,6 +24,7 @@ from halfstep.model.gpt2 import new_gpt2
 from halfstep.model.hub import open_hub
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import Objective
+from halfstep.objectives.gumbel import noise_of_texts
 from halfstep.objectives.heads import HeadSettings, with_head
 from halfstep.objectives.idlm import idlm_objective
 from halfstep.objectives.joint import joint_objective
@@ -53,7 +54,7 @@ CONFIG = DenoiserConfig(
 )  # fmt: skip
 
 
-KINDS = ("baseline", "distill", "rivals", "idlm", "head", "joint", "hub", "lora")
+KINDS = ("baseline", "distill", "rivals", "idlm", "gumbel", "head", "joint", "hub", "lora")
 HEAD_SETTINGS = HeadSettings(hidden_size=8, num_layers=2, num_heads=2, order="both", train_trunk=False)
 
 DATA = Data(
@@ -123,6 +124,11 @@ def train(folder: Path, kind: str, *, num_train_steps: int = NUM_STEPS, validate
     elif kind == "idlm":
         teacher = copy.deepcopy(model).eval()
         objective = idlm_objective(teacher, model, fake_learning_rate=1e-3, **common)
+    elif kind == "gumbel":
+        model = Denoiser(CONFIG).with_noise()
+        sizes = {"hidden_size": 8, "num_blocks": 1, "num_heads": 2, "dropout": 0.0}
+        asked = new_gpt2(vocab_size=13, length=10, **sizes).requires_grad_(False).eval()
+        objective = nelbo_objective(latent_of=noise_of_texts(asked, 0.7, 12), **common)
     elif kind == "rivals":
         objective = with_rival(objective)
     elif kind in ("hub", "lora"):
@@ -194,6 +200,7 @@ def _all_with_two(root: Path) -> None:
     train(root / "chain", "pretrain", num_train_steps=8, strategy="fsdp")
     train(root / "rivals-2", "rivals", num_train_steps=4)
     train(root / "idlm-2", "idlm", num_train_steps=4)
+    train(root / "gumbel-2", "gumbel", num_train_steps=4, strategy="fsdp")
     train(root / "hub-2", "hub", num_train_steps=4, strategy="fsdp", shard_teacher=True)
     train(root / "lora-2", "lora", num_train_steps=4)
     train(root / "head-2", "head", num_train_steps=4)
@@ -239,6 +246,7 @@ def curve(folder: Path) -> np.ndarray:
         ("distill-1", "distill-2"),
         ("rivals-1", "rivals-2"),
         ("idlm-1", "idlm-2"),
+        ("gumbel-1", "gumbel-2"),
         ("hub-1", "hub-2"),
         ("lora-1", "lora-2"),
         ("head-1", "head-2"),

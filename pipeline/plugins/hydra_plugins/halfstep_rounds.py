@@ -75,7 +75,10 @@ def inputs(_root_: DictConfig) -> DictConfig:
                 stage: f"inputs/{stage}.json" if is_reading else NO_INPUTS
                 for stage, is_reading in reads.items()
             }
-            | {"scorer": "models/ar" if scores_by_baseline else NO_INPUTS},
+            | {
+                "scorer": "models/ar" if scores_by_baseline else NO_INPUTS,
+                "distill": "models/ar" if value("distill.objective") == "gumbel" else NO_INPUTS,
+            },
         }
     )
 

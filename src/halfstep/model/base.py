@@ -48,8 +48,8 @@ class MaskedModel(Protocol):
             xt: tokens at time t, int64 [batch, length].
             at: positions wanted, bool [batch, length].
             t: times, float64 [batch]; a model that is not conditioned on time passes over them.
-            latent: input shared by the positions of a sequence, uniform in [0, 1), float [batch, latent_size]; None
-                where the model has none, or for its middle.
+            latent: a further input, by which positions depend on each other, see the model's own `hidden_at`; None
+                where it has none, or is asked without.
         Returns:
             float [at.sum(), hidden_size], row-major.
         """

@@ -18,6 +18,7 @@ class DenoiserConfig:
             sequences are then no longer than `length`. The published models have none.
         takes_latent: a number shared by all positions of a sequence is an input, so that over it they depend on each
             other.
+        takes_noise: Gumbel noise of every token at every position is an input, see `halfstep.model.noise`.
     """
 
     vocab_size: int
@@ -31,13 +32,9 @@ class DenoiserConfig:
     noise_epsilon: float
     absolute_positions: bool = False
     takes_latent: bool = False
+    takes_noise: bool = False
 
     @property
     def num_tokens(self) -> int:
         """All rows of the projection are tokens."""
         return self.vocab_size
-
-    @property
-    def latent_size(self) -> int:
-        """Numbers of the latent input; 0 where there is none."""
-        return int(self.takes_latent)

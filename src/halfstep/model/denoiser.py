@@ -4,6 +4,7 @@ Module and parameter names are those of the published MDLM and SDTT checkpoints,
 thing here and there. Attention is torch's `scaled_dot_product_attention`: no other kernel is needed.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.loading import read_denoiser, save_denoiser
+from halfstep.model.noise import NoiseEmbedding, exponentials
 from halfstep.model.rotary import MAX_PERIOD, Rotary, rotate
 
 FREQUENCY_EMBEDDING_SIZE = 256
@@ -154,18 +156,26 @@ class Denoiser(nn.Module):
         # Made last, and only where it is asked for: the other weights are drawn as without it.
         self.position_embed = _Embedding(config.length, config.hidden_size) if config.absolute_positions else None
         self.latent_map = _SigmaEmbedding(config.cond_dim) if config.takes_latent else None
+        self.noise_embed = NoiseEmbedding(config.vocab_size, config.hidden_size) if config.takes_noise else None
 
     def with_latent(self) -> "Denoiser":
-        """A copy that takes a latent, in evaluation mode, with new weights for it by torch's own generator.
+        """A copy that takes a latent and no noise, in evaluation mode; torch's own generator draws the new weights.
 
         They begin small and not at zero: where all latents say the same, no gradient separates them.
         """
-        copied = Denoiser(replace(self.config, takes_latent=True))
+        copied = Denoiser(replace(self.config, takes_latent=True, takes_noise=False))
         assert copied.latent_map is not None
         for parameter in copied.latent_map.mlp[2].parameters():
             nn.init.normal_(parameter, std=LATENT_STD)
-        copied.load_state_dict(self.state_dict(), strict=self.latent_map is not None)
-        return copied.to(self.head.weight.device).eval()
+        return self._copied_to(copied)
+
+    def with_noise(self) -> "Denoiser":
+        """A copy that takes noise and no latent, in evaluation mode; its predictions do not depend on it yet."""
+        return self._copied_to(Denoiser(replace(self.config, takes_noise=True, takes_latent=False)))
+
+    def _copied_to(self, other: "Denoiser") -> "Denoiser":
+        other.load_state_dict(self.state_dict(), strict=other.config == self.config)
+        return other.to(self.head.weight.device).eval()
 
     def forward(self, xt: Tensor, sigma: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Raw logits.
@@ -207,15 +217,17 @@ class Denoiser(nn.Module):
         if sigma is None:
             sigma = torch.zeros(1, device=xt.device)
         cond = self.sigma_map(sigma)
+        x = self.vocab_embed(xt)
         if self.latent_map is not None:
             latent = sigma.new_full((1, 1), 0.5) if latent is None else latent
             cond = cond + self.latent_map(LATENT_SCALE * latent[:, 0])
+        elif latent is not None and self.noise_embed is not None:
+            x = torch.where((xt == self.config.mask_token_id)[:, :, None], x + latent, x)
         elif latent is not None:
             raise ValueError("this denoiser takes no latent")
         cond = F.silu(cond)
         positions = torch.arange(xt.shape[1], device=xt.device)
         cos, sin = self.rotary_emb(positions)
-        x = self.vocab_embed(xt)
         if self.position_embed is not None:
             if xt.shape[1] > self.config.length:
                 raise ValueError(f"xt has length {xt.shape[1]}, but there are {self.config.length} absolute positions")
@@ -230,10 +242,35 @@ class Denoiser(nn.Module):
     def hidden_at(self, xt: Tensor, at: Tensor, *, t: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
         """See `MaskedModel`. The network is not conditioned on time, as the published ones are not.
 
+        Args:
+            latent: of a network with `takes_latent`, uniform in [0, 1), float [batch, 1], and its middle where it is
+                None; of one with `takes_noise`, what the noise adds to each mask's embedding, float [batch, length,
+                hidden_size], and nothing where it is None.
         Raises:
             ValueError: there is a latent, for which it has no input.
         """
         return self.hidden(xt, at=at, latent=latent)
+
+    @torch.no_grad()
+    def latent_of(self, draw: Callable[..., Tensor], length: int) -> Callable[[int], Tensor] | None:
+        """The latent of some samples in each step, from 1, or None where there is none.
+
+        What `takes_latent` has is another in every step; noise is the same in all.
+
+        Args:
+            draw: key -> a number in [0, 1) for each sample, float64 [batch], by a function of its own for each key.
+            length: of the samples.
+        """
+        device = self.head.weight.device
+        if self.latent_map is not None:
+            return lambda step: draw(step, "latent")[:, None].to(device)
+        if self.noise_embed is None:
+            return None
+        pieces = (
+            exponentials(u, length, self.config.vocab_size, torch.device("cpu")).to(device) for u in draw("noise")
+        )
+        noise = self.noise_embed(lambda: pieces).unflatten(0, (-1, length))
+        return lambda step: noise
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """See `MaskedModel`."""

@@ -79,6 +79,7 @@ def config_from(values: dict[str, Any]) -> DenoiserConfig:
         noise_epsilon=float((values.get("noise") or {}).get("eps", REFERENCE_NOISE_EPSILON)),
         absolute_positions=bool(sizes.get("absolute_positions", False)),
         takes_latent=bool(sizes.get("takes_latent", False)),
+        takes_noise=bool(sizes.get("takes_noise", False)),
     )
 
 
@@ -93,9 +94,9 @@ def config_values(config: DenoiserConfig, layout: Layout) -> dict[str, Any]:
     """The values of a `config.json`, from which `config_from` gives back the same sizes.
 
     Raises:
-        UserError: the layout has no place for absolute positions or a latent.
+        UserError: the layout has no place for absolute positions, a latent or noise.
     """
-    own = [name for name in ("absolute_positions", "takes_latent") if getattr(config, name)]
+    own = [name for name in ("absolute_positions", "takes_latent", "takes_noise") if getattr(config, name)]
     if own and layout != "plain":
         raise UserError(
             f"the layout {layout} has no {own[0].replace('_', ' ')}, which this model has: give --layout plain"

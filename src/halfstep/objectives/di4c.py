@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,10 +18,9 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.denoiser import Denoiser
 from halfstep.model.joint import trunk_of
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Costs, Distillation
+from halfstep.objectives.distillation import Costs, Distillation, own_trunk
 from halfstep.objectives.masked import log_softmax, mask_noise, masked_share, uniforms
 from halfstep.objectives.teacher import teacher_step_size
-from halfstep.run.errors import UserError
 from halfstep.samplers.base import Asked, ask
 from halfstep.settings import base
 from halfstep.settings.base import MAX_INT
@@ -32,6 +31,8 @@ class Settings(base.Settings):
     """`num_latents`: M, of each sequence; `correlation_weight`: of the correlations in the data, beside those that the
     teacher's steps have."""
 
+    adds_input: ClassVar[bool] = True
+
     num_latents: Annotated[int, Field(ge=2, le=MAX_INT)]
     correlation_weight: Annotated[float, Field(ge=0)]
 
@@ -40,12 +41,9 @@ def student(teacher: MaskedModel, settings: Settings) -> Denoiser:
     """A copy of the teacher that takes a latent, if the teacher takes none.
 
     Raises:
-        UserError: the teacher is no denoiser of ours.
+        UserError: see `own_trunk`.
     """
-    trunk = trunk_of(teacher)
-    if not isinstance(trunk, Denoiser):
-        raise UserError("distill.objective is di4c, but this teacher has no place for a latent: -S objective=sdtt")
-    return trunk.with_latent()
+    return own_trunk(teacher, "di4c").with_latent()
 
 
 def build(given: Distillation) -> Objective:
@@ -157,7 +155,7 @@ def di4c_objective(
         at = xt == mask_token_id
         rows, num_masked = at.nonzero()[:, 0], int(at.sum())
         with torch.no_grad():
-            z = latents[:, 2 * m].float() if getattr(teacher.config, "latent_size", 0) else None
+            z = latents[:, 2 * m].float() if getattr(teacher.config, "takes_latent", False) else None
             by_teacher = ask(teacher, xt, at, mask_token_id, t=t, latent=z)
             s = torch.maximum(t - dt, t / 2)
             written = u_step[at] >= ((1 - schedule.alpha(s)) / (1 - schedule.alpha(t)))[rows]

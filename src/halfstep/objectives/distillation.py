@@ -8,9 +8,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
+from halfstep.model.denoiser import Denoiser
 from halfstep.model.hub import HubModel
 from halfstep.model.joint import trunk_of
 from halfstep.objectives import OBJECTIVES
@@ -31,6 +33,7 @@ class Distillation:
         schedule: of the noise that both are trained with.
         settings: `settings.own` are the objective's own.
         is_teacher_sharded: every process has a part of the teacher, so that all must ask it equally often.
+        autoregressive: models/ar, frozen, in evaluation mode, on the device, for objectives that ask it.
     """
 
     round_index: int
@@ -39,6 +42,7 @@ class Distillation:
     schedule: LogLinearSchedule
     settings: DistillSettings
     is_teacher_sharded: bool = False
+    autoregressive: Any = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,31 @@ def adapt(teacher: MaskedModel, path: Path | None, settings: LoraSettings) -> No
     wanted = settings.rank, settings.alpha, found.targets if targets is None else tuple(sorted(targets))
     if (found.rank, found.alpha, found.targets) != wanted:
         raise UserError(f"{path} has an adapter of other sizes or layers than distill.lora's: dvc repro distill@1")
+
+
+def asks_autoregressive(settings: DistillSettings) -> bool:
+    """Whether the objective learns from models/ar, too."""
+    return getattr(settings.own, "asks_autoregressive", False)
+
+
+def own_trunk(teacher: MaskedModel, objective: str) -> Denoiser:
+    """A teacher without its joint head, if it is one to which an objective can add an input.
+
+    Raises:
+        UserError: it is no denoiser of ours.
+    """
+    trunk = trunk_of(teacher)
+    if not isinstance(trunk, Denoiser):
+        raise UserError(no_place(objective))
+    return trunk
+
+
+def no_place(objective: str) -> str:
+    """What is wrong with an objective for a teacher of the hub."""
+    return (
+        f"distill.objective is {objective}, which adds an input, but a network of transformers has no place for one:"
+        " dvc exp run -S objective=sdtt"
+    )
 
 
 def student_of(teacher: MaskedModel, settings: DistillSettings) -> MaskedModel:

@@ -33,13 +33,20 @@ def masked_share(min_time: float, schedule: LogLinearSchedule) -> float:
 
 
 def masked_loss(
-    model: nn.Module, xt: Tensor, is_masked: Tensor, mask_token_id: int, terms: Terms, *, t: Tensor
+    model: nn.Module,
+    xt: Tensor,
+    is_masked: Tensor,
+    mask_token_id: int,
+    terms: Terms,
+    *,
+    t: Tensor,
+    latent: Tensor | None = None,
 ) -> Tensor:
     """Sum of losses of the logits at the masked positions, which a model in two parts makes as the terms need them."""
     if isinstance(model, MaskedModel):
         weight, bias = model.projection()
         bias = exclude_mask(bias, mask_token_id)
-        return projected_loss(model.hidden_at(xt, is_masked, t=t), weight, bias, terms)
+        return projected_loss(model.hidden_at(xt, is_masked, t=t, latent=latent), weight, bias, terms)
     logits = exclude_mask(model(xt, at=is_masked), mask_token_id)
     return sum((loss_of(logits[rows]) for rows, loss_of in terms), logits[:0].sum())
 

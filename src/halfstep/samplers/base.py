@@ -68,6 +68,10 @@ class Uniforms:
         one, other = self._draw(2, *key)
         return one, other
 
+    def one(self, *key: int | str) -> Tensor:
+        """A number for each sample, float64 [num_samples]."""
+        return self._draw(1, *key)[0, :, 0]
+
     def _draw(self, count: int, *key: int | str) -> Tensor:
         drawn = torch.empty(count, len(self.sample_indices), self.length, dtype=torch.float64)
         for row, index in enumerate(self.sample_indices):

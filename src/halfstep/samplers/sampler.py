@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from halfstep.model.base import MaskedModel
-from halfstep.model.joint import JointModel
+from halfstep.model.denoiser import Denoiser
+from halfstep.model.joint import JointModel, trunk_of
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.samplers import SAMPLERS
 from halfstep.samplers.base import InBlocks, LogitsAt, Samples, Uniforms, fill
@@ -75,9 +76,9 @@ class Sampler:
             policy = InBlocks(
                 partial(make, **values), x_init, uniforms, block_length=block_length, mask_token_id=mask_token_id
             )
-        size = getattr(network.config, "latent_size", 0) if isinstance(network, MaskedModel) else 0
-        if size:
-            options["latent"] = lambda step: uniforms.at(step, "latent")[0][:, :size]
+        trunk = trunk_of(network) if isinstance(network, MaskedModel) else None
+        if isinstance(trunk, Denoiser):
+            options["latent"] = trunk.latent_of(uniforms.one, x_init.shape[1])
         u_token = uniforms.first[1]
         return fill(network, x_init, policy, mask_token_id=mask_token_id, u_token=u_token, **options)
 

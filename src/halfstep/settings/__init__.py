@@ -184,6 +184,13 @@ def _contradictions(params: Params) -> Iterator[str]:
                 f": distill.lora.rank is {rank}, and launch.strategy is fsdp, but what is frozen is whole on every"
                 " device: dvc exp run -S launch.strategy=ddp"
             )
+    baseline = params.baseline
+    asks = rounds and getattr(params.distill.own, "asks_autoregressive", False)
+    if asks and not baseline.num_train_steps and baseline.init_from is None:
+        yield (
+            f": distill.objective is {params.distill.objective}, which asks models/ar, but baseline.num_train_steps is"
+            " 0: dvc exp run -S baseline.num_train_steps=1000, or objective=sdtt"
+        )
     students_serve = not rounds or getattr(params.distill.own, "makes_head", False)
     for key, samplers, has_head in (
         ("sample.samplers", params.sample.samplers, False),

@@ -57,7 +57,7 @@ def depth_of(model: str) -> int | None:
 class InputFiles(Settings):
     """For each stage that may read files which parameters name: where it is noted what they hold, or that none are.
 
-    `scorer` is models/ar where that judges the samples.
+    `scorer` is models/ar where that judges the samples, and `distill` where the objective asks it.
     """
 
     prepare: str
@@ -65,6 +65,7 @@ class InputFiles(Settings):
     baseline: str
     evaluate: str
     scorer: str
+    distill: str
 
 
 class InputSettings(Settings):

@@ -11,8 +11,16 @@ from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.metrics.estimate import Estimate
 from halfstep.model.base import MaskedModel
-from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
+from halfstep.model.gpt2 import load_autoregressive
+from halfstep.objectives.distillation import (
+    Distillation,
+    adapt,
+    asks_autoregressive,
+    distillation_objective,
+    student_of,
+)
 from halfstep.settings import Params
+from halfstep.settings.graph import BASELINE
 from halfstep.training.fit import seed_weights
 from halfstep.training.parallel import trained
 
@@ -20,7 +28,7 @@ from halfstep.training.parallel import trained
 def first_gradients(params: Params, teacher: MaskedModel, path: Path, tokens: PackedTokens, num_batches: int) -> Tensor:
     """Gradients of a first round's student before its first step, each of a batch of its own, [num_batches, n].
 
-    `path` is the folder that the teacher was read from.
+    `path` is the folder that the teacher was read from; an autoregressive model is read beside it.
     """
     assert isinstance(teacher, torch.nn.Module)
     settings = params.distill
@@ -30,7 +38,12 @@ def first_gradients(params: Params, teacher: MaskedModel, path: Path, tokens: Pa
     assert isinstance(student, torch.nn.Module)
     teacher.requires_grad_(False)
     schedule = LogLinearSchedule(teacher.config.noise_epsilon)
-    objective = distillation_objective(Distillation(1, teacher, student, schedule, settings))
+    autoregressive = None
+    if asks_autoregressive(settings):
+        autoregressive = load_autoregressive(path.with_name(BASELINE)).requires_grad_(False)
+    objective = distillation_objective(
+        Distillation(1, teacher, student, schedule, settings, autoregressive=autoregressive)
+    )
     batch = token_batches(tokens, settings.batch_size, seed=params.seed)
     found = []
     for number in range(num_batches):

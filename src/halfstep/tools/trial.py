@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,13 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
+from halfstep.objectives.distillation import (
+    Distillation,
+    adapt,
+    asks_autoregressive,
+    distillation_objective,
+    student_of,
+)
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
@@ -136,12 +143,17 @@ def _objectives(
     params: Params, stage: str, vocab_size: int, at_once: int | None, devices: Devices
 ) -> tuple[nn.Module, Objective, Objective]:
     """A new model, and what it is trained and validated by; with the most masks that `at_once` sequences may have."""
+    numbers = params.baseline.num_givens
+    autoregressive = partial(
+        new_gpt2,
+        vocab_size=vocab_size,
+        length=params.data.context_length,
+        fills_in=bool(numbers),
+        **params.model.of_baseline,
+    )
     if stage == "baseline":
-        numbers, length = params.baseline.num_givens, params.data.context_length
-        sizes = params.model.of_baseline
-        model = new_gpt2(vocab_size=vocab_size, length=length, fills_in=bool(numbers), **sizes)
         objective = autoregressive_objective(numbers, mask_token_id=vocab_size - 1)
-        return model, objective, objective
+        return autoregressive(), objective, objective
     denoiser = new_teacher(params, vocab_size)
     schedule = LogLinearSchedule(params.noise.epsilon)
     settings = params.distill if stage == "distill" else params.pretrain
@@ -158,7 +170,11 @@ def _objectives(
     teacher = denoiser.eval()
     parallelize_teacher(teacher, devices)
     most_masks = params.distill.model_copy(update={"min_time": min_time})
-    return student, distillation_objective(Distillation(1, teacher, student, schedule, most_masks)), valid
+    asked = None
+    if asks_autoregressive(params.distill):
+        asked = autoregressive().requires_grad_(False).eval().to(devices.device)
+    given = Distillation(1, teacher, student, schedule, most_masks, autoregressive=asked)
+    return student, distillation_objective(given), valid
 
 
 def _sample(params: Params, vocab_size: int, device: torch.device) -> None:

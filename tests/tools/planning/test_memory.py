@@ -57,6 +57,7 @@ def measured_bytes(params: Params, stage: str) -> int:
         (WIDE, "pretrain", 4, []),
         (WIDE, "distill", 8, ["objective=idlm"]),
         (NETWORK, "distill", 8, ["objective=di4c", "distill.di4c.num_latents=4"]),
+        (NETWORK, "distill", 8, ["objective=gumbel"]),
     ],
 )
 def test_the_formula_is_right_to_a_quarter(network: Network, stage: str, batch_size: int, overrides: list[str]) -> None:

@@ -16,6 +16,7 @@ from halfstep.data.tokenizer import train_word_tokenizer, with_mask_token
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
+from halfstep.model.gpt2 import new_gpt2
 from halfstep.model.hub import open_hub
 from halfstep.objectives import nelbo
 from halfstep.objectives.distillation import Costs, Distillation, distillation_objective, student_of
@@ -112,7 +113,7 @@ def test_an_objective_says_in_its_file_what_it_computes(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("objective", "tolerance"), [("sdtt", 0.08), ("idlm", 0.08), ("di4c", 0.08), ("mmd", 0.15)]
+    ("objective", "tolerance"), [("sdtt", 0.08), ("idlm", 0.08), ("di4c", 0.08), ("mmd", 0.15), ("gumbel", 0.08)]
 )  # fmt: skip
 def test_flops_of_a_step_are_those_that_torch_counts(objective: str, tolerance: float) -> None:
     """Times are spread evenly over a batch, so that 64 sequences are their mean to a few percent. Conditioning is not
@@ -125,7 +126,9 @@ def test_flops_of_a_step_are_those_that_torch_counts(objective: str, tolerance: 
     teacher = Denoiser(DenoiserConfig(**sizes, mask_token_id=511, dropout=0.0, noise_epsilon=1e-3)).eval()
     teacher.requires_grad_(False)
     student = student_of(teacher, params.distill).requires_grad_(True)
-    built = distillation_objective(Distillation(1, teacher, student, LogLinearSchedule(1e-3), params.distill))
+    autoregressive = new_gpt2(vocab_size=512, length=32, **params.model.of_baseline).eval()
+    given = Distillation(1, teacher, student, LogLinearSchedule(1e-3), params.distill, autoregressive=autoregressive)
+    built = distillation_objective(given)
     drawn = built.draw((64, 32), torch.Generator().manual_seed(0))
     x0 = torch.randint(511, (64, 32))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
