@@ -56,6 +56,15 @@ def test_what_differs_names_the_lines(pair: Any, tmp_path: Path) -> None:
     differing = differing_params([zero, sdtt])
     assert differing["distill.joint.hidden_size"] == ["null", "–"]
     assert differing["distill.joint.train_trunk"] == ["true", "–"]
+    trained = []
+    for objective in ("gumbel", "nelbo"):
+        section = yaml.safe_load((ROOT / f"pipeline/conf/objective/{objective}.yaml").read_text())
+        distill = {key: value for key, value in values["distill"].items() if key not in ("sdtt", "gumbel")} | section
+        path.write_text(yaml.safe_dump(values | {"distill": distill}))
+        trained.append(load_experiment(objective, second.root))
+        assert trained[-1].flat_params["distill.objective"] == objective  # read while it is there
+    assert differing_params(trained)["distill.gumbel.noise_share"] == ["0.9", "–"]
+    assert labels_of(trained) == ["objective=gumbel", "objective=nelbo"]
     assert differing["frontier.student_samplers"][1] == "[{name: ancestral, num_steps: [4, 8]}]"
 
 

@@ -240,7 +240,9 @@ def labels_of(experiments: Sequence[Experiment]) -> list[str]:
         return [""]
     differing = differing_params(experiments)
     named_by = [name for name in NAMED_BY if name in differing and NAMED_BY[0] in differing]
-    for names in ([*differing], named_by):
+    # What only some have, settings of their objective, is said by that.
+    shared = [name for name, row in differing.items() if MISSING not in row]
+    for names in (shared, named_by):
         labels = [
             ", ".join(f"{name.rpartition('.')[2]}={differing[name][i]}" for name in names)
             for i in range(len(experiments))
