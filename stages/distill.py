@@ -36,13 +36,7 @@ def main(
     from halfstep.diffusion.schedule import LogLinearSchedule
     from halfstep.model.gpt2 import load_autoregressive
     from halfstep.model.opening import open_denoiser
-    from halfstep.objectives.distillation import (
-        Distillation,
-        adapt,
-        asks_autoregressive,
-        distillation_objective,
-        student_of,
-    )
+    from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
     from halfstep.objectives.nelbo import nelbo_objective
     from halfstep.run.errors import UserError
     from halfstep.settings import load_params
@@ -82,8 +76,8 @@ def main(
         teacher.load_state_dict(student.state_dict())
     parallelize_teacher(teacher, stage.devices)
     autoregressive = None
-    if asks_autoregressive(settings):
-        autoregressive = load_autoregressive(str(baseline_path)).requires_grad_(False).to(stage.devices.device)
+    if settings.asks_autoregressive:
+        autoregressive = load_autoregressive(baseline_path).requires_grad_(False).to(stage.devices.device)
         files.append(baseline_path)
 
     # 2. What the student is trained and validated by.

@@ -59,10 +59,9 @@ def main(
 def _check_teacher(params: Any, folder: Path) -> None:
     """By its config.json and its tokenizer; one of the hub waits until `pretrain` asks for it, maybe elsewhere."""
     from halfstep.data.tokenizer import make_tokenizer, vocab_size_of
-    from halfstep.model.hub import Description, check_shards
+    from halfstep.model.hub import Description, check_shards, no_place
     from halfstep.model.loading import CONFIG_FILE
     from halfstep.model.opening import describe_first
-    from halfstep.objectives.distillation import no_place
     from halfstep.run.errors import UserError
 
     if not (folder / CONFIG_FILE).is_file():

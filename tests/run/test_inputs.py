@@ -14,7 +14,6 @@ from stages import inputs as stage
 from tests.composed import composed
 from tests.model.hub_folders import published
 
-from halfstep.objectives.distillation import asks_autoregressive
 from halfstep.run import inputs as module
 from halfstep.run.errors import UserError
 from halfstep.run.inputs import fingerprint, inputs_of
@@ -246,7 +245,7 @@ def test_what_is_composed_is_what_the_parameters_name(project: Path) -> None:
         # evaluate waits for models/ar only where that judges the samples.
         is_baseline = params.evaluate.scorer in ("models/ar", "./models/ar/")
         assert params.inputs.files.scorer == ("models/ar" if is_baseline else none)
-        assert params.inputs.files.distill == ("models/ar" if asks_autoregressive(params.distill) else none)
+        assert params.inputs.files.distill == ("models/ar" if params.distill.asks_autoregressive else none)
         assert (ROOT / none).is_file()
 
 

@@ -421,3 +421,11 @@ def _checked(model: HubModel, source: object) -> HubModel:
     if not torch.allclose(F.linear(states, model.head.weight, model.head.bias), logits, rtol=1e-4, atol=1e-4):
         raise UserError(f"{source} changes its logits after the projection, which halfstep cannot: give another model")
     return model
+
+
+def no_place(objective: str) -> str:
+    """What is wrong with an objective for a teacher of the hub."""
+    return (
+        f"distill.objective is {objective}, which adds an input, but a network of transformers has no place for one:"
+        " dvc exp run -S objective=sdtt"
+    )

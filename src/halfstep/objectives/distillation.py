@@ -13,7 +13,7 @@ from typing import Any
 from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.model.base import MaskedModel
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.hub import HubModel
+from halfstep.model.hub import HubModel, no_place
 from halfstep.model.joint import trunk_of
 from halfstep.objectives import OBJECTIVES
 from halfstep.objectives.base import Objective
@@ -85,11 +85,6 @@ def adapt(teacher: MaskedModel, path: Path | None, settings: LoraSettings) -> No
         raise UserError(f"{path} has an adapter of other sizes or layers than distill.lora's: dvc repro distill@1")
 
 
-def asks_autoregressive(settings: DistillSettings) -> bool:
-    """Whether the objective learns from models/ar, too."""
-    return getattr(settings.own, "asks_autoregressive", False)
-
-
 def own_trunk(teacher: MaskedModel, objective: str) -> Denoiser:
     """A teacher without its joint head, if it is one to which an objective can add an input.
 
@@ -100,14 +95,6 @@ def own_trunk(teacher: MaskedModel, objective: str) -> Denoiser:
     if not isinstance(trunk, Denoiser):
         raise UserError(no_place(objective))
     return trunk
-
-
-def no_place(objective: str) -> str:
-    """What is wrong with an objective for a teacher of the hub."""
-    return (
-        f"distill.objective is {objective}, which adds an input, but a network of transformers has no place for one:"
-        " dvc exp run -S objective=sdtt"
-    )
 
 
 def student_of(teacher: MaskedModel, settings: DistillSettings) -> MaskedModel:

@@ -185,7 +185,7 @@ def _contradictions(params: Params) -> Iterator[str]:
                 " device: dvc exp run -S launch.strategy=ddp"
             )
     baseline = params.baseline
-    asks = rounds and getattr(params.distill.own, "asks_autoregressive", False)
+    asks = rounds and params.distill.asks_autoregressive
     if asks and not baseline.num_train_steps and baseline.init_from is None:
         yield (
             f": distill.objective is {params.distill.objective}, which asks models/ar, but baseline.num_train_steps is"

@@ -172,3 +172,8 @@ class DistillSettings(TrainingSettings):
     def own(self) -> Any:
         """The objective's own settings."""
         return getattr(self, self.objective)
+
+    @property
+    def asks_autoregressive(self) -> bool:
+        """Whether the objective learns from models/ar, too."""
+        return getattr(self.own, "asks_autoregressive", False)

@@ -12,13 +12,7 @@ from halfstep.diffusion.schedule import LogLinearSchedule
 from halfstep.metrics.estimate import Estimate
 from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import load_autoregressive
-from halfstep.objectives.distillation import (
-    Distillation,
-    adapt,
-    asks_autoregressive,
-    distillation_objective,
-    student_of,
-)
+from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
 from halfstep.settings import Params
 from halfstep.settings.graph import BASELINE
 from halfstep.training.fit import seed_weights
@@ -39,7 +33,7 @@ def first_gradients(params: Params, teacher: MaskedModel, path: Path, tokens: Pa
     teacher.requires_grad_(False)
     schedule = LogLinearSchedule(teacher.config.noise_epsilon)
     autoregressive = None
-    if asks_autoregressive(settings):
+    if settings.asks_autoregressive:
         autoregressive = load_autoregressive(path.with_name(BASELINE)).requires_grad_(False)
     objective = distillation_objective(
         Distillation(1, teacher, student, schedule, settings, autoregressive=autoregressive)

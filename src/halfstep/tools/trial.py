@@ -21,13 +21,7 @@ from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import new_gpt2
 from halfstep.objectives.autoregressive import autoregressive_objective
 from halfstep.objectives.base import PRODUCT, Objective
-from halfstep.objectives.distillation import (
-    Distillation,
-    adapt,
-    asks_autoregressive,
-    distillation_objective,
-    student_of,
-)
+from halfstep.objectives.distillation import Distillation, adapt, distillation_objective, student_of
 from halfstep.objectives.nelbo import nelbo_objective
 from halfstep.run.device import autocast, peak_memory_bytes, select_device, select_precision, set_num_threads
 from halfstep.run.faults import lacks_memory
@@ -171,7 +165,7 @@ def _objectives(
     parallelize_teacher(teacher, devices)
     most_masks = params.distill.model_copy(update={"min_time": min_time})
     asked = None
-    if asks_autoregressive(params.distill):
+    if params.distill.asks_autoregressive:
         asked = autoregressive().requires_grad_(False).eval().to(devices.device)
     given = Distillation(1, teacher, student, schedule, most_masks, autoregressive=asked)
     return student, distillation_objective(given), valid
