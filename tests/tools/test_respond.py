@@ -8,7 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halfstep.data.corpora.chat import answer_text, prompt_ids, read_conversations, rows
+from halfstep.data.corpora.chat import read_conversations, rows
+from halfstep.data.texts.chat_template import answer_text, prompt_ids
 from halfstep.data.tokenizer import load_tokenizer, train_word_tokenizer
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from halfstep.data.corpora import sudoku
-from halfstep.data.corpora.chat import answer_text, prompt_ids, text_ids
+from halfstep.data.texts.chat_template import answer_text, prompt_ids, text_ids
 from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import length_of
 from halfstep.model.opening import open_with_tokenizer

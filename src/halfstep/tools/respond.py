@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from halfstep.data.corpora.chat import Message, answer_text, prompt_ids, prompt_of, read_conversations
+from halfstep.data.corpora.chat import prompt_of, read_conversations
+from halfstep.data.texts.chat_template import Message, answer_text, prompt_ids
 from halfstep.model.opening import as_masked
 from halfstep.run.console import progress
 from halfstep.run.errors import UserError, nan_as_user_error

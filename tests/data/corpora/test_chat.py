@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tests.data.corpora.test_corpora import settings
 
-from halfstep.data.corpora.chat import answer_text, prompt_ids, read_conversations, rows, texts
+from halfstep.data.corpora.chat import read_conversations, rows, texts
+from halfstep.data.texts.chat_template import answer_text, prompt_ids
 from halfstep.data.tokenizer import train_word_tokenizer
 from halfstep.run.errors import UserError
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from halfstep.data.texts.chat_template import Message, answer_ids
 from halfstep.data.texts.reading import read_json_lines
 from halfstep.run.console import console
 from halfstep.run.errors import UserError, one_line, shown
@@ -25,8 +26,6 @@ from halfstep.settings.data import CorpusSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = dict[str, str]
 
 
 class Settings(CorpusSettings):
@@ -80,70 +79,6 @@ def _messages(row: dict[str, Any], where: str) -> list[Message]:
 def prompt_of(messages: list[Message]) -> list[Message]:
     """A conversation without its last answer."""
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-
-
-def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What is given when the next message is to be written. Without a template: BOS and the one message there is.
-
-    Raises:
-        UserError: the tokenizer has no template, and there are more messages.
-    """
-    if tokenizer.chat_template is not None:
-        return _rendered(messages, tokenizer, add_generation_prompt=True)
-    if len(messages) > 1:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has no chat template, by which a conversation of {len(messages)}"
-            " messages before its answer is written: set data.tokenizer.source to one that has it"
-        )
-    return [tokenizer.bos_token_id, *text_ids(messages[0]["content"], tokenizer)]
-
-
-def answer_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """(what is given, the last message up to the special token that ends it) of a conversation.
-
-    Raises:
-        UserError: the template does not write what is given in the same way when the answer follows.
-    """
-    prompt = prompt_ids(messages[:-1], tokenizer)
-    if tokenizer.chat_template is None:
-        return prompt, text_ids(messages[-1]["content"], tokenizer)
-    whole = _rendered(messages, tokenizer)
-    if whole[: len(prompt)] != prompt:
-        raise UserError(
-            f"the chat template of tokenizer {tokenizer.name_or_path} writes a prompt otherwise when its answer"
-            " follows: set data.tokenizer.source to one that does not"
-        )
-    answer = whole[len(prompt) :]
-    return prompt, answer[: _length(answer, tokenizer) + 1]
-
-
-def answer_text(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of an answer, which a special token ends."""
-    return tokenizer.decode(answer[: _length(answer, tokenizer)]).strip()
-
-
-def _length(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    added = tokenizer.added_tokens_decoder
-    return next(
-        (at for at, token_id in enumerate(answer) if token_id in added and added[token_id].special), len(answer)
-    )
-
-
-def _rendered(messages: list[Message], tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[int]:
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except TemplateError as error:
-        raise UserError(
-            f"the chat template of tokenizer {tokenizer.name_or_path} refuses {shown(messages)}: {one_line(error)}"
-        ) from None
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
-
-
-def text_ids(content: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a text, none of them special whatever it says."""
-    return tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True)
 
 
 def rows(documents: Iterable[str | None], tokenizer: PreTrainedTokenizerBase, context_length: int) -> NDArray[np.int32]:
