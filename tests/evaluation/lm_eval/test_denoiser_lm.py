@@ -1,3 +1,4 @@
+import copy
 import math
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ def requests(*arguments):
 
 @pytest.fixture
 def make_lm(tokenizer):
-    def make(logits_at, **changes):
+    def make(logits_at, tokenizer=tokenizer, **changes):
         settings = {"max_length": 16, "mask_token_id": tokenizer.mask_token_id, "num_draws": 8}
         settings |= {"batch_size": 3, "seed": 0, "device": torch.device("cpu")}
         return DenoiserLM(logits_at, tokenizer, **{**settings, **changes})
@@ -146,6 +147,59 @@ def test_generates_up_to_the_stop_or_the_end_of_the_document(make_lm, tokenizer)
     assert lm.generate_until(requests(("the", several)), disable_tqdm=True) == ["bird "]
     ended = make_lm(always(tokenizer, "▁cat", "▁dog", "▁bird", "<eos>"), sampler=Sampler("ancestral", {"num_steps": 2}))
     assert ended.generate_until(requests(("", settings)), disable_tqdm=True) == ["dog bird"]
+
+
+TEMPLATE = (
+    "{% for m in messages %}<bos>{{ m.role }} {{ m.content }}<end>{% endfor %}{{ '<bos>cat' if add_generation_prompt }}"
+)
+
+
+@pytest.fixture
+def chat(tokenizer):
+    """The tokenizer with a chat template."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_a_context_of_a_chat_template_is_read_as_it_stands(make_lm, chat):
+    seen = []
+
+    def logits_at(xt, at):
+        seen.extend(xt.tolist())
+        position = at.nonzero()[:, 1]
+        answer = torch.tensor(chat.convert_tokens_to_ids(["▁dog", "▁bird", "<end>", "▁red"]))
+        logits = torch.full((len(position), len(chat)), -50.0)
+        return logits.scatter(1, answer[position % 4][:, None], 0.0)
+
+    lm = make_lm(logits_at, chat, sampler=Sampler("ancestral", {"num_steps": 1}))
+    context = lm.apply_chat_template([{"role": "the", "content": "cat saw"}])
+    assert context == "<bos>the cat saw<end><bos>cat"
+    given = ["<bos>", "▁the", "▁cat", "▁saw", "<end>", "<bos>", "▁cat"]
+    mask = chat.mask_token
+    # Positions 7 to 9 are red, dog, bird.
+    answered = lm.generate_until(requests((context, {"until": [], "max_gen_toks": 6})), disable_tqdm=True)
+    assert answered == ["red dog bird"]
+    assert chat.convert_ids_to_tokens(seen[0]) == [*given, *[mask] * 6]
+    lm.loglikelihood(requests((context, " dog")), disable_tqdm=True)
+    assert chat.convert_ids_to_tokens(seen[1]) == [*given, mask, "<eos>"]
+    # A prefix of the answer leaves its message open.
+    opened = [{"role": "the", "content": "cat"}, {"role": "a", "content": "red"}]
+    assert lm.apply_chat_template(opened, add_generation_prompt=False) == "<bos>the cat<end><bos>a red"
+
+
+def test_no_template_or_one_of_many_is_refused(make_lm, alone, chat):
+    with pytest.raises(UserError, match="has no chat template: leave --apply_chat_template out"):
+        make_lm(alone[0]).chat_template(True)
+    lm = make_lm(alone[0], chat)
+    assert lm.chat_template(True) == TEMPLATE
+    assert lm.chat_template(False) is None
+    with pytest.raises(UserError, match="--apply_chat_template is 'rag': give it without a name"):
+        lm.chat_template("rag")
+    chat.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(UserError, match="refuses"):
+        lm.apply_chat_template([{"role": "user", "content": "cat"}])
 
 
 def test_long_prompts_lose_their_beginning(make_lm, tokenizer):

@@ -127,27 +127,30 @@ def id_type(vocab_size: int) -> Literal["uint16", "uint32"]:
 
 
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str, max_length: int, *, is_chat: bool = False
 ) -> tuple[list[int], list[int], bool]:
     """Token ids of a context and what is asked of it, the context beginning with BOS as in training.
 
     Both are tokenized together and cut where the context alone would end; white space at the end of the context
     belongs to the continuation, as with lm-eval's own models. Text that spells a special token is the text it is.
+    What a chat template wrote has a beginning and special tokens of its own.
 
     Args:
         tokenizer: with a BOS token.
         context: what is given; it may be empty.
         continuation: what is to be judged.
         max_length: tokens of both together; a longer context loses tokens after its BOS.
+        is_chat: a chat template wrote the context.
     Returns:
-        (context with BOS, continuation, whether the context was cut).
+        (context with its beginning, continuation, whether the context was cut).
     Raises:
         UserError: the continuation has no token of its own, or does not fit.
     """
+    begin = [] if is_chat else [tokenizer.bos_token_id]
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     whole, context_ids = (
-        tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not is_chat)
         for text in (stripped + continuation, stripped)
     )
     target_ids = whole[len(context_ids) :]
@@ -155,14 +158,14 @@ def encode_pair(
         raise UserError(
             f"{continuation!r} has no tokens of its own after {context[-40:]!r}, so there is nothing to judge"
         )
-    room = max_length - 1 - len(target_ids)
+    room = max_length - len(begin) - len(target_ids)
     if room < 0:
         raise UserError(
             f"{continuation[:60]!r} has {len(target_ids)} tokens, more than fit into the {max_length} that are"
             " read, BOS included"
         )
     kept = context_ids[max(len(context_ids) - room, 0) :]
-    return [tokenizer.bos_token_id, *kept], target_ids, len(kept) < len(context_ids)
+    return [*begin, *kept], target_ids, len(kept) < len(context_ids)
 
 
 _encoder: tuple[Tokenizer, int, np.dtype[Any]]

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from halfstep.data.texts.chat_template import answer_length, rendered
 from halfstep.data.texts.encoding import encode_pair
 from halfstep.data.tokens.seeds import derive_seed
 from halfstep.diffusion.subs import masked_log_probs
@@ -47,7 +48,8 @@ class DenoiserLM(LM):
 
     The input is `BOS context target EOS` with masks in the target. Greedy decoding takes all target tokens in one pass
     from a fully masked target; the log-likelihood is the bound of `halfstep.evaluation.lm_eval.order_agnostic`. A text
-    generated is drawn by a sampler, not decoded greedily.
+    generated is drawn by a sampler, not decoded greedily. With lm-eval's --apply_chat_template a context is what the
+    tokenizer's chat template writes, without another BOS, and any special token ends a generated answer.
 
     Attributes:
         num_truncated: contexts that lost tokens on the left to fit.
@@ -95,6 +97,39 @@ class DenoiserLM(LM):
         self._seed = seed
         self._sampler = sampler
         self._folder = folder
+        self._is_chat = False
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of the folder or the hub, which is in the names of the requests that lm-eval keeps."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template by which contexts are written from here on, if one is asked for.
+
+        Raises:
+            UserError: the tokenizer has none, or one is asked for by name.
+        """
+        if not chat_template:
+            return None
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"tokenizer {self.tokenizer.name_or_path} has no chat template: leave --apply_chat_template out"
+            )
+        if chat_template is not True:
+            raise UserError(f"--apply_chat_template is {chat_template!r}: give it without a name")
+        self._is_chat = True
+        return self.tokenizer.chat_template
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the template writes them, up to where the answer begins, or within the last message.
+
+        Raises:
+            UserError: as `chat_template`; the template refuses the messages.
+        """
+        self.chat_template(True)
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return rendered(chat_history, self.tokenizer, **options)
 
     @property
     def eot_token_id(self) -> int:
@@ -136,7 +171,9 @@ class DenoiserLM(LM):
         targets = []
         for context, continuation in (request.args for request in requests):
             # EOS takes a place at the end.
-            context_ids, target_ids, is_cut = encode_pair(self.tokenizer, context, continuation, self.max_length - 1)
+            context_ids, target_ids, is_cut = encode_pair(
+                self.tokenizer, context, continuation, self.max_length - 1, is_chat=self._is_chat
+            )
             self.num_truncated += is_cut
             targets.append(_Target((context, continuation), context_ids, target_ids))
         answers = self._judge(targets, disable_tqdm)
@@ -190,15 +227,17 @@ class DenoiserLM(LM):
     def _generate(self, context: str, settings: dict[str, Any], sampler: Sampler) -> str:
         stops, num_tokens = _generation_limits(settings, self.max_length)
         ids = self.tokenizer.encode(context, add_special_tokens=False)
-        kept = ids[max(len(ids) - (self.max_length - 1 - num_tokens), 0) :]
+        begin = [] if self._is_chat else [self.tokenizer.bos_token_id]
+        kept = ids[max(len(ids) - (self.max_length - len(begin) - num_tokens), 0) :]
         self.num_truncated += len(kept) < len(ids)
-        given = [self.tokenizer.bos_token_id, *kept]
+        given = [*begin, *kept]
         x_init = torch.tensor([given + [self._mask_token_id] * num_tokens], device=self._device)
         uniforms = Uniforms(derive_seed(self._seed, "generate", context), [0], x_init.shape[1])
         drawn = sampler.sample(self._logits_at, x_init, mask_token_id=self._mask_token_id, uniforms=uniforms)
         new = drawn.tokens[0, len(given) :].tolist()
-        new = new[: new.index(self.eot_token_id)] if self.eot_token_id in new else new
-        return postprocess_generated_text(self.tokenizer.decode(new, skip_special_tokens=True), stops, None)
+        eos = self.eot_token_id
+        end = answer_length(new, self.tokenizer) if self._is_chat else [*new, eos].index(eos)
+        return postprocess_generated_text(self.tokenizer.decode(new[:end], skip_special_tokens=True), stops, None)
 
     @torch.inference_mode()
     def _judge(self, targets: Sequence[_Target], disable_tqdm: bool) -> list[tuple[LogLikelihood, bool]]:
