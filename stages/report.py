@@ -15,7 +15,9 @@ def main(
     """Write the report of a pipeline run: index.html, figures/, plots/, steps.csv and summary.json."""
     from halfstep.report.experiment import WORKSPACE, load_experiment
     from halfstep.report.page import write_report
+    from halfstep.settings import load_params
 
+    load_params(folder / "params.yaml")  # it refuses what a page would not miss
     write_report(reports_path, load_experiment(WORKSPACE, folder))
     console.console.print(f"report: {reports_path / 'index.html'}")
 

@@ -66,6 +66,15 @@ def test_what_differs_names_the_lines(pair: Any, tmp_path: Path) -> None:
     assert differing_params(trained)["distill.gumbel.noise_share"] == ["0.9", "–"]
     assert labels_of(trained) == ["objective=gumbel", "objective=nelbo"]
     assert differing["frontier.student_samplers"][1] == "[{name: ancestral, num_steps: [4, 8]}]"
+    # What another version had no name for yet, or no longer has one for, is a difference as any other.
+    del values["inputs"], values["launch"]
+    path.write_text(yaml.safe_dump(values | {"once": 1}))
+    other = differing_params([zero, load_experiment("older", second.root)])
+    assert (other["once"], other["launch.strategy"][1]) == (["–", "1"], "–")
+    del values["frontier"]["num_givens"]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"params\.yaml: parameter frontier\.num_givens is missing"):
+        load_experiment("oldest", second.root)
 
 
 def test_every_experiment_has_a_line_and_equal_teachers_share_one(pair: Any, tmp_path: Path) -> None:

@@ -61,8 +61,7 @@ def test_experiments_are_compared_by_the_share_they_solve(tmp_path: Path, make_p
         project.forget("data_entropy")
         project.set("ar", "validation_perplexity", 20.0 + seed)
         experiment = project.experiment(seed=seed, rounds=0, schedule={}, models=["ar", "0"])
-        frontier = experiment.params.frontier.model_copy(update={"num_givens": [14]})
-        experiments.append(replace(experiment, params=experiment.params.model_copy(update={"frontier": frontier})))
+        experiments.append(replace(experiment, params=experiment.params.model_copy(update={"num_givens": (14,)})))
     write_page(tmp_path / "compare.html", experiments)
     page = (tmp_path / "compare.html").read_text()
     assert (

@@ -160,8 +160,8 @@ def test_parameters_become_dotted_names_and_short_values() -> None:
 @pytest.mark.parametrize("missing", [None, "MLflow did not take the runs; then: dvc repro"])
 def test_the_summary_says_what_mlflow_lacks(root: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
     monkeypatch.chdir(root)
-    params = SimpleNamespace(models=[], frontiers=[], frontier=SimpleNamespace(num_givens=()))
-    monkeypatch.setattr("halfstep.settings.load_params", lambda path: params)
+    params = SimpleNamespace(models=[], frontiers=[], num_givens=())
+    monkeypatch.setattr("halfstep.settings.load_reported", lambda path: params)
     runs = TrackedRuns("sqlite:///mlflow.db", "1", "a", {}, missing)
     Path("mlflow.json").write_text(json.dumps(asdict(runs)))
     assert CliRunner().invoke(app, ["summary"]).output.endswith((missing or "MLflow: make ui (or halfstep ui)") + "\n")

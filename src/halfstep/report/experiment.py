@@ -21,7 +21,7 @@ from halfstep.report.solved import Solved, read_solved
 from halfstep.run.errors import UserError
 from halfstep.run.files import read_json
 from halfstep.run.stage_times import StageTime, find_stage_time
-from halfstep.settings import Params, load_params
+from halfstep.settings import Reported, load_reported
 from halfstep.settings.base import flat
 from halfstep.settings.graph import depth_of, rivals_of
 
@@ -60,14 +60,14 @@ class Experiment:
     Attributes:
         name: as the user gave it.
         folder: laid out as the project.
-        params: its parameters.
+        params: of its parameters what is needed here.
         records: of every model.
         label: what it is called beside others; empty where there are none.
     """
 
     name: str
     folder: Path
-    params: Params
+    params: Reported
     records: Records
     label: str = ""
 
@@ -91,7 +91,7 @@ class Experiment:
     @cached_property
     def solved(self) -> Solved | None:
         """How many puzzles were solved; None where the corpus is text."""
-        return read_solved(self.folder / "frontier", self.params.frontiers) if self.params.frontier.num_givens else None
+        return read_solved(self.folder / "frontier", self.params.frontiers) if self.params.num_givens else None
 
     @cached_property
     def stage_times(self) -> dict[str, StageTime | None]:
@@ -124,7 +124,7 @@ def load_experiment(name: str, folder: Path) -> Experiment:
     Raises:
         UserError: either is missing or broken.
     """
-    params = load_params(folder / "params.yaml")
+    params = load_reported(folder / "params.yaml")
     return Experiment(name, folder, params, read_records(folder / "metrics", params.models))
 
 

@@ -22,7 +22,7 @@ from halfstep.metrics.frontier import (
 from halfstep.metrics.record import Record
 from halfstep.report.records import ANCESTRAL, MISSING, format_number
 from halfstep.run.files import write_csv, write_json
-from halfstep.settings import Params
+from halfstep.settings import Reported
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER, depth_of
 
 BUDGETS = (1, 2, 4, 8, 16, 32)
@@ -159,7 +159,7 @@ def students_in(models: Iterable[str]) -> list[str]:
     return sorted({model for model in models if model.isdigit()} - {FIRST_TEACHER}, key=int)
 
 
-def read_frontier(root: Path, models: Iterable[str], records: Iterable[Record], params: Params) -> Frontier | None:
+def read_frontier(root: Path, models: Iterable[str], records: Iterable[Record], params: Reported) -> Frontier | None:
     """Read what the stages `frontier@MODEL` of a project wrote; a model that is not there was not drawn.
 
     Args:
@@ -181,8 +181,8 @@ def read_frontier(root: Path, models: Iterable[str], records: Iterable[Record], 
         [curve for model in models if (folder / model).is_dir() for curve in read_curves(folder / model)],
         entropy.value,
         scorer,
-        num_blocks=None if params.baseline.init_from else params.model.num_blocks,
-        num_resamples=max(params.evaluate.num_bootstrap_resamples, 1),
+        num_blocks=None if params.baseline_from else params.num_blocks,
+        num_resamples=max(params.num_bootstrap_resamples, 1),
         seed=params.seed,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from halfstep.run.errors import UserError, one_line, shown
 from halfstep.settings.base import MAX_ROUNDS, MAX_SEED, NumBlocks, Settings, each_once
@@ -115,6 +115,35 @@ def load_params(path: Path) -> Params:
     for problem in _contradictions(params):
         raise UserError(f"{path}{problem}")
     return params
+
+
+class Reported(BaseModel):
+    """What a report needs of `params.yaml`; the rest may be that of another version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    rounds: int
+    models: list[str]
+    rivals: tuple[int, ...]
+    frontiers: dict[str, str]
+    num_blocks: int = Field(validation_alias=AliasPath("model", "num_blocks"))
+    baseline_from: str | None = Field(validation_alias=AliasPath("baseline", "init_from"))
+    num_givens: tuple[int, ...] = Field(validation_alias=AliasPath("frontier", "num_givens"))
+    num_bootstrap_resamples: int = Field(validation_alias=AliasPath("evaluate", "num_bootstrap_resamples"))
+
+
+def load_reported(path: Path) -> Reported:
+    """Read what a report needs of composed parameters.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or lacks some of it.
+    """
+    values = _read_yaml(path)
+    try:
+        return Reported.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe(error, path, Reported, values)) from None
 
 
 def _read_yaml(path: Path) -> Any:

@@ -19,7 +19,7 @@ from halfstep.model.loading import CONFIG_FILE, locate, read_values
 from halfstep.report.frontier import ANSWER_BUDGET, Frontier, lowest_front, read_frontier
 from halfstep.report.records import format_number
 from halfstep.run.errors import UserError
-from halfstep.settings import Params, load_params
+from halfstep.settings import Params, load_params, load_reported
 from halfstep.settings.graph import BASELINE, FIRST_TEACHER, scores_by_baseline
 
 CARD_FILE = "README.md"
@@ -52,7 +52,8 @@ class _Made:
     def frontier(self) -> Frontier | None:
         if self.record is None or not (self.root / "frontier" / self.name).is_dir():
             return None
-        return read_frontier(self.root, list(dict.fromkeys((FIRST_TEACHER, self.name))), [self.record], self.params)
+        models = list(dict.fromkeys((FIRST_TEACHER, self.name)))
+        return read_frontier(self.root, models, [self.record], load_reported(self.root / "params.yaml"))
 
 
 def model_card(folder: Path, source: Path) -> ModelCard:

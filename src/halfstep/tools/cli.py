@@ -331,10 +331,10 @@ def summary(
     from halfstep.metrics.record import read_records
     from halfstep.report.experiment import Experiment
     from halfstep.report.table import terminal_frontier, terminal_solved, terminal_tables
-    from halfstep.settings import load_params
+    from halfstep.settings import load_reported
     from halfstep.tracking.complete import RUNS_FILE, read_runs
 
-    params = load_params(params_path)
+    params = load_reported(params_path)
     records = read_records(metrics, params.models)
     shown = Console()
     experiment = Experiment("", metrics.parent, params, records)
