@@ -7,7 +7,7 @@ nowhere else. `load_params` reads and checks all of it; a stage unpacks its own 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ from halfstep.settings.training import (
     TrainingSettings,
     num_parts_of,
 )
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Params(Settings):
@@ -107,11 +109,7 @@ def load_params(path: Path) -> Params:
         UserError: the file is missing, is not YAML, has an unknown key or a value that does not fit, or
             contradicts itself (the schedule is not what `rounds` gives, a length exceeds the context).
     """
-    values = _read_yaml(path)
-    try:
-        params = Params.model_validate(values)
-    except ValidationError as error:
-        raise UserError(describe(error, path, Params, values)) from None
+    params = _read(path, Params)
     for problem in _contradictions(params):
         raise UserError(f"{path}{problem}")
     return params
@@ -139,11 +137,15 @@ def load_reported(path: Path) -> Reported:
     Raises:
         UserError: the file is missing, is not YAML, or lacks some of it.
     """
+    return _read(path, Reported)
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind:
     values = _read_yaml(path)
     try:
-        return Reported.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(describe(error, path, Reported, values)) from None
+        raise UserError(describe(error, path, kind, values)) from None
 
 
 def _read_yaml(path: Path) -> Any:

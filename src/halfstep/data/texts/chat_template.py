@@ -19,7 +19,7 @@ def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> l
         UserError: the tokenizer has no template, and there are more messages.
     """
     if tokenizer.chat_template is not None:
-        return _rendered(messages, tokenizer, add_generation_prompt=True)
+        return _rendered_ids(messages, tokenizer, add_generation_prompt=True)
     if len(messages) > 1:
         raise UserError(
             f"tokenizer {tokenizer.name_or_path} has no chat template, by which a conversation of {len(messages)}"
@@ -37,7 +37,7 @@ def answer_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> t
     prompt = prompt_ids(messages[:-1], tokenizer)
     if tokenizer.chat_template is None:
         return prompt, text_ids(messages[-1]["content"], tokenizer)
-    whole = _rendered(messages, tokenizer)
+    whole = _rendered_ids(messages, tokenizer)
     if whole[: len(prompt)] != prompt:
         raise UserError(
             f"the chat template of tokenizer {tokenizer.name_or_path} writes a prompt otherwise when its answer"
@@ -60,7 +60,7 @@ def answer_length(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _rendered(messages: list[Message], tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[int]:
+def _rendered_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[int]:
     text = rendered(messages, tokenizer, **options)
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
 
