@@ -48,7 +48,7 @@ def run(command: Callable[..., None]) -> None:
 
     # Long work has handlers of its own, which report its progress.
     signal.signal(signal.SIGTERM, stop)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command()(checked)
     run_app(app)
 

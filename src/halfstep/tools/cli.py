@@ -30,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="Train, distill and measure fast diffusion language models. The pipeline itself is `dvc repro`.",
 )
 
