@@ -97,7 +97,14 @@ def test_conversations_are_read_from_either_kind_of_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "line", [{"text": "a cat"}, {"messages": []}, {"messages": [{"role": "user"}]}, {"messages": "a cat"}]
+    "line",
+    [
+        {"text": "a cat"},
+        {"response": "a cat"},
+        {"messages": []},
+        {"messages": [{"role": "user"}]},
+        {"messages": "a cat"},
+    ],
 )
 def test_a_line_that_is_no_conversation_is_named(line: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"

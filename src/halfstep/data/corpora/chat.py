@@ -68,7 +68,7 @@ def _messages(row: dict[str, Any], where: str) -> list[Message]:
         isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         for message in messages
     )
-    if not is_read or not messages:
+    if not is_read or not prompt_of(messages):
         raise UserError(
             f'{where} is no conversation but {shown(row)}: make it {{"messages": [{{"role": "user", "content": ...}},'
             ' ...]} or {"prompt": ..., "response": ...}'
@@ -78,7 +78,7 @@ def _messages(row: dict[str, Any], where: str) -> list[Message]:
 
 def prompt_of(messages: list[Message]) -> list[Message]:
     """A conversation without its last answer."""
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return [*messages[:-1], *(message for message in messages[-1:] if message["role"] != "assistant")]
 
 
 def rows(documents: Iterable[str | None], tokenizer: PreTrainedTokenizerBase, context_length: int) -> NDArray[np.int32]:
