@@ -134,16 +134,20 @@ def test_samplers_that_cannot_be_are_one_line(arguments: list[str], message: str
 
 
 def test_a_text_longer_than_the_positions_of_a_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The denoiser's are rotary, and have no end."""
+    """The denoiser's are rotary, and have no end; what a network of transformers was trained on may be shorter."""
     assert run("--model", folders["denoiser"], "--length", 13, "--num-steps", 1).exit_code == 0
     message = "has 12 positions: give 12 or less"
     assert message in str(run("--model", folders["causal"], "--length", 13).exception)
     tokenizer = load_tokenizer(folders["denoiser"])
-    published(tmp_path / "bert", "bert", vocab_size=len(tokenizer))
+    published(tmp_path / "bert", "bert", vocab_size=len(tokenizer), max_position_embeddings=12)
     known = {"mask_token_id": tokenizer.mask_token_id, "num_tokens": len(tokenizer)}
-    model = open_hub(tmp_path / "bert", None, **known, length=12, noise_epsilon=1e-3)
+    model = open_hub(tmp_path / "bert", None, **known, length=10, noise_epsilon=1e-3)
     for written in (model, tokenizer):
         written.save_pretrained(tmp_path / "model")
     assert message in str(run("--model", tmp_path / "model", "--length", 13).exception)
-    assert run("--model", tmp_path / "model", "--length", 11).exit_code == 0
+    assert run("--model", tmp_path / "model", "--length", 12).exit_code == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the cat"}')
+    respond = ["respond", str(prompts), str(tmp_path / "answers.jsonl"), "--model", str(tmp_path / "model")]
+    assert message in str(CliRunner().invoke(app, [*respond, "--length", "13"]).exception)
     assert run("--model", folders["causal"], "--length", 12).exit_code == 0

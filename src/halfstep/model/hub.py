@@ -341,11 +341,8 @@ def describe_hub(
             " the model's own"
         )
     network = _configuration(source, values, family)
-    most = getattr(network, "max_position_embeddings", length)
-    # RoBERTa and its like count positions from behind the one of padding.
-    if "roberta" in family.model_type or family.model_type == "camembert":
-        most -= network.pad_token_id + 1
-    if length > most:
+    most = positions_of(network)
+    if most is not None and length > most:
         raise UserError(f"{source} has {most} positions: dvc exp run -S data.context_length={most}")
     rows = network.vocab_size
     if rows < num_tokens and not is_trained:
@@ -363,6 +360,14 @@ def describe_hub(
         is_shifted=bool(is_shifted if family.is_shifted is None else family.is_shifted),
     )
     return Description(source, revision, family, network, config)
+
+
+def positions_of(network: "PreTrainedConfig") -> int | None:
+    """Tokens of the longest text that a network of transformers reads, by its configuration; None if it has no end."""
+    most: int | None = getattr(network, "max_position_embeddings", None)
+    # RoBERTa and its like count positions from behind the one of padding.
+    counts_padding = "roberta" in network.model_type or network.model_type == "camembert"
+    return most - network.pad_token_id - 1 if most is not None and counts_padding else most
 
 
 def check_shards(folder: Path) -> None:

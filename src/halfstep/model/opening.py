@@ -1,13 +1,13 @@
 """One way to open a model of any kind."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from halfstep.data.tokenizer import check_vocabulary, load_tokenizer
 from halfstep.model.base import MaskedModel
 from halfstep.model.config import DenoiserConfig
 from halfstep.model.denoiser import Denoiser
-from halfstep.model.gpt2 import load_autoregressive
+from halfstep.model.gpt2 import length_of, load_autoregressive
 from halfstep.model.hub import (
     Description,
     HubConfig,
@@ -15,6 +15,7 @@ from halfstep.model.hub import (
     describe_hub,
     describe_own,
     is_own,
+    positions_of,
     read_adapted,
     read_hub,
 )
@@ -180,3 +181,12 @@ def open_with_tokenizer(folder: Path) -> tuple["MaskedModel | PreTrainedModel", 
     mask_token_id = model.config.mask_token_id if isinstance(model, MaskedModel) else None
     check_vocabulary(tokenizer, folder, vocab_size=model.config.vocab_size, mask_token_id=mask_token_id)
     return model, tokenizer
+
+
+def num_positions(model: "MaskedModel | PreTrainedModel") -> int | None:
+    """Tokens of the longest text that a model can read, be it trained on shorter ones; None where there is no end."""
+    if isinstance(model, JointModel):
+        return num_positions(model.trunk)
+    if isinstance(model, Denoiser):
+        return model.config.length if model.config.absolute_positions else None
+    return positions_of(model.network.config) if isinstance(model, HubModel) else length_of(cast(Any, model))

@@ -14,7 +14,7 @@ from halfstep.data.corpora import sudoku
 from halfstep.data.texts.chat_template import answer_text, prompt_ids, text_ids
 from halfstep.model.base import MaskedModel
 from halfstep.model.gpt2 import length_of
-from halfstep.model.opening import open_with_tokenizer
+from halfstep.model.opening import num_positions, open_with_tokenizer
 from halfstep.run.device import select_device
 from halfstep.run.errors import UserError, nan_as_user_error, one_line
 from halfstep.samplers.adjust import at_temperature
@@ -32,6 +32,18 @@ class Opened:
     model: Any
     tokenizer: Any
     device: torch.device
+
+    @property
+    def usual_length(self) -> int:
+        """Tokens of the texts that it was trained on."""
+        return self.model.config.length if isinstance(self.model, MaskedModel) else length_of(self.model)
+
+    def length(self, asked: int | None) -> int:
+        """Tokens that are to be written, prompt included; a `UserError` if the model cannot read so many."""
+        most = num_positions(self.model)
+        if asked and most is not None and asked > most:
+            raise UserError(f"--length is {asked}, but {self.path} has {most} positions: give {most} or less")
+        return asked or self.usual_length
 
 
 def open_on(path: Path, device: str) -> Opened:
@@ -97,15 +109,12 @@ def prepare(
         temperature = usual_temperature if temperature is None else temperature
     temperature = 1.0 if temperature is None else temperature
     mask_token_id = tokenizer.mask_token_id
-    whole = model.config.length if is_masked else length_of(model)
+    whole = opened.usual_length
     if cells:
         _check_writes_grids(tokenizer, opened.path, size=math.isqrt(len(cells)), length=whole)
         x_init = from_prompts([sudoku.as_prompt(cells)] * num_samples, tokenizer)
     else:
-        # A network of transformers may have learned its positions, too.
-        if length and length > whole and (not is_masked or getattr(model.config, "absolute_positions", True)):
-            raise UserError(f"--length is {length}, but {opened.path} has {whole} positions: give {whole} or less")
-        x_init = _begun_with(prompt, num_samples, length or whole, tokenizer, chat=chat)
+        x_init = _begun_with(prompt, num_samples, opened.length(length), tokenizer, chat=chat)
         if is_masked and x_init.shape[1] == whole and not chat:
             # Every sequence that the model knows ends so.
             x_init[:, -1] = tokenizer.eos_token_id

@@ -43,10 +43,11 @@ def respond(
     Returns:
         (answers written, prompts left out).
     Raises:
-        UserError: the model is a causal one, a line is no conversation, or no prompt leaves room.
+        UserError: the model is a causal one, has not so many positions, a line is no conversation, or no prompt leaves
+            room.
     """
     model, tokenizer = as_masked(opened.model, opened.path), opened.tokenizer
-    length = length or model.config.length
+    length = opened.length(length)
     asked: list[tuple[list[Message], list[int]]] = []
     num_left_out = 0
     for _, messages in read_conversations(prompts_path):
