@@ -165,6 +165,36 @@ def test_the_token_that_masks_is_where_the_tokenizer_has_it() -> None:
         with_mask_token(wrapped(**ends), "<n>")
 
 
+@pytest.mark.parametrize("is_named_there", [False, True])
+def test_a_mask_token_that_texts_are_made_of_is_made_of_none(is_named_there: bool, tmp_path: Path) -> None:
+    """As DiffuLLaMA's `ific`, and `ification`, which two pairs make."""
+    from tokenizers import Tokenizer, decoders, models
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    def ids_of_text(tokenizer: Any, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    pairs = [("i", "f"), ("i", "c"), ("if", "ic"), ("ic", "a"), ("ific", "a"), ("if", "ica")]
+    units = [*sorted(ByteLevel.alphabet()), *dict.fromkeys("".join(pair) for pair in pairs), "<s>"]
+    backend = Tokenizer(models.BPE({unit: i for i, unit in enumerate(units)}, pairs))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    others = {"bos_token": "<s>", "eos_token": "<s>", "name_or_path": "diffullama", "chat_template": "{{ messages }}"}
+    named = {"mask_token": "ific"} if is_named_there else {}
+    published = PreTrainedTokenizerFast(tokenizer_object=backend, **others, **named)
+    assert ids_of_text(published, "ific") == [units.index("ific")]
+    tokenizer = with_mask_token(published, None if is_named_there else "ific")
+    assert (tokenizer.mask_token_id, len(tokenizer)) == (units.index("ific"), len(units))
+    assert (tokenizer.eos_token, tokenizer.name_or_path) == ("<s>", "diffullama")
+    assert tokenizer.chat_template == "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, with_mask_token(load_tokenizer(tmp_path))):
+        for text, expected in (("ific", ["if", "ic"]), ("ifica ic <|mask|>", ["ifica", "Ġ", "ic", "Ġ", *"<|mask|>"])):
+            ids = ids_of_text(one, text)
+            assert [units[i] for i in ids] == expected
+            assert one.decode(ids) == text
+
+
 @pytest.mark.parametrize(
     ("vocab", "special_tokens"),
     [

@@ -114,6 +114,18 @@ def llada(folder: Path, vocab_size: int = VOCAB, **entries: Any) -> PreTrainedMo
     return network
 
 
+def diffugpt(folder: Path, num_named: int = VOCAB, **entries: Any) -> PreTrainedModel:
+    """A GPT-2 in the wrapper that DiffuGPT was trained in, whose config.json has `num_named` tokens."""
+    network = published(folder, "gpt2", **entries)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors.pop("transformer.wte.weight")
+    tensors = {name.replace("transformer.", "denoise_model."): tensor for name, tensor in tensors.items()}
+    save_file({"embed_tokens.weight": embedding, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "vocab_size": num_named}))
+    return network
+
+
 def split(folder: Path) -> None:
     """Write a folder's weights in two files with an index."""
     tensors = load_file(folder / "model.safetensors")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.hub_folders import DECODERS, MASK, NUM_TOKENS, OWN, llada, of_authors, published
+from tests.model.hub_folders import DECODERS, MASK, NUM_TOKENS, OWN, VOCAB, diffugpt, llada, of_authors, published
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -102,6 +102,21 @@ def test_what_ends_a_text_is_not_taken_for_padding(tmp_path: Path, monkeypatch: 
     assert len(warned) == 1
     asked(opened(tmp_path, is_shifted=True), ends, ends == MASK)
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("num_named", [VOCAB, VOCAB - 1])
+def test_diffugpt_is_a_gpt2_in_a_wrapper_and_may_have_a_token_more_than_it_says(num_named: int, tmp_path: Path) -> None:
+    network = diffugpt(tmp_path / "diffugpt", num_named)
+    model = opened(tmp_path / "diffugpt", is_shifted=True, num_tokens=VOCAB, mask_token_id=VOCAB - 1)
+    xt, at = some_tokens()
+    with torch.no_grad():
+        expected = network(input_ids=xt, attention_mask=torch.zeros(3, 1, 24, 24)).logits
+    expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)[at]
+    assert torch.allclose(asked(model, xt, at), expected, atol=1e-5)
+    (tmp_path / "own").mkdir()
+    model.save_pretrained(tmp_path / "own")
+    assert torch.equal(asked(read_hub(tmp_path / "own"), xt, at), asked(model, xt, at))
+    assert AutoConfig.from_pretrained(tmp_path / "own").vocab_size == VOCAB
 
 
 def test_llada_is_a_llama_under_other_names(tmp_path: Path) -> None:

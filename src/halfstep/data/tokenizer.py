@@ -5,6 +5,7 @@ The library is `transformers` (fast tokenizers only), imported where it is neede
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 
 
 def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None = None) -> PreTrainedTokenizerFast:
-    """Make sure of a mask token, BOS and EOS, in place: GPT-2's 50257 ids become 50258.
+    """The tokenizer with a mask token, BOS and EOS: GPT-2's 50257 ids become 50258.
 
     Without BOS or EOS, what BERT has at the ends of a text serves, or else the one that there is.
 
@@ -156,6 +157,7 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None =
         if mask_token not in tokenizer.get_vocab():
             raise UserError(f"tokenizer {name} has no token {mask_token!r}, which data.tokenizer.mask_token names")
         tokenizer.mask_token = mask_token
+    tokenizer = _masking_with_no_text(tokenizer)
     if tokenizer.mask_token_id is None:
         if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
             raise UserError(
@@ -165,6 +167,30 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None =
             )
         tokenizer.add_special_tokens({"mask_token": MASK})
     return tokenizer
+
+
+def _masking_with_no_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with its mask token under another name, if byte pairs of texts would make it.
+
+    DiffuGPT-s masks with twelve dashes, DiffuLLaMA with "ific": of texts that have them other tokens are made.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    mask, values = tokenizer.mask_token, json.loads(tokenizer.backend_tokenizer.to_str())
+    model = values["model"]
+    if not any("".join(pair) == mask for pair in model.get("merges", ())):
+        return tokenizer
+    model["vocab"][MASK] = model["vocab"].pop(mask)
+    model["merges"] = [pair for pair in model["merges"] if mask not in (*pair, "".join(pair))]
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != mask]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)),
+        name_or_path=tokenizer.name_or_path,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        **{**tokenizer.special_tokens_map, "mask_token": MASK},
+    )
 
 
 def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -36,6 +36,7 @@ class Family:
         is_shifted: a position's state predicts the token after it; None where the type does not settle it.
         is_decoder: transformers has it as a causal language model.
         tensors: beginnings of their tensors' names, and what they are in transformers; * is a number.
+        embedding: their name for that of the tokens, where config.json may have fewer tokens than it; empty elsewhere.
         config: from the entries of config.json to those of transformers' configuration.
         authors: None where transformers' own files are the only ones.
     """
@@ -44,6 +45,7 @@ class Family:
     is_shifted: bool | None
     is_decoder: bool = True
     tensors: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = ""
     config: Callable[[dict[str, Any]], dict[str, Any]] = _as_it_is
     authors: Authors | None = None
 
@@ -104,6 +106,8 @@ _LLADA_TENSORS = {
         for theirs, ours in _LLADA_BLOCK_TENSORS.items()
     },
 }
+_DIFFUGPT_TENSORS = {"denoise_model": "transformer", "embed_tokens": "transformer.wte"}
+"""Of the wrapper around a GPT-2 in which DiffuGPT was trained; its config.json names a GPT-2."""
 _LLADA_ENTRIES = {
     "embedding_size": "vocab_size",
     "d_model": "hidden_size",
@@ -202,7 +206,8 @@ FAMILIES = {
     "Dream": Family("qwen2", is_shifted=True, authors=_DREAM_AUTHORS),
     "llada": Family("llama", is_shifted=False, tensors=_LLADA_TENSORS, config=_llada, authors=_LLADA_AUTHORS),
     # Made from autoregressive models: some keep their shift, and some do not.
-    **{name: Family(name, is_shifted=None) for name in ("gpt2", "llama", "mistral", "qwen2", "qwen3")},
+    **{name: Family(name, is_shifted=None) for name in ("llama", "mistral", "qwen2", "qwen3")},
+    "gpt2": Family("gpt2", is_shifted=None, tensors=_DIFFUGPT_TENSORS, embedding="embed_tokens.weight"),
 }
 
 LAYOUTS = tuple(dict.fromkeys(family.authors.layout for family in FAMILIES.values() if family.authors))

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from halfstep.model.families import Family, family_in_layout, family_of
 from halfstep.model.gpt2 import load_pretrained
-from halfstep.model.loading import CONFIG_FILE, HUB_WEIGHTS, INDEX_FILE, locate, read_safetensors, read_values
+from halfstep.model.loading import (
+    CONFIG_FILE,
+    HUB_WEIGHTS,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    locate,
+    read_safetensors,
+    read_values,
+)
 from halfstep.model.lora import (
     Adapter,
     add_adapter,
@@ -344,6 +352,8 @@ def describe_hub(
     most = positions_of(network)
     if most is not None and length > most:
         raise UserError(f"{source} has {most} positions: dvc exp run -S data.context_length={most}")
+    if network.vocab_size < num_tokens and family.embedding:
+        network.vocab_size = _stored_rows(source, revision, family.embedding) or network.vocab_size
     rows = network.vocab_size
     if rows < num_tokens and not is_trained:
         raise UserError(
@@ -360,6 +370,13 @@ def describe_hub(
         is_shifted=bool(is_shifted if family.is_shifted is None else family.is_shifted),
     )
     return Description(source, revision, family, network, config)
+
+
+def _stored_rows(source: str | Path, revision: str | None, name: str) -> int | None:
+    """Rows of a tensor in the one file of weights, if it is there."""
+    path = locate(source, revision, CONFIG_FILE, WEIGHTS_FILE) / WEIGHTS_FILE
+    tensor = read_safetensors(path).get(name) if path.is_file() else None
+    return None if tensor is None else len(tensor)
 
 
 def positions_of(network: "PreTrainedConfig") -> int | None:
