@@ -157,15 +157,15 @@ def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_token: str | None =
         if mask_token not in tokenizer.get_vocab():
             raise UserError(f"tokenizer {name} has no token {mask_token!r}, which data.tokenizer.mask_token names")
         tokenizer.mask_token = mask_token
-    tokenizer = _masking_with_no_text(tokenizer)
-    if tokenizer.mask_token_id is None:
-        if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
-            raise UserError(
-                f"tokenizer {name} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without gaps, each of"
-                " one token, for a mask token to be added; number its tokens again, or set data.tokenizer.source to"
-                " another, such as gpt2"
-            )
-        tokenizer.add_special_tokens({"mask_token": MASK})
+    if tokenizer.mask_token_id is not None:
+        return _masking_with_no_text(tokenizer)
+    if sorted(tokenizer.get_vocab().values()) != [*range(len(tokenizer))]:
+        raise UserError(
+            f"tokenizer {name} has {len(tokenizer)} tokens, whose ids must be 0, 1, 2, ... without gaps, each of"
+            " one token, for a mask token to be added; number its tokens again, or set data.tokenizer.source to"
+            " another, such as gpt2"
+        )
+    tokenizer.add_special_tokens({"mask_token": MASK})
     return tokenizer
 
 
